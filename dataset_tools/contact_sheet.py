@@ -1,0 +1,114 @@
+"""A picture of samples at a glance: people tinted and outlined, skeletons, clean plates, captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from dataset_tools.schema import Person, Sample
+
+PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+"""Colours that stay apart for colour-blind eyes (Okabe and Ito, 2008), one a person, in turn."""
+LIMBS = (
+    (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
+    (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
+)  # fmt: skip
+"""The 17 limbs that OpenPose draws, as indices into `dataset_tools.schema.KEYPOINTS`."""
+TINT = 0.38
+PAPER, MOUNT, INK, FAINT = (255, 255, 255), (240, 240, 240), (32, 32, 32), (112, 112, 112)
+OVERSAMPLING = 2
+"""Tiles are drawn this much larger and reduced, which smooths outlines and limbs."""
+
+
+def contact_sheet(samples: Iterable[Sample], columns: int, tile: int) -> np.ndarray:
+    """Draw a tile a sample: its people in distinct colours, the clean plate beside it where there is one.
+
+    Args:
+        samples: at least one.
+        columns: tiles in a row, at most.
+        tile: longer side of each picture in pixels, 64 or more.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    drawn = [(sample.key, len(sample.people), _pictures(sample, tile)) for sample in samples]
+    if not drawn:
+        raise ValueError("a contact sheet needs at least one sample")
+    slot_width, slot_height = (max(p.size[axis] for _, _, pictures in drawn for p in pictures) for axis in (0, 1))
+    gap, margin = max(tile // 64, 2), tile // 12
+    size = max(tile / 18, 11)
+    font = ImageFont.load_default(size=size)
+    width = max(len(pictures) for _, _, pictures in drawn) * (slot_width + gap) - gap
+    height = slot_height + int(size * 1.8)
+    columns = min(columns, len(drawn))
+    rows = -(-len(drawn) // columns)
+    sheet = Image.new("RGB", (margin + columns * (width + margin), margin + rows * (height + margin)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (key, people, pictures) in enumerate(drawn):
+        row, column = divmod(index, columns)
+        left, top = margin + column * (width + margin), margin + row * (height + margin)
+        for number, picture in enumerate(pictures):
+            x = left + number * (slot_width + gap)
+            draw.rectangle((x, top, x + slot_width - 1, top + slot_height - 1), MOUNT)
+            sheet.paste(picture, (x + (slot_width - picture.width) // 2, top + (slot_height - picture.height) // 2))
+        baseline = top + slot_height + int(size * 1.3)
+        right = left + len(pictures) * (slot_width + gap) - gap
+        count = f"{people} {'person' if people == 1 else 'people'}"
+        draw.text((right, baseline), count, FAINT, font, anchor="rs")
+        room = right - left - draw.textlength(f"  {count}", font)
+        while key and draw.textlength(key, font) > room:
+            key = key.removesuffix("…")[:-1] + "…" if len(key) > 1 else ""
+        draw.text((left, baseline), key, INK, font, anchor="ls")
+    return np.asarray(sheet)
+
+
+def _pictures(sample: Sample, tile: int) -> list[Image.Image]:
+    """The image with its people marked, and the clean plate where there is one."""
+    pictures = [_annotated(sample, tile)]
+    if sample.background is not None:
+        pictures.append(_fitted(Image.fromarray(sample.background), tile))
+    return pictures
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with a longer side of ``side`` pixels."""
+    scale = side / max(picture.size)
+    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _annotated(sample: Sample, tile: int) -> Image.Image:
+    """The image with a longer side of ``tile`` pixels, people tinted, outlined and with their skeletons."""
+    side = tile * OVERSAMPLING
+    picture = _fitted(Image.fromarray(sample.image), side)
+    stroke = max(side // 128, 2)
+    for index, person in enumerate(sample.people):
+        colour = Image.new("RGB", picture.size, PALETTE[index % len(PALETTE)])
+        mask = np.asarray(_fitted(Image.fromarray(person.mask.astype(np.uint8) * 255), side)) > 127
+        filled = Image.fromarray(mask.astype(np.uint8) * 255)
+        inner = np.asarray(filled.filter(ImageFilter.BoxBlur(stroke))) == 255  # eroded by a square
+        picture.paste(colour, mask=Image.fromarray(np.where(mask & ~inner, 255, mask * TINT * 255).astype(np.uint8)))
+    for index, person in enumerate(sample.people):
+        scale = picture.width / sample.image.shape[1]
+        tall = int(person.mask.any(1).sum()) * scale
+        thin = max(min(stroke, round(tall / 60)), 1)
+        _draw_skeleton(picture, person, scale, PALETTE[index % len(PALETTE)], thin)
+    return picture.reduce(OVERSAMPLING)
+
+
+def _draw_skeleton(
+    picture: Image.Image, person: Person, scale: float, colour: tuple[int, int, int], stroke: int
+) -> None:
+    """Limbs as white lines with a dark rim, joints as dots in the person's colour."""
+    draw = ImageDraw.Draw(picture)
+    places = [(float((x + 0.5) * scale), float((y + 0.5) * scale)) for x, y, _ in person.keypoints]
+    found = person.keypoints[:, 2] > 0
+    limbs = [(places[a], places[b]) for a, b in LIMBS if found[a] and found[b]]
+    for width, paint in ((stroke * 2, INK), (stroke, PAPER)):
+        for limb in limbs:
+            draw.line(limb, paint, width)
+    for place, seen in zip(places, found, strict=True):
+        if seen:
+            draw.circle(place, stroke * 1.6, colour, INK, max(stroke // 2, 1))

@@ -1,0 +1,100 @@
+"""Cues that a source ships beside its pictures: keypoints, parsing and clean plates read from side-car files.
+
+``{root}/sidecar/{split}/{id}.json`` holds ``{"people": [{"box_id": str, "keypoints": 18 x [x, y, score]}]}`` with
+x and y in 0..1 of the upright picture; ``.parsing.png`` a map of LIP labels and ``.plate.png`` the scene without
+people, both upright.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from dataset_tools.errors import Rejected
+from dataset_tools.records import ImageRecord
+from dataset_tools.settings import Settings
+from dataset_tools.storage import open_root
+
+
+class AnnotatedSettings(Settings):
+    """Where the side-cars lie."""
+
+    kind: Literal["annotated"] = "annotated"
+    root: str = ""
+    """Folder (fsspec URL or path) that holds ``sidecar/{split}/``; empty: the root of the source itself, which is
+    where the sample world has them."""
+
+    def open(self) -> Annotated:
+        """The reader of these side-cars."""
+        return Annotated(self)
+
+
+class Annotated:
+    """Reads pose, parsing and clean plates of an image from its side-cars, scaled to the size of the image.
+
+    A side-car that is missing or broken raises `Rejected`; a person whom the side-car does not know has no
+    keypoints.
+    """
+
+    name = "annotated"
+    label_set = "lip"
+
+    def __init__(self, settings: AnnotatedSettings) -> None:
+        self._filesystem, root = open_root(settings.root)
+        self._folder = f"{root.rstrip('/')}/sidecar"
+
+    def estimate_pose(
+        self, image: np.ndarray, masks: list[np.ndarray], record: ImageRecord, ids: list[str]
+    ) -> np.ndarray:
+        """Keypoints of the people called ``ids``. See `PoseEstimator.estimate_pose`."""
+        try:
+            people = json.loads(self._read(record, "json"))["people"]
+            known = {person["box_id"]: np.array(person["keypoints"], np.float32).reshape(18, 3) for person in people}
+        except (ValueError, KeyError, TypeError) as error:
+            raise Rejected("broken-annotation", f"side-car of {record.id}: not the expected JSON ({error})") from None
+        height, width = image.shape[:2]
+        found = np.zeros((len(ids), 18, 3), np.float32)
+        for index, person_id in enumerate(ids):
+            if person_id in known:
+                found[index] = known[person_id] * np.array([width, height, 1], np.float32)
+        found[found[..., 2] <= 0] = 0
+        return found
+
+    def estimate_parsing(
+        self, image: np.ndarray, masks: list[np.ndarray], record: ImageRecord, ids: list[str]
+    ) -> np.ndarray:
+        """LIP labels within ``masks``. See `ParsingEstimator.estimate_parsing`."""
+        height, width = image.shape[:2]
+        labels = self._picture(record, "parsing.png", "L")
+        labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        people = np.logical_or.reduce(masks) if masks else np.zeros((height, width), bool)
+        return np.where(people, labels, 0).astype(np.uint8)
+
+    def clean_plate(self, image: np.ndarray, record: ImageRecord) -> np.ndarray:
+        """The scene without people. See `PlateProvider.clean_plate`."""
+        height, width = image.shape[:2]
+        plate = self._picture(record, "plate.png", "RGB")
+        shrinks = plate.shape[0] > height or plate.shape[1] > width
+        return cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    def _picture(self, record: ImageRecord, suffix: str, mode: str) -> np.ndarray:
+        try:
+            with Image.open(io.BytesIO(self._read(record, suffix))) as picture:
+                return np.asarray(picture.convert(mode))
+        except (OSError, Image.DecompressionBombError) as error:
+            raise Rejected(
+                "broken-annotation", f"side-car of {record.id}: {suffix} cannot be decoded: {error}"
+            ) from None
+
+    def _read(self, record: ImageRecord, suffix: str) -> bytes:
+        path = f"{self._folder}/{record.split}/{record.id}.{suffix}"
+        try:
+            data: bytes = self._filesystem.cat_file(path)
+        except FileNotFoundError:
+            raise Rejected("no-annotation", f"there is no side-car {path}") from None
+        return data

@@ -1,0 +1,287 @@
+"""Decoding photographs and masks from untrusted bytes: refuse what is broken, mend what is merely unusual.
+
+Nothing here changes Pillow's global state, so all functions may run in any number of threads.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image
+from pydantic import Field
+
+from dataset_tools.errors import Rejected
+from dataset_tools.settings import Settings
+
+Image.init()  # load all plugins now: Pillow would otherwise do so inside the first threads that open a picture
+
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+MASK_FORMATS = ("PNG", "BMP", "TIFF", "GIF")
+"""Lossless ones only: JPEG noise around an edge would count as person."""
+
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+}
+_ORIENTATION_OF_ROTATION = {0: 1, 90: 8, 180: 3, 270: 6}
+"""Degrees counter-clockwise to the EXIF orientation with the same effect."""
+
+
+class DecodeSettings(Settings):
+    """Which pictures are usable, and how large they are kept."""
+
+    max_pixels: int = Field(100_000_000, ge=1, le=178_956_970)
+    """Pictures with more pixels than this are refused before they are decoded (decompression bombs). Pillow
+    refuses anything above the upper limit by itself."""
+    min_side: int = Field(64, ge=1)
+    """Pixels; pictures whose shorter side is smaller are rejected."""
+    max_side: int | None = Field(None, ge=16)
+    """Pixels; pictures whose longer side is longer are shrunk to it. null keeps every size."""
+
+
+@dataclass(eq=False)
+class Decoded:
+    """A photograph ready for use, and what was done to it."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB, upright."""
+    stored_size: tuple[int, int]
+    """Width and height in pixels as stored in the file, before orientation and resizing."""
+    orientation: int
+    """EXIF orientation code (1 to 8) of what was applied; a rotation given by the source is expressed as one."""
+    transform: str
+    """What was done to the pixels, in order, such as ``exif-transpose 6; resize 512x384``."""
+    mended: list[tuple[str, str]] = field(default_factory=list)
+    """(reason, message) of each unusual thing that was put right."""
+
+    def apply_orientation(self, mask: np.ndarray) -> np.ndarray:
+        """Bring a mask (h, w) that was stored in the orientation of the file upright. Any size; not resized."""
+        return orient(mask, self.orientation)
+
+
+def decode_image(data: bytes, settings: DecodeSettings, *, rotation: int | None = None) -> Decoded:
+    """Decode a photograph.
+
+    Args:
+        data: the file's bytes: JPEG, PNG, WEBP, TIFF, BMP or GIF (of animations the first frame).
+        settings: limits of size.
+        rotation: degrees counter-clockwise (0, 90, 180, 270) that bring the stored pixels upright; EXIF is
+            then ignored, as OpenImages' Rotation column demands. None: the EXIF orientation is applied.
+
+    Raises:
+        Rejected: ``empty-file``, ``not-an-image``, ``truncated-image``, ``decompression-bomb``, ``too-small``
+            or ``undecodable-image``.
+    """
+    with _opened(data, PHOTO_FORMATS, settings.max_pixels) as picture:
+        in_file = _exif_orientation(picture)
+        # Pillow turns TIFF pictures upright by itself while it loads them.
+        turned = in_file if picture.format == "TIFF" else 1
+        stored = _turned_size(picture.size, turned)
+        if min(stored) < settings.min_side:
+            raise Rejected(
+                "too-small", f"{stored[0]}x{stored[1]} pixels; the shorter side must be {settings.min_side} at least"
+            )
+        target = _target_size(stored, settings.max_side)
+        if target != stored:
+            picture.draft(None, target)  # JPEG: decode at 1/2, 1/4 or 1/8 where that is still large enough
+        mended: list[tuple[str, str]] = []
+        pixels = np.asarray(_to_rgb(picture, data, mended))
+        target = _turned_size(target, turned)
+        if (pixels.shape[1], pixels.shape[0]) != target:
+            pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
+
+        steps = []
+        if rotation is None:
+            orientation = in_file
+            if orientation != 1:
+                steps.append(f"exif-transpose {orientation}")
+                mended.append(("exif-rotation", f"EXIF orientation {orientation} was applied to the pixels"))
+        else:
+            orientation = _ORIENTATION_OF_ROTATION[rotation]
+            if rotation:
+                steps.append(f"rotate {rotation}")
+        image = np.ascontiguousarray(orient(undo_orientation(pixels, turned), orientation))
+        if image.shape[0] * image.shape[1] != stored[0] * stored[1]:
+            steps.append(f"resize {image.shape[1]}x{image.shape[0]}")
+    return Decoded(image, stored, orientation, "; ".join(steps), mended)
+
+
+def read_orientation(data: bytes, max_pixels: int) -> tuple[tuple[int, int], int]:
+    """Stored size (width, height) and EXIF orientation (1 to 8) of a photograph, without decoding its pixels.
+
+    Raises:
+        Rejected: as `decode_image`.
+    """
+    with _opened(data, PHOTO_FORMATS, max_pixels) as picture:
+        orientation = _exif_orientation(picture)
+        return _turned_size(picture.size, orientation if picture.format == "TIFF" else 1), orientation
+
+
+def decode_mask(data: bytes, max_pixels: int) -> np.ndarray:
+    """(h, w) bool mask of one person: every pixel that is not black belongs to the person.
+
+    Grey, palette (by colour, not by index), RGB and 16-bit files are understood; where a file has an alpha
+    channel that is not opaque everywhere, alpha alone decides. Lossless formats only (PNG, BMP, TIFF, GIF).
+
+    Raises:
+        Rejected: as `decode_image`.
+    """
+    with _opened(data, MASK_FORMATS, max_pixels) as picture:
+        picture.load()
+        if picture.has_transparency_data:
+            alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+            if alpha.min() < 255:
+                return np.asarray(alpha > 0)
+        if picture.mode not in ("1", "L", "I", "F") and not picture.mode.startswith("I;16"):
+            return np.any(np.asarray(picture.convert("RGB")), axis=2)
+        return np.asarray(picture).astype(bool)
+
+
+def decode_index_mask(data: bytes, max_pixels: int) -> np.ndarray:
+    """(h, w) int32 map of person ids: the palette index or the grey value of each pixel; 0 is background.
+
+    Raises:
+        Rejected: as `decode_image`; also ``undecodable-image`` for colour files, which hold no index.
+    """
+    with _opened(data, MASK_FORMATS, max_pixels) as picture:
+        if picture.mode not in ("1", "L", "P", "I") and not picture.mode.startswith("I;16"):
+            raise Rejected("undecodable-image", f"an index mask is a grey or palette file; this one is {picture.mode}")
+        return np.asarray(picture).astype(np.int32)
+
+
+def orient(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels (h, w, ...) upright as EXIF orientation 1 to 8 says; a view, not a copy.
+
+    Table 5 of the EXIF 2.32 specification, tag 274 (Orientation).
+    """
+    match orientation:
+        case 2:
+            return array[:, ::-1]
+        case 3:
+            return array[::-1, ::-1]
+        case 4:
+            return array[::-1]
+        case 5:
+            return array.swapaxes(0, 1)
+        case 6:
+            return array.swapaxes(0, 1)[:, ::-1]
+        case 7:
+            return array.swapaxes(0, 1)[::-1, ::-1]
+        case 8:
+            return array.swapaxes(0, 1)[::-1]
+        case _:
+            return array
+
+
+def undo_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
+    """The inverse of `orient`: upright pixels (h, w, ...) as a file with that EXIF orientation stores them."""
+    return orient(array, {6: 8, 8: 6}.get(orientation, orientation))
+
+
+@contextmanager
+def _opened(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture whose header is sound and whose size is allowed; name whatever goes wrong inside the block."""
+    if not data:
+        raise Rejected("empty-file", "the file has 0 bytes")
+    kind = _kind(data)
+    if kind not in formats:
+        found = kind or f"its first bytes are {data[:8]!r}"
+        raise Rejected("not-an-image", f"not a {', '.join(formats[:-1])} or {formats[-1]} file ({found})")
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as picture:
+            if picture.width * picture.height > max_pixels:
+                raise Rejected(
+                    "decompression-bomb",
+                    f"{picture.width}x{picture.height} pixels; at most {max_pixels} are decoded",
+                )
+            yield picture
+    except Rejected:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Rejected("decompression-bomb", str(error)) from None
+    except (
+        Exception
+    ) as error:  # Pillow's parsers raise whatever they stumble over: struct.error, KeyError, zlib.error...
+        if "truncated" in str(error).lower() or _is_cut(data, kind):
+            raise Rejected(
+                "truncated-image", f"the {kind} file ends early, after {len(data)} bytes ({error})"
+            ) from None
+        raise Rejected("undecodable-image", f"the {kind} file is damaged: {error or type(error).__name__}") from None
+
+
+def _kind(data: bytes) -> str:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for signature, name in _SIGNATURES.items() if data.startswith(signature)), "")
+
+
+def _is_cut(data: bytes, kind: str) -> bool:
+    """Whether a file that could not be read lacks its end."""
+    match kind:
+        case "JPEG":
+            return b"\xff\xd9" not in data[-64:]
+        case "PNG":
+            return b"IEND" not in data[-64:]
+        case "GIF":
+            return not data.endswith(b";")
+        case "WEBP":
+            return len(data) < 12 or len(data) < 8 + struct.unpack("<I", data[4:8])[0]
+        case "BMP":
+            return len(data) < 6 or len(data) < struct.unpack("<I", data[2:6])[0]
+    return False
+
+
+def _exif_orientation(picture: Image.Image) -> int:
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF beside sound pixels: Pillow raises anything from SyntaxError to struct.error
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def _target_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    if max_side is None or max(size) <= max_side:
+        return size
+    scale = max_side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _to_rgb(picture: Image.Image, data: bytes, mended: list[tuple[str, str]]) -> Image.Image:
+    """Load the pixels and bring them to 8-bit RGB, noting each conversion."""
+    kind, mode = picture.format, picture.mode
+    if kind in ("GIF", "PNG", "WEBP", "TIFF") and getattr(picture, "is_animated", False):
+        mended.append(("first-frame", f"the {kind} file holds several frames; the first is used"))
+    picture.load()
+    if mode in ("I", "F"):
+        raise Rejected("undecodable-image", f"32-bit {kind} pictures have no known range of brightness")
+    if (kind == "PNG" and data[24] == 16) or mode.startswith("I;16"):  # byte 24 of a PNG: bit depth (IHDR)
+        mended.append(("converted-16-bit", f"16 bits a channel were reduced to 8 (mode {mode})"))
+    if mode == "CMYK":
+        mended.append(("converted-cmyk", "CMYK was converted to RGB"))
+    if mode in ("P", "PA"):
+        mended.append(("converted-palette", "palette colours were expanded to RGB"))
+    if mode in ("1", "L", "LA", "La") or mode.startswith("I;16"):
+        mended.append(("converted-gray", f"a single channel was repeated for red, green and blue (mode {mode})"))
+    if mode.startswith("I;16"):
+        values = np.asarray(picture).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        mended.append(("converted-alpha", "transparency was composited on white"))
+        white = Image.new("RGBA", picture.size, "white")
+        white.alpha_composite(picture.convert("RGBA"))
+        return white.convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,114 @@
+"""Rows that travel between curation and building: images chosen, people in them, and what was set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from dataset_tools.schema import SPLITS as SPLITS
+from dataset_tools.schema import Split as Split
+
+Role = Literal["people", "background"]
+
+
+@dataclass(frozen=True)
+class InstanceRecord:
+    """One annotated person of an image, before its mask was read."""
+
+    id: str
+    """Stable id within the image (OpenImages: BoxID)."""
+    category: str
+    """Class name, such as ``Person`` or ``Woman``."""
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in 0..1 of the image as stored (before ``rotation``)."""
+    mask: str
+    """Where the mask lies, in the terms of the source that wrote the record."""
+    occluded: bool = False
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image that curation chose."""
+
+    id: str
+    """Stable id within the source: letters, digits, ``-`` and ``_`` only."""
+    source: str
+    """Name of the source, such as ``openimages``."""
+    split: Split
+    role: Role
+    """``people``: has masks and becomes a curated sample; ``background``: verified to hold no person."""
+    stratum: str
+    """``one``, ``two_or_three``, ``four_or_more``, ``overlapping``; empty for backgrounds."""
+    image: str
+    """URL or path of the image file, readable with fsspec."""
+    rotation: int = 0
+    """Degrees counter-clockwise (0, 90, 180, 270) that bring the stored pixels upright."""
+    licence: str = ""
+    author: str = ""
+    author_url: str = ""
+    title: str = ""
+    url: str = ""
+    landing_url: str = ""
+    instances: tuple[InstanceRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One row of ``rejected.parquet``: what was set aside or mended, and why."""
+
+    split: str
+    image_id: str
+    """Id as found in the input, possibly malformed; empty where a table row had none."""
+    instance_id: str
+    """The person within the image; empty where the whole image is meant."""
+    stage: str
+    """``curate``, ``fetch``, ``decode``, ``mask``, ``pose``, ``parsing``, ``plate`` or ``composite``."""
+    outcome: Literal["image-rejected", "person-rejected", "row-rejected", "mended"]
+    """``mended``: the input was unusual (CMYK, EXIF rotation, other mask size) and could be used."""
+    reason: str
+    message: str
+    transient: bool = False
+
+
+_INSTANCE = pa.struct(
+    [
+        ("id", pa.string()),
+        ("category", pa.string()),
+        ("box", pa.list_(pa.float64(), 4)),
+        ("mask", pa.string()),
+        ("occluded", pa.bool_()),
+        ("truncated", pa.bool_()),
+    ]
+)
+IMAGE_SCHEMA = pa.schema(
+    [
+        (f.name, pa.int64() if f.name == "rotation" else pa.string())
+        for f in fields(ImageRecord)
+        if f.name != "instances"
+    ]
+    + [("instances", pa.list_(_INSTANCE))]
+)
+REJECTION_SCHEMA = pa.schema(
+    [(f.name, pa.bool_() if f.name == "transient" else pa.string()) for f in fields(Rejection)]
+)
+
+
+def records_to_table(records: Iterable[ImageRecord]) -> pa.Table:
+    """Records as an Arrow table of `IMAGE_SCHEMA`, one row an image."""
+    return pa.Table.from_pylist([asdict(record) for record in records], schema=IMAGE_SCHEMA)
+
+
+def record_from_row(row: dict[str, Any]) -> ImageRecord:
+    """The inverse of one row of `records_to_table`."""
+    instances = tuple(InstanceRecord(**{**item, "box": tuple(item["box"])}) for item in row["instances"])
+    return ImageRecord(**{**row, "instances": instances})
+
+
+def rejections_to_table(rejections: Iterable[Rejection]) -> pa.Table:
+    """Rejections as an Arrow table of `REJECTION_SCHEMA`, sorted, so that equal runs write equal files."""
+    rows = sorted({tuple(asdict(r).items()) for r in rejections})
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=REJECTION_SCHEMA)

@@ -1,0 +1,407 @@
+"""What one sample is, and how it becomes the parts of a WebDataset shard and back.
+
+Three configurations, each with one fixed set of parts in every sample (readers such as Hugging Face
+``datasets`` take the schema from the first samples):
+
+================  ====================================================================================
+configuration     parts of sample ``KEY``
+================  ====================================================================================
+``real``          ``image.jpg|png``, ``annotations.json``, ``parsing.png``
+``paired``        the same, and ``background.jpg|png``: the clean plate
+``composite``     the same as ``paired``, and ``layers.png``: one RGBA strip, people stacked from top to
+                  bottom in annotation order, each complete also where others hide them
+================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from dataset_tools.settings import Settings
+
+SCHEMA_VERSION = "1.0"
+Configuration = Literal["real", "paired", "composite"]
+CONFIGURATIONS: tuple[Configuration, ...] = ("real", "paired", "composite")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+ImageFormat = Literal["jpg", "png"]
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+"""What a sample key may be: WebDataset splits file names at the first dot, keys become file names, and a plain tar
+holds names of 100 characters."""
+
+KEYPOINTS = (
+    "nose", "neck",
+    "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
+    "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
+    "right_eye", "left_eye", "right_ear", "left_ear",
+)  # fmt: skip
+"""The 18 joints of OpenPose (COCO model), in its order."""
+
+PARSING_LABELS: dict[str, tuple[str, ...]] = {
+    "lip": (
+        "Background", "Hat", "Hair", "Glove", "Sunglasses", "Upper-clothes", "Dress", "Coat", "Socks", "Pants",
+        "Jumpsuits", "Scarf", "Skirt", "Face", "Left-arm", "Right-arm", "Left-leg", "Right-leg", "Left-shoe",
+        "Right-shoe",
+    ),
+    "atr": (
+        "Background", "Hat", "Hair", "Sunglasses", "Upper-clothes", "Skirt", "Pants", "Dress", "Belt", "Left-shoe",
+        "Right-shoe", "Face", "Left-leg", "Right-leg", "Left-arm", "Right-arm", "Bag", "Scarf",
+    ),
+    "pascal": ("Background", "Head", "Torso", "Upper arms", "Lower arms", "Upper legs", "Lower legs"),
+    "none": (),
+}  # fmt: skip
+"""Label sets of SCHP's three checkpoints. ``none``: no parsing was computed."""
+NO_PARSING = 255
+"""Value that fills ``parsing.png`` where no parsing was computed (label set ``none``)."""
+
+
+class EncodingSettings(Settings):
+    """How pictures are encoded in shards."""
+
+    image_format: ImageFormat = "jpg"
+    """``jpg`` for photographs; ``png`` keeps composites exact, at about four times the size."""
+    jpeg_quality: int = 95
+    """Pillow's JPEG quality, 1 to 95; chroma is not subsampled at 90 and above."""
+
+
+@dataclass(eq=False)
+class Person:
+    """One person of a sample. Masks are (H, W) bool at the size of the sample's image."""
+
+    id: str
+    """Id of the person in its source."""
+    mask: np.ndarray
+    """Visible mask."""
+    category: str = "Person"
+    occluded: bool = False
+    """The source says that something hides part of this person."""
+    truncated: bool = False
+    """The source says that this person goes beyond the picture."""
+    keypoints: np.ndarray = field(default_factory=lambda: np.zeros((18, 3), np.float32))
+    """(18, 3) float32: x, y in pixels, score 0..1, in the order of `KEYPOINTS`; 0, 0, 0 where not found."""
+    complete_mask: np.ndarray | None = None
+    """The person's mask as if nobody stood in front; known in ``composite``."""
+    augmented_mask: np.ndarray | None = None
+    """The visible mask with the faults that annotators and networks make (too wide, too narrow, shifted, limbs
+    missing): what a model should be given in training; in ``composite``."""
+    layer: np.ndarray | None = None
+    """(H, W, 4) uint8 RGBA, the complete person; in ``composite``. RGB is 0 where alpha is 0."""
+    order: int | None = None
+    """0 for the rearmost person; in ``composite``."""
+    occlusion: float | None = None
+    """Share of the complete mask that others hide, 0..1; in ``composite``."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a picture that went into the sample comes from; attribution travels with every sample."""
+
+    role: Literal["image", "background", "person"]
+    """``image``: the photograph itself; in composites ``background`` and one ``person`` a person pasted."""
+    source: str
+    id: str
+    licence: str
+    author: str
+    author_url: str
+    title: str
+    url: str
+    landing_url: str
+    sha256: str
+    """Digest of the source file's bytes as read."""
+    transform: str
+    """What was done to the pixels, in order, such as ``rotate 90; resize 512x384``."""
+
+
+@dataclass(eq=False)
+class Sample:
+    """One sample of a shard. Images are (H, W, 3) uint8 RGB."""
+
+    key: str
+    split: str
+    configuration: Configuration
+    image: np.ndarray
+    people: list[Person]
+    parsing: np.ndarray
+    """(H, W) uint8 label map of ``label_set``; all `NO_PARSING` where ``label_set`` is ``none``."""
+    label_set: str
+    origins: list[Origin]
+    stratum: str = ""
+    background: np.ndarray | None = None
+    """The clean plate; in ``paired`` and ``composite``."""
+    pose_by: str = "none"
+    """Name of the pose estimator; ``none`` where keypoints were not computed."""
+
+    def to_parts(self, encoding: EncodingSettings) -> dict[str, bytes]:
+        """Encode as shard parts (suffix to bytes), in the order in which they stand in the shard.
+
+        Raises:
+            ValueError: the sample breaks the schema; the message names the key and the field.
+        """
+        self.check()
+        kind = encoding.image_format
+        parts = {
+            f"image.{kind}": encode_image(self.image, encoding),
+            "annotations.json": self._annotations(),
+        }
+        if self.background is not None:
+            parts[f"background.{kind}"] = encode_image(self.background, encoding)
+        parts["parsing.png"] = encode_png(self.parsing)
+        if self.configuration == "composite":
+            parts["layers.png"] = encode_png(np.concatenate([p.layer for p in self.people if p.layer is not None]))
+        return parts
+
+    @classmethod
+    def from_parts(cls, key: str, parts: dict[str, bytes]) -> Sample:
+        """Decode the parts of one sample. Raises `ValueError` naming the key and part that is missing or broken."""
+        document = annotations_of(key, parts)
+        try:
+            return cls._from_document(key, parts, document)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"sample {key!r}: annotations.json breaks the schema: {error!r}") from None
+
+    @classmethod
+    def _from_document(cls, key: str, parts: dict[str, bytes], document: dict[str, Any]) -> Sample:
+        image = _picture(key, parts, "image")
+        people = []
+        layers = _decode(key, parts, "layers.png", "RGBA") if "layers.png" in parts else None
+        height, width = image.shape[:2]
+        if layers is not None and layers.shape[:2] != (height * len(document["annotations"]), width):
+            raise ValueError(f"sample {key!r}: layers.png is not one picture of the image's size a person")
+
+        def decode(name: str, field: str, rle: dict[str, Any]) -> np.ndarray:
+            try:
+                if rle["size"] != [height, width]:
+                    raise ValueError(f"is {rle['size']}, the image is {[height, width]} (height, width)")
+                return decode_rle(rle)
+            except ValueError as error:
+                raise ValueError(f"sample {key!r}, person {name!r}: {field}: {error}") from None
+
+        for index, entry in enumerate(document["annotations"]):
+            name = entry["source_id"]
+            masks = {
+                field: decode(name, field, entry[field])
+                for field in ("segmentation", "complete_segmentation", "augmented_segmentation")
+                if field in entry
+            }
+            keypoints = np.array(entry["keypoints"], np.float32)
+            if keypoints.shape != (54,):
+                raise ValueError(f"sample {key!r}, person {name!r}: keypoints are not 18 times x, y, score")
+            people.append(
+                Person(
+                    id=name,
+                    mask=masks["segmentation"],
+                    category=entry["category"],
+                    occluded=entry["occluded"],
+                    truncated=entry["truncated"],
+                    keypoints=keypoints.reshape(18, 3),
+                    complete_mask=masks.get("complete_segmentation"),
+                    augmented_mask=masks.get("augmented_segmentation"),
+                    layer=None if layers is None else layers[index * height : (index + 1) * height],
+                    order=entry.get("order"),
+                    occlusion=entry.get("occlusion"),
+                )
+            )
+        background = any(name.startswith("background.") for name in parts)
+        return cls(
+            key=key,
+            split=document["split"],
+            configuration=document["configuration"],
+            image=image,
+            people=people,
+            parsing=_decode(key, parts, "parsing.png", "L"),
+            label_set=document["label_set"],
+            origins=[Origin(**origin) for origin in document["origins"]],
+            stratum=document["stratum"],
+            background=_picture(key, parts, "background") if background else None,
+            pose_by=document["pose_by"],
+        )
+
+    def check(self) -> None:
+        """Raise `ValueError` naming the key and field where the sample breaks the schema."""
+        height, width = self.image.shape[:2]
+        composite = self.configuration == "composite"
+
+        def need(true: bool, what: str) -> None:
+            if not true:
+                raise ValueError(f"sample {self.key!r}: {what}")
+
+        need(
+            KEY_PATTERN.fullmatch(self.key) is not None,
+            "keys hold letters, digits, '-' and '_' only",
+        )
+        need(len(self.people) > 0, "has no person")
+        need(self.label_set in PARSING_LABELS, f"unknown label set {self.label_set!r}")
+        need(
+            (self.background is None) == (self.configuration == "real"),
+            "a clean plate goes with paired and composite",
+        )
+        for name, array in [("background", self.background), ("parsing", self.parsing)]:
+            need(
+                array is None or array.shape[:2] == (height, width),
+                f"{name} differs in size from the image",
+            )
+        need(self.parsing.dtype == np.uint8 and self.parsing.ndim == 2, "parsing is not a (H, W) uint8 label map")
+        for person in self.people:
+            for name, array, channels in [
+                ("mask", person.mask, ()),
+                ("complete mask", person.complete_mask, ()),
+                ("augmented mask", person.augmented_mask, ()),
+                ("layer", person.layer, (4,)),
+            ]:
+                need(
+                    array is None or array.shape == (height, width, *channels),
+                    f"{name} of person {person.id!r} differs in size from the image",
+                )
+            need(
+                person.keypoints.shape == (18, 3) and bool(np.isfinite(person.keypoints).all()),
+                f"keypoints of person {person.id!r} are not (18, 3) finite numbers",
+            )
+            known = [
+                person.complete_mask,
+                person.augmented_mask,
+                person.layer,
+                person.order,
+                person.occlusion,
+            ]
+            need(
+                all(value is not None for value in known) if composite else all(value is None for value in known),
+                f"person {person.id!r}: complete and augmented mask, layer, order and occlusion go with composite",
+            )
+
+    def _annotations(self) -> bytes:
+        height, width = self.image.shape[:2]
+        entries: list[dict[str, Any]] = []
+        for index, person in enumerate(self.people):
+            rle = encode_rle(person.mask)
+            entry: dict[str, Any] = {
+                "id": index,
+                "source_id": person.id,
+                "category": person.category,
+                "category_id": 1,
+                "iscrowd": 0,
+                "segmentation": rle,
+                "bbox": [float(v) for v in coco_mask.toBbox(rle)],
+                "area": int(coco_mask.area(rle)),
+                "keypoints": [round(float(v), 3) for v in person.keypoints.reshape(-1)],
+                "num_keypoints": int((person.keypoints[:, 2] > 0).sum()),
+                "occluded": person.occluded,
+                "truncated": person.truncated,
+            }
+            if self.configuration == "composite":
+                assert person.complete_mask is not None and person.augmented_mask is not None
+                assert person.occlusion is not None
+                entry["complete_segmentation"] = encode_rle(person.complete_mask)
+                entry["augmented_segmentation"] = encode_rle(person.augmented_mask)
+                entry["order"] = person.order
+                entry["occlusion"] = round(float(person.occlusion), 6)
+            entries.append(entry)
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "key": self.key,
+            "split": self.split,
+            "configuration": self.configuration,
+            "stratum": self.stratum,
+            "width": width,
+            "height": height,
+            "label_set": self.label_set,
+            "pose_by": self.pose_by,
+            "annotations": entries,
+            "origins": [asdict(origin) for origin in self.origins],
+        }
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+ORIGIN_FIELDS = tuple(f.name for f in fields(Origin))
+
+
+def annotations_of(key: str, parts: dict[str, bytes]) -> dict[str, Any]:
+    """The parsed ``annotations.json`` of a sample. Raises `ValueError` naming the key."""
+    try:
+        document: dict[str, Any] = json.loads(parts["annotations.json"])
+    except KeyError:
+        raise ValueError(f"sample {key!r} has no part annotations.json") from None
+    except ValueError as error:
+        raise ValueError(f"sample {key!r}: annotations.json is not JSON: {error}") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"sample {key!r} has schema version {version!r}; this reader knows {SCHEMA_VERSION!r}")
+    return document
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """COCO compressed RLE of an (H, W) bool mask: ``{"size": [H, W], "counts": str}``, as pycocotools reads it."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {
+        "size": [int(v) for v in rle["size"]],
+        "counts": rle["counts"].decode("ascii"),
+    }
+
+
+def decode_rle(rle: dict[str, Any]) -> np.ndarray:
+    """(H, W) bool mask of a COCO compressed RLE. Raises `ValueError` where its runs do not fill the size exactly."""
+    height, width = rle["size"]
+    # pycocotools leaves what short runs do not reach uninitialised.
+    if (covered := _pixels_covered(rle["counts"])) != height * width:
+        raise ValueError(f"its runs cover {covered} pixels, its size is {height}x{width}")
+    return coco_mask.decode(rle).astype(bool)
+
+
+def _pixels_covered(counts: str | bytes) -> int:
+    """Sum of the run lengths of a compressed RLE.
+
+    A number is 5 bits a character, low bits first, 32 marking that more follow; the highest bit is its sign. From
+    the fourth number on, each is the difference to the one before last (``rleFrString`` of pycocotools).
+    """
+    code = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((code & 32) == 0)
+    if ends.size == 0 or ends[-1] != code.size - 1:
+        return 0
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    shifts = 5 * (np.arange(code.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((code & 31) << shifts, starts)
+    runs -= ((code[ends] & 16) > 0) * (1 << 5 * lengths)
+    return int(runs[0] + runs[1::2].cumsum().sum() + runs[2::2].cumsum().sum())
+
+
+def encode_image(image: np.ndarray, encoding: EncodingSettings) -> bytes:
+    """Encode (H, W, 3) uint8 RGB as the settings say; the same pixels give the same bytes."""
+    if encoding.image_format == "png":
+        return encode_png(image)
+    buffer = io.BytesIO()
+    subsampling = 0 if encoding.jpeg_quality >= 90 else 2
+    Image.fromarray(image).save(buffer, "JPEG", quality=encoding.jpeg_quality, subsampling=subsampling)
+    return buffer.getvalue()
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Encode a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4) as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def _picture(key: str, parts: dict[str, bytes], stem: str) -> np.ndarray:
+    for kind in ("jpg", "png"):
+        if f"{stem}.{kind}" in parts:
+            return _decode(key, parts, f"{stem}.{kind}", "RGB")
+    raise ValueError(f"sample {key!r} has no part {stem}.jpg or {stem}.png")
+
+
+def _decode(key: str, parts: dict[str, bytes], name: str, mode: str) -> np.ndarray:
+    if name not in parts:
+        raise ValueError(f"sample {key!r} has no part {name}")
+    try:
+        with Image.open(io.BytesIO(parts[name])) as picture:
+            return np.asarray(picture.convert(mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"sample {key!r}: {name} cannot be decoded: {error}") from None

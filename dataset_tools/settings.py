@@ -1,0 +1,110 @@
+"""What every settings model shares: unknown keys are refused with the nearest known one, YAML is read once."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dataset_tools.errors import UserError
+
+
+class Settings(BaseModel):
+    """Base of all settings models: immutable, unknown keys forbidden, field docstrings are descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def check(cls, values: dict[str, Any], *, origin: str) -> Self:
+        """Validate ``values``; raise a one-line `UserError` that names ``origin``, the field and the cure."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(f"{origin}: {'; '.join(_complaints(cls, error))}") from None
+
+    @classmethod
+    def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Self:
+        """Read a YAML file, apply ``changes`` (dotted key to value) over it, validate.
+
+        Raises:
+            UserError: the file is missing, is not YAML, or holds a wrong or unknown key.
+        """
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise UserError(f"settings file {path} does not exist") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"settings file {path} cannot be read: {error}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"settings file {path} must hold a mapping, not a {type(values).__name__}")
+        for dotted, value in (changes or {}).items():
+            *parents, leaf = dotted.split(".")
+            place = values
+            for parent in parents:
+                place = place.setdefault(parent, {})
+                if not isinstance(place, dict):
+                    raise UserError(f"{dotted}: {parent!r} is not a group of settings in {path}")
+            place[leaf] = value
+        return cls.check(values, origin=str(path))
+
+    def digest(self) -> str:
+        """sha256 (hex) of the settings as canonical JSON: equal settings, equal digest."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+def digest_of(value: Any) -> str:
+    """sha256 (hex) of a JSON-compatible value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _complaints(cls: type[BaseModel], error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "settings"
+        if item["type"] == "extra_forbidden":
+            known = _known_fields(cls, item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            lines.append(f"unknown setting {where!r}{hint}")
+        else:
+            lines.append(f"{where}: {item['msg']}")
+    return lines
+
+
+def _known_fields(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Field names of the model that stands at ``path`` below ``cls`` (through unions and lists)."""
+    models: list[type[BaseModel]] = [cls]
+    for part in path:
+        found = [
+            inner
+            for model in models
+            if part in model.model_fields
+            for inner in _models_in(model.model_fields[str(part)].annotation)
+        ]
+        # A tagged union adds the tag itself to the path: that part names no field, and narrows the choice.
+        models = found or [m for m in models if part in _tags(m)] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return tuple(
+        tag
+        for field in model.model_fields.values()
+        for tag in getattr(field.annotation, "__args__", ())
+        if isinstance(tag, str)
+    )

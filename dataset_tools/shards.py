@@ -1,0 +1,455 @@
+"""Shards: deterministic and atomic writing, the index, reading by range requests, and verification.
+
+A shard ``{configuration}/{split}-{000000}.tar`` is a plain WebDataset tar. Beside it stands
+``{split}-{000000}.index.json`` with the offset of every part, so that one sample can be fetched with one
+range request, and with what was set aside while the shard was built. ``manifest.json`` at the root names all
+shards with their digests and is written last: a dataset without a manifest is not complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pydantic import BaseModel
+
+from dataset_tools.errors import UserError
+from dataset_tools.schema import (
+    CONFIGURATIONS,
+    SCHEMA_VERSION,
+    EncodingSettings,
+    Sample,
+    annotations_of,
+)
+from dataset_tools.storage import (
+    content_token,
+    open_root,
+    sha256_of_file,
+    write_bytes,
+    written_whole,
+)
+
+KEYPOINT_MARGIN = 0.1
+"""Found keypoints must lie in their person's mask box grown by this share of its longer side (and 2 px)."""
+
+
+class Shard(BaseModel):
+    """One shard as the manifest lists it."""
+
+    path: str
+    """Relative to the dataset's root, such as ``composite/train-000000.tar``."""
+    samples: int
+    people: int
+    size: int
+    """Bytes."""
+    sha256: str
+    index_sha256: str
+    token: str | None
+    """`dataset_tools.storage.content_token` of the tar right after it was written; None without a tar."""
+    rejected: int
+    transient: int
+    """How many of the rejected may succeed when tried again."""
+
+
+class Manifest(BaseModel):
+    """``manifest.json``: the complete list of what a dataset holds."""
+
+    schema_version: str = SCHEMA_VERSION
+    name: str
+    shards: dict[str, dict[str, list[Shard]]]
+    """Configuration to split to shards, in order."""
+    files: dict[str, str]
+    """Other files of the dataset (card, Croissant, attribution, rejected) to their sha256."""
+    source: str
+    """Digest of what curation chose: the images, and what was set aside."""
+    settings: dict[str, Any]
+    """The settings that built it."""
+    software: dict[str, str]
+    """Versions of the packages that decide about bytes."""
+
+    def digest(self) -> str:
+        """sha256 (hex) over the shards' digests: equal data, equal digest."""
+        lines = [
+            f"{shard.path} {shard.sha256}\n"
+            for splits in self.shards.values()
+            for shards in splits.values()
+            for shard in shards
+        ]
+        return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def write_shard(
+    samples: Iterable[Sample],
+    root: str,
+    path: str,
+    encoding: EncodingSettings,
+    rejected: list[dict[str, Any]],
+) -> Shard:
+    """Write samples as one tar and its index; both appear whole or not at all, the index last.
+
+    The bytes depend on the samples and the encoding alone: times, owners and modes are fixed. No tar is
+    written where there is no sample; the index then records why.
+
+    Args:
+        samples: consumed one at a time; only the sample in hand is kept in memory.
+        path: relative to ``root``, ends in ``.tar``.
+        rejected: rows (`dataset_tools.records.Rejection` as dicts) kept in the index; read after the samples
+            have been consumed, so the producer may fill it on the way.
+
+    Raises:
+        ValueError: a sample breaks the schema or its key was there before; the message names the key.
+    """
+    import webdataset
+
+    filesystem, base = open_root(root)
+    people = 0
+    keys: set[str] = set()
+    index: list[dict[str, Any]] = []
+    size, sha256 = 0, hashlib.sha256(b"").hexdigest()
+    with written_whole(filesystem, f"{base}/{path}") as partial:
+        with partial.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0, mode=0o644) as writer:
+            for sample in samples:
+                if sample.key in keys:
+                    raise ValueError(f"{path}: two samples have the key {sample.key!r}")
+                keys.add(sample.key)
+                writer.write({"__key__": sample.key, **sample.to_parts(encoding)})
+                people += len(sample.people)
+        if people:
+            with partial.open("rb") as written:
+                sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+            size = partial.stat().st_size
+            with partial.open("rb") as written:
+                index = [entry for entry, _ in _samples_of_tar(written)]
+        else:
+            partial.unlink()
+    if not index and filesystem.exists(f"{base}/{path}"):
+        filesystem.rm_file(f"{base}/{path}")
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "shard": path.rsplit("/", 1)[-1],
+        "size": size,
+        "sha256": sha256,
+        "samples": index,
+        "rejected": rejected,
+    }
+    data = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    index_sha256 = write_bytes(filesystem, f"{base}/{index_path(path)}", data)
+    return Shard(
+        path=path,
+        samples=len(index),
+        people=people,
+        size=size,
+        sha256=sha256,
+        index_sha256=index_sha256,
+        token=content_token(filesystem, f"{base}/{path}"),
+        rejected=len(rejected),
+        transient=sum(bool(row["transient"]) for row in rejected),
+    )
+
+
+def index_path(shard_path: str) -> str:
+    """``a/train-000000.tar`` to ``a/train-000000.index.json``."""
+    return shard_path.removesuffix(".tar") + ".index.json"
+
+
+def is_intact(root: str, shard: Shard) -> bool:
+    """Whether the shard and its index still have the bytes they had when they were written."""
+    filesystem, base = open_root(root)
+    if content_token(filesystem, f"{base}/{shard.path}") != shard.token:
+        return False
+    index_token = content_token(filesystem, f"{base}/{index_path(shard.path)}")
+    return index_token is not None and (
+        not index_token.startswith("sha256:") or index_token == f"sha256:{shard.index_sha256}"
+    )
+
+
+def read_index(root: str, path: str) -> dict[str, Any]:
+    """The index of the shard at ``path`` below ``root``. Raises `UserError` where it is missing or broken."""
+    filesystem, base = open_root(root)
+    place = f"{base}/{index_path(path)}"
+    try:
+        document: dict[str, Any] = json.loads(filesystem.cat_file(place))
+    except FileNotFoundError:
+        raise UserError(f"{place} is missing: build the dataset again, only what is missing is redone") from None
+    except ValueError:
+        raise UserError(f"{place} is not JSON: build the dataset again, only what is broken is redone") from None
+    if not isinstance(document, dict) or not isinstance(document.get("samples"), list):
+        raise UserError(f"{place} is not an index: build the dataset again, only what is broken is redone")
+    return document
+
+
+def read_manifest(root: str) -> Manifest:
+    """The manifest of the dataset at ``root``. Raises `UserError` where there is none or it cannot be read."""
+    filesystem, base = open_root(root)
+    place = f"{base}/manifest.json"
+    try:
+        return Manifest.model_validate_json(filesystem.cat_file(place))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{root} holds no dataset: {place} is missing (it is written last; was the build ended?)"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{place} is not a manifest: {str(error).splitlines()[0]}") from None
+
+
+class ShardDataset(Sequence[Sample]):
+    """Samples of one configuration and split, by index or in order, over any fsspec root.
+
+    One sample costs one range request; the index files are read once, when the dataset is opened.
+
+    Args:
+        root: folder or URL of the dataset (``s3://...``, ``https://...``, a path).
+        configuration: ``real``, ``paired`` or ``composite``.
+        split: ``train``, ``validation`` or ``test``.
+
+    Raises:
+        UserError: no dataset there, or it lacks the configuration or split (those it has are named).
+    """
+
+    def __init__(self, root: str, configuration: str, split: str) -> None:
+        self.root = root
+        self.configuration = configuration
+        self.split = split
+        self.manifest = read_manifest(root)
+        splits = self.manifest.shards.get(configuration, {})
+        if split not in splits:
+            held = ", ".join(f"{c}/{s}" for c, have in self.manifest.shards.items() for s in have) or "nothing"
+            raise UserError(f"{root} has no {configuration}/{split}; it holds {held}")
+        self._setup(splits[split])
+
+    @classmethod
+    def of_shards(cls, root: str, shards: Sequence[Shard]) -> ShardDataset:
+        """Read shards of a dataset that has no manifest yet."""
+        dataset = cls.__new__(cls)
+        dataset.root = root
+        dataset._setup(shards)
+        return dataset
+
+    def _setup(self, shards: Sequence[Shard]) -> None:
+        self.shards = [shard for shard in shards if shard.samples]
+        self._filesystem, self._base = open_root(self.root)
+        self.keys: list[str] = []
+        """Key of every sample, in the order of the shards."""
+        self._places: list[tuple[str, dict[str, Any]]] = []
+        for shard in self.shards:
+            for entry in read_index(self.root, shard.path)["samples"]:
+                self.keys.append(entry["key"])
+                self._places.append((f"{self._base}/{shard.path}", entry))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        return Sample.from_parts(self.keys[index], self.parts(index))
+
+    def parts(self, index: int) -> dict[str, bytes]:
+        """Undecoded parts of one sample (suffix to bytes), with one range request."""
+        path, entry = self._places[index]
+        start, end = entry["offset"], entry["offset"] + entry["size"]
+        data = self._filesystem.cat_file(path, start=start, end=end)
+        if len(data) != end - start:
+            raise ValueError(f"{path} ends before sample {entry['key']!r}: the shard is cut short")
+        return {name: data[offset - start : offset - start + size] for name, (offset, size) in entry["parts"].items()}
+
+    def annotations(self, index: int) -> dict[str, Any]:
+        """The ``annotations.json`` of one sample, without fetching its pictures."""
+        path, entry = self._places[index]
+        offset, size = entry["parts"]["annotations.json"]
+        data = self._filesystem.cat_file(path, start=offset, end=offset + size)
+        return annotations_of(entry["key"], {"annotations.json": data})
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """A permutation of all indices, (len,) int64, the same for a seed and epoch on every machine."""
+        return np.random.default_rng([seed, epoch]).permutation(len(self))
+
+    def share(
+        self,
+        seed: int,
+        epoch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        worker: int = 0,
+        workers: int = 1,
+        start: int = 0,
+    ) -> Iterator[Sample]:
+        """Samples of `order` that belong to one worker of one rank.
+
+        All shares together give every sample exactly once, whatever the numbers of ranks and workers; read
+        in turn (rank by rank, worker by worker) they give the very sequence of `order`.
+
+        Args:
+            start: position in `order` to resume from, the same for all ranks.
+        """
+        for index in self.order(seed, epoch)[start:][rank + world_size * worker :: world_size * workers]:
+            yield self[int(index)]
+
+    def stream(self) -> Iterator[Sample]:
+        """All samples in shard order, each shard read once from front to back."""
+        for shard in self.shards:
+            with self._filesystem.open(f"{self._base}/{shard.path}", "rb") as file:
+                yield from (Sample.from_parts(entry["key"], parts) for entry, parts in _samples_of_tar(file))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that `verify` found wrong."""
+
+    where: str
+    """File, and key where one sample is meant."""
+    what: str
+
+
+def verify(root: str, workers: int = 2) -> Iterator[Problem]:
+    """Check a dataset: digests, tar against index, schema, masks, keypoints, and no source shared by two splits.
+
+    Reads every byte. Yields what is wrong; nothing where all is well.
+    """
+    filesystem, base = open_root(root)
+    manifest = read_manifest(root)
+    for name, sha256 in manifest.files.items():
+        if not filesystem.exists(f"{base}/{name}"):
+            yield Problem(name, "is missing")
+        elif sha256_of_file(filesystem, f"{base}/{name}") != sha256:
+            yield Problem(name, "differs from the manifest's sha256")
+    listed = [s for splits in manifest.shards.values() for shards in splits.values() for s in shards if s.samples]
+    for configuration in CONFIGURATIONS:
+        for found in filesystem.glob(f"{base}/{configuration}/*.tar"):
+            name = f"{configuration}/{found.rsplit('/', 1)[-1]}"
+            if name not in {shard.path for shard in listed}:
+                yield Problem(name, "is not in the manifest")
+    split_of_source: dict[str, tuple[str, str]] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        for problems, sources in pool.map(lambda shard: _verify_shard(root, shard), listed):
+            yield from problems
+            for source, (split, where) in sources.items():
+                seen, elsewhere = split_of_source.setdefault(source, (split, where))
+                if seen != split:
+                    yield Problem(
+                        where,
+                        f"source {source} is in split {split} and, in {elsewhere}, in {seen}",
+                    )
+
+
+def _verify_shard(root: str, shard: Shard) -> tuple[list[Problem], dict[str, tuple[str, str]]]:
+    filesystem, base = open_root(root)
+    place = f"{base}/{shard.path}"
+    sources: dict[str, tuple[str, str]] = {}
+    if not filesystem.exists(place):
+        return [Problem(shard.path, "is missing")], sources
+    problems = []
+    if sha256_of_file(filesystem, place) != shard.sha256:
+        problems.append(Problem(shard.path, "differs from the manifest's sha256"))
+    try:
+        entries = read_index(root, shard.path)["samples"]
+        if sha256_of_file(filesystem, f"{base}/{index_path(shard.path)}") != shard.index_sha256:
+            problems.append(Problem(index_path(shard.path), "differs from the manifest's sha256"))
+    except UserError as error:
+        return [*problems, Problem(index_path(shard.path), str(error))], sources
+    configuration, name = shard.path.split("/")
+    split = name.split("-")[0]
+    expected = None
+    count = 0
+    try:
+        with filesystem.open(place, "rb") as file:
+            for count, (entry, parts) in enumerate(_samples_of_tar(file), start=1):
+                key = entry["key"]
+                where = f"{shard.path}, sample {key}"
+                expected = expected or set(parts)
+                if set(parts) != expected:
+                    problems.append(
+                        Problem(
+                            where,
+                            f"parts {sorted(parts)} differ from the first sample's",
+                        )
+                    )
+                if count > len(entries) or entries[count - 1] != entry:
+                    problems.append(Problem(where, "is not what the index says"))
+                try:
+                    sample = Sample.from_parts(key, parts)
+                    found = list(_faults(sample, annotations_of(key, parts)))
+                except (ValueError, KeyError) as error:
+                    problems.append(Problem(where, f"cannot be decoded: {error}"))
+                    continue
+                if (sample.configuration, sample.split) != (configuration, split):
+                    found.append(f"says it belongs to {sample.configuration}/{sample.split}")
+                problems += [Problem(where, what) for what in found]
+                for origin in sample.origins:
+                    sources.setdefault(
+                        f"{origin.source}/{origin.id}",
+                        (split, where),
+                    )
+    except (tarfile.TarError, EOFError, OSError) as error:
+        problems.append(Problem(shard.path, f"cannot be read as a tar: {error}"))
+    if count != shard.samples:
+        problems.append(Problem(shard.path, f"holds {count} samples, the manifest says {shard.samples}"))
+    return problems, sources
+
+
+def _faults(sample: Sample, document: dict[str, Any]) -> Iterator[str]:
+    height, width = sample.image.shape[:2]
+    if (document["width"], document["height"]) != (width, height):
+        yield f"annotations.json says {document['width']}x{document['height']}, the image is {width}x{height}"
+    try:
+        sample.check()
+    except ValueError as error:
+        yield str(error)
+        return
+    for person, entry in zip(sample.people, document["annotations"], strict=True):
+        name = f"person {entry['id']}"
+        if not person.mask.any():
+            yield f"{name}: mask is empty"
+            continue
+        rle = entry["segmentation"]
+        if int(coco_mask.area(rle)) != entry["area"] or [float(v) for v in coco_mask.toBbox(rle)] != entry["bbox"]:
+            yield f"{name}: area or bbox is not the mask's"
+        if person.complete_mask is not None and (person.mask & ~person.complete_mask).any():
+            yield f"{name}: visible mask goes beyond the complete mask"
+        outside = person.keypoints[:, 2] > 0
+        outside &= ~keypoints_in_box(
+            person.keypoints,
+            person.mask if person.complete_mask is None else person.complete_mask,
+        )
+        if outside.any():
+            yield f"{name}: {int(outside.sum())} keypoints lie outside the mask's box"
+
+
+def keypoints_in_box(keypoints: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(18,) bool: which of the (18, 3) keypoints lie in the box of the (H, W) mask, grown by `KEYPOINT_MARGIN`."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if rows.size == 0:
+        return np.zeros(len(keypoints), bool)
+    low = np.array([columns[0], rows[0]])
+    high = np.array([columns[-1] + 1, rows[-1] + 1])
+    margin = max(high - low) * KEYPOINT_MARGIN + 2
+    return ((keypoints[:, :2] >= low - margin) & (keypoints[:, :2] <= high + margin)).all(1)
+
+
+def _samples_of_tar(file: Any) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """Each sample's entry for the index (key, and where it and its parts lie) and its parts, in one pass."""
+    entry: dict[str, Any] = {}
+    parts: dict[str, bytes] = {}
+    with tarfile.open(fileobj=file, mode="r|") as tar:
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            if entry and key != entry["key"]:
+                yield entry, parts
+                entry, parts = {}, {}
+            if suffix in parts:
+                raise tarfile.TarError(f"member {member.name!r} is there twice")
+            content = tar.extractfile(member) if member.isfile() else None
+            if content is None:
+                raise tarfile.TarError(f"member {member.name!r} is not a file")
+            entry = entry or {"key": key, "offset": member.offset, "size": 0, "parts": {}}
+            entry["parts"][suffix] = [member.offset_data, member.size]
+            entry["size"] = member.offset_data + -(-member.size // 512) * 512 - entry["offset"]
+            parts[suffix] = content.read()
+    if entry:
+        yield entry, parts

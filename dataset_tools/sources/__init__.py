@@ -1,0 +1,51 @@
+"""Where pictures come from: one module a source, all with the same protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from dataset_tools.records import ImageRecord, Rejection
+
+
+@dataclass
+class Curation:
+    """What a source offers: the chosen images, in a deterministic order, and what it set aside."""
+
+    records: list[ImageRecord]
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A source of annotated pictures. Built by its settings (``settings.open()``); holds no open files."""
+
+    name: str
+    applies_exif: bool
+    """What brings pictures upright: their EXIF orientation (True) or `ImageRecord.rotation` (False)."""
+
+    def fingerprint(self) -> str:
+        """Digest of everything that `curate` reads (table identities, settings); cheap, no full read of remote files.
+
+        Raises:
+            UserError: a table or folder that the source needs is missing.
+        """
+        ...
+
+    def curate(self) -> Curation:
+        """Choose images. Raises `UserError` for unusable tables; a bad row becomes a `Rejection`."""
+        ...
+
+    def read_image(self, record: ImageRecord) -> bytes:
+        """The encoded image file, as stored. Raises `Rejected` with stage ``fetch`` reasons."""
+        ...
+
+    def read_mask(self, record: ImageRecord, index: int) -> np.ndarray:
+        """Mask of ``record.instances[index]``: (h, w) bool as stored, at the mask's own size, before rotation.
+
+        Raises:
+            Rejected: the mask is missing or unreadable.
+        """
+        ...

@@ -1,0 +1,192 @@
+"""Cached steps: Prefect remembers results by key, and what it remembers is checked before it is believed.
+
+A key is the digest of what determines a step's output: its name and version, its settings and the digests of
+its inputs. (Prefect's own TASK_SOURCE policy sees only the text of the task function, so a change in a module
+that it calls would go unnoticed; raise ``version`` when the output of a step changes.) Paths are not part of
+a key: results lie beside the dataset that they speak of, so that both can be moved together.
+
+Prefect does not look whether the files that a remembered result names are still there. `run_steps` does, and
+redoes those whose files are gone or altered, alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from prefect import Task, task
+from prefect.client.schemas.objects import TaskRun
+from prefect.context import TaskRunContext
+from prefect.filesystems import RemoteFileSystem
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import State
+from pydantic import BaseModel, ConfigDict
+
+from dataset_tools.errors import UserError
+from dataset_tools.settings import digest_of
+from dataset_tools.storage import content_token, open_root
+from flows.progress import Progress
+
+
+class Job(BaseModel):
+    """One unit of work of a step: the task's only parameter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    step: ClassVar[str]
+    version: ClassVar[int]
+
+    root: str
+    """Where the dataset lies."""
+    work: str
+    """Where intermediate files and results lie."""
+
+    def determines(self) -> Any:
+        """What determines the output, JSON-compatible; never a path of ``root`` or ``work``."""
+        return self.model_dump(mode="json", exclude={"root", "work"})
+
+    def key(self) -> str:
+        """The cache key."""
+        return f"{self.step}-{digest_of([self.step, self.version, self.determines()])[:40]}"
+
+    def label(self) -> str:
+        """Name of the task run in Prefect's pages."""
+        return self.step
+
+
+class Files(BaseModel):
+    """Result of a step that writes plain files."""
+
+    below: Literal["root", "work"]
+    """Which of the job's two places the paths are relative to."""
+    tokens: dict[str, str]
+    """Path to `dataset_tools.storage.content_token`."""
+    digest: str
+    """Digest of the files' names and bytes; enters the keys of the steps that read them."""
+    rows: int = 0
+    """How many things the files hold, where that matters."""
+
+    @classmethod
+    def of(cls, job: Job, below: Literal["root", "work"], paths: Iterable[str], rows: int = 0) -> Files:
+        """Tokens of files that were just written; a folder stands for all files in it."""
+        filesystem, base = open_root(job.root if below == "root" else job.work)
+        tokens = {
+            file.removeprefix(base).lstrip("/"): content_token(filesystem, file) or ""
+            for path in paths
+            for file in sorted(filesystem.find(f"{base}/{path}".rstrip("/")))
+        }
+        return cls(below=below, tokens=tokens, digest=digest_of(tokens), rows=rows)
+
+    def is_sound(self, root: str, work: str) -> bool:
+        """Whether all files are as they were written."""
+        filesystem, base = open_root(root if self.below == "root" else work)
+        return all(content_token(filesystem, f"{base}/{path}") == token for path, token in self.tokens.items())
+
+
+def folder_digest(folder: str) -> str:
+    """Digest of the names and bytes of all files in a folder. Raises `UserError` where there are none."""
+    filesystem, base = open_root(folder)
+    tokens = {file.removeprefix(base): content_token(filesystem, file) for file in filesystem.find(base)}
+    if not tokens:
+        raise UserError(f"{folder} does not exist or is empty")
+    return digest_of(tokens)
+
+
+class Result(Protocol):
+    """What a step returns: a small manifest of the files it wrote."""
+
+    def is_sound(self, root: str, work: str) -> bool:
+        """Whether its files are as they were written, and nothing in it is worth another try."""
+        ...
+
+
+JobT = TypeVar("JobT", bound=Job)
+ResultT = TypeVar("ResultT", bound=Result)
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[ResultT]):
+    """Result of one job, and whether it was remembered."""
+
+    result: ResultT
+    cached: bool
+
+
+def cached_step(function: Callable[[JobT], ResultT]) -> Task[[JobT], ResultT]:
+    """Make a function of one `Job` a Prefect task: cached by the job's key, retried on errors of the machine."""
+    decorate = task(
+        cache_key_fn=_key_of_job,
+        persist_result=True,
+        result_serializer="json",
+        task_run_name=_name_of_run,
+        retries=2,
+        retry_delay_seconds=[1, 10],
+        retry_condition_fn=_is_worth_retrying,
+    )
+    return decorate(function)
+
+
+def run_steps(
+    step: Task[[JobT], ResultT],
+    jobs: Sequence[JobT],
+    storage: Path | RemoteFileSystem,
+    progress: Progress | None = None,
+) -> list[Outcome[ResultT]]:
+    """Run jobs through Prefect's task runner; results in the order of the jobs.
+
+    Remembered results whose files are gone or altered, or which tell of passing faults (time-outs), are
+    redone. ``progress`` counts tasks; None where the step shows its own. Must be called from a flow: results
+    of tasks called inside a task are kept only when that ends.
+    """
+    stored = step.with_options(result_storage=storage)
+    outcomes = _run(stored, jobs, progress)
+    doubtful = [
+        number
+        for number, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True))
+        if outcome.cached and not outcome.result.is_sound(job.root, job.work)
+    ]
+    if doubtful:
+        again = _run(stored.with_options(refresh_cache=True), [jobs[number] for number in doubtful], progress)
+        for number, outcome in zip(doubtful, again, strict=True):
+            outcomes[number] = outcome
+    return outcomes
+
+
+def result_storage(work: str) -> Path | RemoteFileSystem:
+    """Where Prefect keeps results: below ``work``, on the same filesystem.
+
+    Locally Prefect writes results in place; one cut short by a kill does not parse, and counts as absent.
+    """
+    if "://" not in work or work.startswith("file://"):
+        return Path(work.removeprefix("file://")).absolute() / "results"
+    block = RemoteFileSystem(basepath=f"{work}/results")
+    block.save(f"mild-results-{hashlib.sha256(work.encode()).hexdigest()[:12]}", overwrite=True)
+    return block
+
+
+def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None) -> list[Outcome[ResultT]]:
+    futures: list[PrefectFuture[ResultT]] = [step.submit(job) for job in jobs]
+    if progress is not None:
+        progress.expect(len(futures))
+        for _ in as_completed(futures):
+            progress.advance()
+    return [Outcome(result=future.result(), cached=future.state.name == "Cached") for future in futures]
+
+
+def _key_of_job(context: TaskRunContext, parameters: dict[str, Any]) -> str:
+    job: Job = parameters["job"]
+    return job.key()
+
+
+def _name_of_run() -> str:
+    from prefect.runtime import task_run
+
+    job: Job = task_run.parameters["job"]
+    return job.label()
+
+
+def _is_worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, UserError | ValueError | TypeError | KeyError)

@@ -1,0 +1,120 @@
+"""The flow ``evaluate``: methods compared on a dataset, cached by settings, data and adapters."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact
+from pydantic import Field
+
+from dataset_tools.errors import UserError
+from dataset_tools.settings import Settings
+from dataset_tools.shards import ShardDataset, read_manifest
+from dataset_tools.storage import open_root
+from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
+from flows.progress import Progress
+from mild.settings import EvaluateSettings
+
+
+class EvaluateRecipe(Settings):
+    """Everything that the flow ``evaluate`` needs to know but where things lie."""
+
+    configuration: str = "composite"
+    """Configuration of the dataset to judge on; metrics need the clean background."""
+    split: str = "test"
+    """Split to judge on."""
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    """Methods, metrics and sampling."""
+
+
+class EvaluateJob(Job):
+    """Compare methods."""
+
+    step: ClassVar[str] = "compare-methods"
+    version: ClassVar[int] = 1
+    dataset: str
+    dataset_digest: str
+    adapters: str
+    adapters_digest: str
+    base: str
+    recipe: EvaluateRecipe
+
+    def determines(self) -> Any:
+        """Settings and digests; not where dataset, adapters and base lie (the adapters' digest covers the base)."""
+        return [self.dataset_digest, self.adapters_digest, self.recipe.model_dump(mode="json")]
+
+
+@cached_step
+def compare_methods(job: EvaluateJob) -> Files:
+    """Run every method on the same samples; writes the folder ``root`` with its report."""
+    from mild.evaluation import evaluate as evaluate_methods
+
+    samples = ShardDataset(job.dataset, job.recipe.configuration, job.recipe.split)
+    settings = job.recipe.evaluate
+    with Progress("evaluate-progress") as progress:
+        progress.stage("evaluate")
+        progress.expect(min(settings.samples, len(samples)))
+
+        def log(done: int, values: dict[str, float]) -> None:
+            progress.advance()
+
+        evaluate_methods(
+            settings,
+            samples,
+            job.base,
+            job.adapters,
+            job.root,
+            log,
+            dataset_digest=job.dataset_digest,
+            command="mild evaluate",
+        )
+    return Files.of(job, "root", [""])
+
+
+@flow(name="evaluate", persist_result=False)
+def evaluate(
+    settings: str, dataset: str, adapters: str, output: str, changes: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Judge adapters beside other methods, unless the same was done before and lies there unaltered.
+
+    Args:
+        settings: path of a YAML file of `EvaluateRecipe`.
+        dataset: folder or URL of a built dataset.
+        adapters: folder that the flow ``train`` wrote.
+        output: folder of tables, pictures and ``report.html``.
+        changes: settings to change, dotted name to value.
+
+    Returns:
+        ``report`` (path), ``summary`` (means with intervals) and ``cached``.
+
+    Raises:
+        UserError: settings, dataset or adapters cannot be used.
+    """
+    recipe = EvaluateRecipe.load(settings, changes)
+    root = output.rstrip("/")
+    place = {"root": root, "work": f"{root}.work"}
+    job = EvaluateJob(
+        **place,
+        dataset=dataset,
+        dataset_digest=read_manifest(dataset).digest(),
+        adapters=adapters,
+        adapters_digest=folder_digest(adapters),
+        base=_base_of(adapters),
+        recipe=recipe,
+    )
+    outcome = run_steps(compare_methods, [job], result_storage(place["work"]))[0]
+    filesystem, base = open_root(root)
+    summary = json.loads(filesystem.cat_file(f"{base}/summary.json"))
+    create_link_artifact(f"{root}/report.html", link_text="report", key="evaluation-report")
+    return {"report": f"{root}/report.html", "summary": summary, "cached": outcome.cached}
+
+
+def _base_of(adapters: str) -> str:
+    """The base that the adapters were trained on, as their ``mild.json`` says."""
+    filesystem, base = open_root(adapters)
+    try:
+        return str(json.loads(filesystem.cat_file(f"{base}/mild.json"))["base"])
+    except (FileNotFoundError, KeyError, ValueError):
+        raise UserError(f"{adapters} is not a folder of adapters: mild.json is missing or names no base") from None

@@ -1,0 +1,43 @@
+"""The flow ``pipeline``: build-dataset, train and evaluate in a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from dataset_tools.errors import UserError
+from flows.build_dataset import build_dataset
+from flows.evaluate import evaluate
+from flows.train import train
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipe_path(step: str, name: str) -> str:
+    """Path of a recipe that comes with the package. Raises `UserError` naming those that there are."""
+    path = RECIPES / f"{step}-{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem.removeprefix(f"{step}-") for p in RECIPES.glob(f"{step}-*.yaml")))
+        raise UserError(f"there is no recipe {name!r} for {step}; known are {known}")
+    return str(path)
+
+
+@flow(name="pipeline", persist_result=False)
+def pipeline(recipe: str, output: str) -> dict[str, Any]:
+    """Build the dataset, train on it, evaluate; whatever was done before is not done again.
+
+    Args:
+        recipe: name of the recipes to follow, such as ``sample``.
+        output: folder for ``dataset``, ``adapters`` and ``evaluation``.
+
+    Returns:
+        What the three flows return, by their names.
+    """
+    root = output.rstrip("/")
+    dataset, adapters = f"{root}/dataset", f"{root}/adapters"
+    built = build_dataset(recipe_path("build", recipe), dataset)
+    trained = train(recipe_path("train", recipe), dataset, adapters)
+    evaluated = evaluate(recipe_path("evaluate", recipe), dataset, adapters, f"{root}/evaluation")
+    return {"build": built, "train": trained, "evaluate": evaluated}

@@ -1,0 +1,73 @@
+"""Settings of the flows: one YAML file a dataset, checked before anything runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
+
+from dataset_tools.compositing import CompositorSettings
+from dataset_tools.curated import CuratedSettings
+from dataset_tools.estimators.annotated import AnnotatedSettings
+from dataset_tools.schema import EncodingSettings
+from dataset_tools.settings import Settings
+from dataset_tools.sources.folder import FolderSettings
+from dataset_tools.sources.openimages import OpenImagesSettings
+from dataset_tools.sources.sample import SampleSettings
+
+PictureSource = Annotated[OpenImagesSettings | FolderSettings, Field(discriminator="kind")]
+"""Sources of files that exist."""
+SourceSettings = Annotated[SampleSettings | OpenImagesSettings | FolderSettings, Field(discriminator="kind")]
+"""Those, and the drawn world, which is written first and then read as ``openimages``."""
+
+
+class RunnerSettings(Settings):
+    """What runs the tasks of a flow. Has no influence on the bytes of a dataset."""
+
+    kind: Literal["threads", "dask"] = "threads"
+    """``threads``: in the flow's process; ``dask``: a local Dask cluster of processes, or ``address``."""
+    workers: int = Field(default=2, ge=1)
+    """Tasks at once: threads, or processes of the local Dask cluster."""
+    address: str | None = None
+    """Scheduler of a Dask cluster that runs already, such as ``tcp://scheduler:8786``."""
+
+    def open(self) -> TaskRunner[Any]:
+        """The task runner that the settings name."""
+        if self.kind == "threads":
+            return ThreadPoolTaskRunner(max_workers=self.workers)
+        from prefect_dask import DaskTaskRunner
+
+        if self.address is not None:
+            return DaskTaskRunner(address=self.address)
+        cluster = {"n_workers": self.workers, "threads_per_worker": 1, "dashboard_address": None}
+        return DaskTaskRunner(cluster_kwargs=cluster)
+
+
+class BuildSettings(Settings):
+    """One dataset, from source to shards."""
+
+    name: str = Field(pattern=r"[A-Za-z0-9][A-Za-z0-9 _-]*")
+    """Name on the dataset's card."""
+    description: str = ""
+    """One paragraph for the card."""
+    source: SourceSettings
+    """Where pictures come from; ``kind`` chooses."""
+    curated: CuratedSettings = CuratedSettings()
+    """How chosen photographs become samples of ``real`` or ``paired``."""
+    pose: AnnotatedSettings | None = None
+    """Pose estimator; null leaves keypoints uncomputed."""
+    parsing: AnnotatedSettings | None = None
+    """Parsing estimator; null leaves parsing uncomputed."""
+    plate: AnnotatedSettings | None = None
+    """What provides clean plates; needed for ``paired``."""
+    composite: CompositorSettings | None = None
+    """The synthetic half; null builds none."""
+    curated_encoding: EncodingSettings = EncodingSettings()
+    """How pictures of ``real`` and ``paired`` are encoded."""
+    composite_encoding: EncodingSettings = EncodingSettings(image_format="png")
+    """How pictures of ``composite`` are encoded."""
+    samples_per_shard: int = Field(default=256, ge=1)
+    """Samples in one tar; also the unit of caching and of parallel work."""
+    runner: RunnerSettings = RunnerSettings()
+    """What runs the tasks."""

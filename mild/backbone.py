@@ -1,0 +1,172 @@
+"""The shared UNet of any SDXL inpainting base, with the adapters ``fg`` and ``bg`` (section 3.2)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import StableDiffusionXLInpaintPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from dataset_tools.errors import UserError
+from mild.settings import LoraSettings
+
+Branch = Literal["fg", "bg"]
+BRANCHES: tuple[Branch, ...] = ("fg", "bg")
+WEIGHTS = "pytorch_lora_weights.safetensors"
+"""File name under which diffusers looks for LoRA weights in a folder."""
+SUGGESTED_BASE = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
+
+
+def load_base(name_or_folder: str) -> StableDiffusionXLInpaintPipeline:
+    """Load an SDXL inpainting base in float32: a folder as diffusers saves it, or a hub id.
+
+    Raises:
+        UserError: there is no such folder or hub id, the hub cannot be reached, it is no SDXL inpainting
+            pipeline, or its UNet does not take noisy latents, mask and masked latents together.
+    """
+    folder = Path(name_or_folder)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise UserError(f"{name_or_folder} is not a diffusers pipeline folder: it has no model_index.json")
+    if not folder.exists() and name_or_folder.count("/") != 1:
+        raise UserError(f"base {name_or_folder} does not exist; give a folder, or a hub id such as {SUGGESTED_BASE}")
+    try:
+        with _no_progress_bars():
+            pipeline: StableDiffusionXLInpaintPipeline = StableDiffusionXLInpaintPipeline.from_pretrained(
+                name_or_folder, dtype=torch.float32, use_safetensors=True, add_watermarker=False
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        hint = "" if folder.exists() else " (no such folder here, and it cannot be fetched from the hub)"
+        raise UserError(f"base {name_or_folder} cannot be loaded{hint}: {reason}") from error
+    if pipeline.text_encoder_2 is None or pipeline.unet.config.addition_embed_type != "text_time":
+        raise UserError(f"base {name_or_folder} is not of the SDXL family; use one such as {SUGGESTED_BASE}")
+    check_channels(pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels, name_or_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def check_channels(in_channels: int, latent_channels: int, name: str) -> None:
+    """Raise `UserError` unless a UNet takes noisy latents, a mask and masked latents: 2 C + 1 channels."""
+    if in_channels != 2 * latent_channels + 1:
+        raise UserError(
+            f"base {name}: its UNet takes {in_channels} channels, erasing needs {2 * latent_channels + 1} (noisy "
+            f"latents, mask, masked latents); use an inpainting base such as {SUGGESTED_BASE}"
+        )
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Both libraries draw bars while they load, over whatever bar the caller shows."""
+    libraries = [diffusers_logging, transformers_logging]
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    try:
+        for library in shown:
+            library.disable_progress_bar()
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def add_layered_lora(unet: UNet2DConditionModel, settings: LoraSettings, seed: int) -> None:
+    """Freeze the UNet and add fresh adapters ``fg`` and ``bg``; both are trainable, ``bg`` is active.
+
+    As usual with LoRA, A is random (from ``seed``) and B is zero: the UNet's output does not change yet.
+
+    Raises:
+        UserError: no layer of the UNet has one of the names in ``settings.target_modules``.
+    """
+    unet.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]), _several_adapters_are_meant():
+        torch.manual_seed(seed)
+        for branch in BRANCHES:
+            try:
+                config = LoraConfig(
+                    r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.target_modules)
+                )
+                unet.add_adapter(config, adapter_name=branch)
+            except ValueError as error:
+                raise UserError(f"lora.target_modules: {' '.join(str(error).split())}") from None
+    activate(unet, "bg")
+
+
+@contextlib.contextmanager
+def _several_adapters_are_meant() -> Iterator[None]:
+    """peft warns at the second adapter of a model."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        yield
+
+
+def activate(unet: UNet2DConditionModel, branch: Branch) -> None:
+    """Let the UNet compute with the adapter of ``branch``; the adapters of both branches stay trainable.
+
+    peft's own switch also turns ``requires_grad`` off for the other adapter, which loses its gradients
+    without an error. Call ``backward`` for one branch before switching to the other: with gradient
+    checkpointing the backward pass computes the forward pass again, with the adapter that is active then.
+    """
+    unet.set_adapter(branch)
+    for other in BRANCHES:
+        for parameter in adapter_parameters(unet, other).values():
+            parameter.requires_grad_(True)
+
+
+def adapter_parameters(unet: UNet2DConditionModel, branch: Branch) -> dict[str, torch.nn.Parameter]:
+    """The LoRA parameters of one branch by name, in the UNet's order."""
+    return {
+        name: p for name, p in unet.named_parameters() if f".lora_A.{branch}." in name or f".lora_B.{branch}." in name
+    }
+
+
+def save_adapters(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Write ``bg`` into ``folder`` and ``fg`` into ``folder/fg``, each as ``pytorch_lora_weights.safetensors``.
+
+    That is the layout which a stock pipeline's ``load_lora_weights(folder)`` reads; rank and alpha travel in
+    the file's metadata. The same weights give the same bytes.
+    """
+    for branch, place in (("bg", folder), ("fg", folder / "fg")):
+        # Sets would be written in the arbitrary order of their hashes.
+        config = {k: sorted(v) if isinstance(v, set) else v for k, v in unet.peft_config[branch].to_dict().items()}
+        StableDiffusionXLInpaintPipeline.save_lora_weights(
+            place,
+            unet_lora_layers=get_peft_model_state_dict(unet, adapter_name=branch),
+            unet_lora_adapter_metadata=config,
+        )
+        _sort_header(place / WEIGHTS)
+
+
+def _sort_header(path: Path) -> None:
+    """Bring a safetensors file's header into order: its metadata are written in that of a random hash map."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
+def load_adapters(unet: UNet2DConditionModel, folder: str | Path, branches: tuple[Branch, ...]) -> None:
+    """Load adapters that `save_adapters` wrote, under the names of their branches; the last one is active.
+
+    Raises:
+        UserError: the folder has no such adapter, or it was trained on a UNet of another shape.
+    """
+    for branch in branches:
+        place = Path(folder) if branch == "bg" else Path(folder) / branch
+        if not (place / WEIGHTS).is_file():
+            raise UserError(f"{place} holds no adapter: {WEIGHTS} is missing")
+        try:
+            with _several_adapters_are_meant():
+                unet.load_lora_adapter(str(place), weight_name=WEIGHTS, adapter_name=branch, prefix="unet")
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the adapter in {place} is broken or does not fit this base: {reason}") from None

@@ -1,0 +1,28 @@
+"""Classical inpainting by OpenCV: the baselines that need no model."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from mild.erasers import check_input, keep_outside
+
+RADIUS = 3.0
+"""Neighbourhood that OpenCV looks at around each pixel to be filled."""
+
+
+class OpenCVEraser:
+    """``telea``: fast marching (Telea 2004); ``navier-stokes``: fluid dynamics (Bertalmio et al. 2001)."""
+
+    algorithms = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}  # noqa: RUF012
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._algorithm = self.algorithms[name]
+
+    def erase(self, image: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+        """Fill the hole; there is no randomness, so ``seed`` does nothing. See `mild.erasers.Eraser.erase`."""
+        check_input(image, mask)
+        if not mask.any():
+            return image.copy()
+        return keep_outside(cv2.inpaint(image, mask.astype(np.uint8) * 255, RADIUS, self._algorithm), image, mask)

@@ -1,0 +1,265 @@
+"""Evaluation: every method on the same samples, per-sample values, intervals, pictures and a report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from scipy.stats import bootstrap
+
+from dataset_tools.errors import UserError
+from dataset_tools.schema import KEY_PATTERN, Sample, encode_png
+from mild.backbone import load_adapters, load_base
+from mild.erasers import Eraser
+from mild.erasers.opencv import OpenCVEraser
+from mild.erasers.sdxl import SDXLEraser
+from mild.folders import folder_written_whole
+from mild.metrics import METRICS, NotComputed
+from mild.report import SampleFigures, render_report
+from mild.seeds import derived_seed
+from mild.settings import EvaluateSettings, Method
+from mild.training import Log, Samples
+from mild.versions import software_versions
+
+CONFIDENCE = 0.95
+REPORT_SAMPLES = 24
+"""At most so many samples are shown in the report; the pictures of all lie in ``pictures/``."""
+
+_ROW_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("method", pa.string()),
+        ("people", pa.int64()),
+        ("hole_share", pa.float64()),
+        *((metric.name, pa.float64()) for metric in METRICS),
+        ("seconds", pa.float64()),
+        ("not_computed", pa.list_(pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What an evaluation left behind."""
+
+    output: str
+    """The folder with ``samples.parquet``, ``summary.json``, ``report.html`` and ``pictures/``."""
+    report: str
+    """Path of the report."""
+    summary: dict[str, Any]
+    """The content of ``summary.json``."""
+    seconds: float
+
+
+def evaluate(
+    settings: EvaluateSettings,
+    samples: Samples,
+    base: str,
+    adapters: str | None,
+    output: str,
+    log: Log,
+    *,
+    dataset_digest: str = "unknown",
+    command: str = "",
+) -> EvaluateResult:
+    """Run every method on the same samples, measure against the clean background, write a folder of results.
+
+    The folder, which appears whole or not at all, holds ``samples.parquet`` (a row a sample and method: key,
+    method, number of people, share of the picture in the hole, metric values, seconds, and what was not
+    computed and why), ``summary.json`` (means with 95 % percentile bootstrap intervals), ``pictures/KEY/``
+    (before, mask, truth and each method's result as PNG) and ``report.html``.
+
+    The hole in which metrics are taken is what the method was given and all that people really cover: with
+    faulty masks a method is judged on what it missed, too.
+
+    Args:
+        samples: any configuration; where no clean background is known, metrics are reported as not computed.
+        base: folder or hub id; loaded only where a method needs it.
+        adapters: directory that `mild.training.train` wrote; needed by the method ``mild``.
+        log: called after each sample with the number of samples done and its values by ``method/metric``.
+        dataset_digest: named in the report.
+        command: the command line that asked for this, named in the report.
+
+    Raises:
+        UserError: there is no sample, or the base or adapters cannot be used.
+    """
+    if len(samples) == 0:
+        raise UserError("the split to evaluate holds no sample: build the dataset with samples of this split")
+    started = time.monotonic()
+    erasers = _make_erasers(settings, base, adapters)
+    chosen = sorted(int(index) for index in samples.order(settings.seed, 0)[: settings.samples])
+    rows: list[dict[str, Any]] = []
+    figures: list[SampleFigures] = []
+    with folder_written_whole(output) as folder:
+        for done, index in enumerate(chosen, start=1):
+            sample = samples[index]
+            found, shown = _evaluate_sample(sample, erasers, settings, folder / "pictures")
+            rows += found
+            if len(figures) < REPORT_SAMPLES:
+                figures.append(shown)
+            log(
+                done,
+                {f"{row['method']}/{m.name}": row[m.name] for row in found for m in METRICS if row[m.name] is not None},
+            )
+        pq.write_table(pa.Table.from_pylist(rows, schema=_ROW_SCHEMA), folder / "samples.parquet")
+        summary: dict[str, Any] = {
+            "samples": len(chosen),
+            "available_samples": len(samples),
+            "reference": "the clean background of each sample",
+            "dataset": dataset_digest,
+            "base": base,
+            "base_card": _card_title(base),
+            "adapters": adapters,
+            "command": command,
+            "settings": settings.model_dump(mode="json"),
+            "software": software_versions(),
+            "methods": {
+                method: {
+                    metric.name: _summarize([row for row in rows if row["method"] == method], metric.name, settings)
+                    for metric in METRICS
+                }
+                | {"seconds": float(np.mean([row["seconds"] for row in rows if row["method"] == method]))}
+                for method in settings.methods
+            },
+        }
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        losses = [] if adapters is None else _read_losses(Path(adapters) / "loss.csv")
+        (folder / "report.html").write_text(render_report(summary, figures, losses), encoding="utf-8")
+    return EvaluateResult(output, str(Path(output) / "report.html"), summary, time.monotonic() - started)
+
+
+def _make_erasers(settings: EvaluateSettings, base: str, adapters: str | None) -> list[Eraser]:
+    """The methods in their order; diffusion methods share one pipeline in memory."""
+    pipeline = None
+    if {"sdxl-inpaint", "mild"} & set(settings.methods):
+        if "mild" in settings.methods and adapters is None:
+            raise UserError("methods names 'mild', which needs a directory of adapters: train first, or leave it out")
+        pipeline = load_base(base)
+        if adapters is not None and "mild" in settings.methods:
+            load_adapters(pipeline.unet, adapters, ("bg",))
+        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    common: dict[str, Any] = {
+        "steps": settings.inference_steps,
+        "prompt": settings.prompt,
+        "resolution": settings.resolution,
+    }
+
+    def make(method: Method) -> Eraser:
+        if method == "sdxl-inpaint":
+            return SDXLEraser(method, pipeline, guidance_scale=settings.guidance_scale, **common)
+        if method == "mild":
+            return SDXLEraser(method, pipeline, adapter="bg", **common)
+        return OpenCVEraser(method)
+
+    return [make(method) for method in settings.methods]
+
+
+def _evaluate_sample(
+    sample: Sample, erasers: list[Eraser], settings: EvaluateSettings, pictures: Path
+) -> tuple[list[dict[str, Any]], SampleFigures]:
+    if KEY_PATTERN.fullmatch(sample.key) is None:
+        raise UserError(f"sample key {sample.key!r} cannot be a file name: keys hold letters, digits, '-' and '_' only")
+    people = np.logical_or.reduce([person.mask for person in sample.people])
+    mask = people if settings.masks == "exact" else _augmented_union(sample)
+    hole = mask | people
+    place = pictures / sample.key
+    place.mkdir(parents=True)
+    _save(place / "before.png", sample.image)
+    _save(place / "mask.png", mask.astype(np.uint8) * 255)
+    if sample.background is not None:
+        _save(place / "truth.png", sample.background)
+    rows = []
+    for eraser in erasers:
+        row: dict[str, Any] = {
+            "key": sample.key,
+            "method": eraser.name,
+            "people": len(sample.people),
+            "hole_share": float(hole.mean()),
+            "not_computed": [],
+        }
+        started = time.perf_counter()
+        result, failure = None, ""
+        try:
+            result = eraser.erase(sample.image, mask, derived_seed(settings.seed, sample.key))
+            _save(place / f"{eraser.name}.png", result)
+        except UserError as error:
+            failure = str(error)
+        row["seconds"] = time.perf_counter() - started
+        for metric in METRICS:
+            try:
+                if result is None:
+                    raise NotComputed(f"no result: {failure}")
+                if sample.background is None:
+                    raise NotComputed("no clean background is known")
+                row[metric.name] = metric.score(result, sample.background, hole)
+            except NotComputed as reason:
+                row[metric.name] = None
+                row["not_computed"].append(f"{metric.name}: {reason}")
+        rows.append(row)
+    return rows, SampleFigures(key=sample.key, folder=place, people=len(sample.people), rows=rows)
+
+
+def _augmented_union(sample: Sample) -> np.ndarray:
+    masks = [person.augmented_mask for person in sample.people if person.augmented_mask is not None]
+    if len(masks) < len(sample.people):
+        raise UserError(f"sample {sample.key} has no augmented masks: set masks to exact, or use composite samples")
+    union: np.ndarray = np.logical_or.reduce(masks)
+    return union
+
+
+def _summarize(rows: list[dict[str, Any]], metric: str, settings: EvaluateSettings) -> dict[str, Any]:
+    """Mean and bootstrap interval of the finite values; infinite and missing ones are counted beside it."""
+    values = np.array([row[metric] for row in rows if row[metric] is not None], np.float64)
+    finite = values[np.isfinite(values)]
+    reasons = Counter(
+        reason.removeprefix(f"{metric}: ")
+        for row in rows
+        for reason in row["not_computed"]
+        if reason.startswith(f"{metric}: ")
+    )
+    low = high = None
+    if len(finite) > 1:
+        interval = bootstrap(
+            (finite,),
+            np.mean,
+            n_resamples=settings.resamples,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(derived_seed(settings.seed, rows[0]["method"], metric)),
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    return {
+        "mean": float(finite.mean()) if len(finite) else None,
+        "low": low,
+        "high": high,
+        "count": len(finite),
+        "identical": int(np.isposinf(values).sum()),
+        "not_computed": dict(reasons),
+    }
+
+
+def _save(path: Path, picture: np.ndarray) -> None:
+    path.write_bytes(encode_png(picture))
+
+
+def _card_title(base: str) -> str:
+    """The first heading of the base's model card, where the base is a folder that has one."""
+    card = Path(base) / "README.md"
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    return next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "")
+
+
+def _read_losses(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

@@ -1,0 +1,153 @@
+"""A very small base: a `StableDiffusionXLInpaintPipeline` folder with SDXL's architecture and its own vocabulary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLInpaintPipeline, UNet2DConditionModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from mild.folders import folder_written_whole
+
+TEXT_WIDTH = 32
+PROJECTION = 32
+TIME_EMBEDDING = 16
+"""Width of the embedding of each of SDXL's six size and crop numbers."""
+LONGEST_PROMPT = 77
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+MERGES = Path(__file__).parent / "merges.json"
+"""Byte-pair merges learned from a few sentences about people and scenes; other words fall back to smaller pieces."""
+
+CARD = """\
+---
+library_name: diffusers
+pipeline_tag: image-to-image
+tags: [inpainting, stable-diffusion-xl]
+---
+# A nano base with random weights
+
+A `StableDiffusionXLInpaintPipeline` of very small size with SDXL's architecture: two CLIP text encoders, a
+9-channel UNet with text and time conditioning, a VAE that divides each side by {factor}, DDIM with sample
+prediction. It has {parameters:,} parameters.
+
+**The weights are random** (seed {seed}): nothing was trained. The pipeline loads, runs, can be fine-tuned and
+costs next to nothing, so that code can be tried out anywhere; its pictures mean nothing.
+
+```python
+from diffusers import StableDiffusionXLInpaintPipeline
+
+pipeline = StableDiffusionXLInpaintPipeline.from_pretrained("this folder")
+```
+"""
+
+
+def write_nano_base(folder: str, seed: int) -> None:
+    """Write the nano base with random weights drawn from ``seed``; the same seed gives the same bytes.
+
+    Sizes are chosen so that the base can later be trained well on a CPU: VAE (32, 64, 64) with a factor of
+    4, UNet (48, 96, 128) with attention on its two lower levels, two-layer text encoders of width 32. The
+    folder appears whole or not at all and replaces an older one.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = build_nano_pipeline()
+    with folder_written_whole(folder) as partial:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        for name in ("tokenizer", "tokenizer_2"):
+            _write_vocabulary(getattr(pipeline, name), partial / name)
+        parameters = sum(
+            parameter.numel()
+            for part in pipeline.components.values()
+            if isinstance(part, torch.nn.Module)
+            for parameter in part.parameters()
+        )
+        card = CARD.format(factor=pipeline.vae_scale_factor, parameters=parameters, seed=seed)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def build_nano_pipeline() -> StableDiffusionXLInpaintPipeline:
+    """The nano pipeline in memory, with weights drawn from torch's global generator."""
+    vocabulary, merges = _vocabulary()
+    text: dict[str, Any] = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": LONGEST_PROMPT,
+        "projection_dim": PROJECTION,
+        "bos_token_id": vocabulary[START],
+        "eos_token_id": vocabulary[END],
+    }
+    tokens: dict[str, Any] = {"vocab": vocabulary, "merges": merges, "model_max_length": LONGEST_PROMPT}
+    return StableDiffusionXLInpaintPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(32, 64, 64),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            norm_num_groups=16,
+            sample_size=128,
+            scaling_factor=1.0,
+            force_upcast=False,
+        ),
+        # As in SDXL: first the text encoder of Stable Diffusion 1, then OpenCLIP's, projected and padded with "!".
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text, hidden_act="quick_gelu", pad_token_id=vocabulary[END])),
+        text_encoder_2=CLIPTextModelWithProjection(
+            CLIPTextConfig(**text, hidden_act="gelu", pad_token_id=vocabulary["!"])
+        ),
+        tokenizer=CLIPTokenizer(**tokens),
+        tokenizer_2=CLIPTokenizer(**tokens, pad_token="!"),
+        unet=UNet2DConditionModel(
+            sample_size=32,
+            in_channels=9,
+            out_channels=4,
+            block_out_channels=(48, 96, 128),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(3, 6, 8),
+            transformer_layers_per_block=1,
+            use_linear_projection=True,
+            cross_attention_dim=2 * TEXT_WIDTH,
+            norm_num_groups=16,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=TIME_EMBEDDING,
+            projection_class_embeddings_input_dim=6 * TIME_EMBEDDING + PROJECTION,
+        ),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            timestep_spacing="leading",
+            prediction_type="sample",
+        ),
+        add_watermarker=False,
+    )
+
+
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Entries in CLIP's order: 256 byte symbols, the same at word ends, one a merge, start, end; and the merges."""
+    merges = [(left, right) for left, right in (line.split(" ") for line in json.loads(MERGES.read_text("utf-8")))]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    entries = [*alphabet, *(f"{symbol}</w>" for symbol in alphabet), *("".join(pair) for pair in merges), START, END]
+    return {entry: index for index, entry in enumerate(dict.fromkeys(entries))}, merges
+
+
+def _write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """``vocab.json`` and ``merges.txt``, which older readers of CLIP tokenizers want beside ``tokenizer.json``."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,382 @@
+"""The training loop: layered LoRA on a frozen base, on accelerate."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, StableDiffusionXLInpaintPipeline
+
+from dataset_tools.errors import UserError
+from dataset_tools.schema import Person, Sample
+from mild.backbone import BRANCHES, Branch, activate, adapter_parameters, add_layered_lora, load_base, save_adapters
+from mild.folders import folder_written_whole
+from mild.objective import background_loss, foreground_loss, foreground_weight, prediction_target
+from mild.report.chart import loss_chart
+from mild.seeds import derived_seed
+from mild.settings import TrainSettings
+from mild.versions import software_versions
+
+LOSS_COLUMNS = ("step", "loss", "background", "foreground", "lambda")
+
+Log = Callable[[int, dict[str, float]], None]
+"""Called with a step, counted from 1, and values by name."""
+
+
+class Samples(Protocol):
+    """Samples of the ``composite`` configuration; `dataset_tools.shards.ShardDataset` is one."""
+
+    keys: list[str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
+    def order(self, seed: int, epoch: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run left behind."""
+
+    output: str
+    """The adapter directory."""
+    steps: int
+    first_loss: float
+    """Mean of ``loss`` over the first tenth of the steps."""
+    last_loss: float
+    """Mean of ``loss`` over the last tenth of the steps."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one branch. Pictures are (B, 3, H, W) float32 in -1..1, masks (B, 1, H, W) float32, 0 or 1."""
+
+    picture: torch.Tensor
+    """What the branch learns to paint, x_0: the clean background, or the image with the person."""
+    image: torch.Tensor
+    """The image that the branch is shown, apart from the hole."""
+    hole: torch.Tensor
+    """1 where the branch is shown nothing."""
+    target_mask: torch.Tensor
+    """M_k, where a foreground branch is judged; 1 everywhere for the background."""
+    weight: torch.Tensor
+    """(B,): how often each example counts in the sum of eq. 5."""
+
+
+def train(
+    settings: TrainSettings,
+    samples: Samples,
+    base: str,
+    output: str,
+    log: Log,
+    *,
+    dataset_digest: str = "unknown",
+) -> TrainResult:
+    """Train the adapters ``bg`` and ``fg`` and write an adapter directory.
+
+    A step takes ``batch_size`` samples. The background branch sees the image with all people masked (by their
+    augmented, faulty masks) and denoises the clean background's latent; the foreground branch denoises the
+    image's latent for one person a sample, sees the image with the *other* people masked and is judged inside
+    the person's mask. Both share t and noise. One person stands for the sum over all N (eq. 5) and so counts
+    N-fold. All randomness comes from ``settings.seed`` and the sample's key; on a CPU, equal runs with as many
+    threads give equal bytes.
+
+    The directory, which appears whole or not at all, holds ``pytorch_lora_weights.safetensors`` (bg, as a
+    stock pipeline's ``load_lora_weights`` reads it), ``fg/`` (the same), ``mild.json``, ``loss.csv``,
+    ``loss.svg`` and a model card.
+
+    Args:
+        samples: people on known backgrounds (configuration ``composite``).
+        base: folder or hub id of an SDXL inpainting pipeline.
+        output: the adapter directory to write; an older one is replaced.
+        log: called every ``log_every`` steps and after the last with loss, background, foreground and lambda.
+        dataset_digest: named in the card and in ``mild.json``.
+
+    Raises:
+        UserError: the base or dataset cannot be used, or the loss is no longer finite.
+    """
+    _check_count(samples, settings.batch_size)
+    pipeline = load_base(base)
+    _check_resolution(pipeline, settings.resolution)
+    started = time.monotonic()
+    with folder_written_whole(output) as folder:
+        add_layered_lora(pipeline.unet, settings.lora, settings.seed)
+        losses = _optimize(settings, samples, pipeline, log)
+        save_adapters(pipeline.unet, folder)
+        _write_records(folder, settings, base, dataset_digest, len(samples), losses)
+    tenth = max(1, len(losses) // 10)
+    total = [row["loss"] for row in losses]
+    return TrainResult(
+        output=output,
+        steps=len(losses),
+        first_loss=float(np.mean(total[:tenth])),
+        last_loss=float(np.mean(total[-tenth:])),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _optimize(
+    settings: TrainSettings, samples: Samples, pipeline: StableDiffusionXLInpaintPipeline, log: Log
+) -> list[dict[str, float]]:
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    pipeline.to(accelerator.device)
+    branch_loss = BranchLoss(pipeline, settings)
+    parameters = [p for branch in BRANCHES for p in adapter_parameters(pipeline.unet, branch).values()]
+    unet, optimizer = accelerator.prepare(pipeline.unet, torch.optim.AdamW(parameters, lr=settings.learning_rate))
+    unet.train()
+    losses: list[dict[str, float]] = []
+    for step, indices in zip(range(settings.steps), _batches(samples, settings), strict=False):
+        chosen = [samples[index] for index in indices]
+        weight = foreground_weight(settings.warm_up, step)
+        values = {"background": 0.0, "foreground": 0.0}
+        branches: list[tuple[Branch, str, float]] = [("bg", "background", 1.0)]
+        if weight > 0:
+            branches.append(("fg", "foreground", weight))
+        for branch, name, factor in branches:
+            # Each branch is differentiated before the next is activated (see `activate`).
+            activate(pipeline.unet, branch)
+            with accelerator.autocast():
+                loss = branch_loss(unet, branch, chosen, step)
+            values[name] = loss.item()
+            accelerator.backward(factor * loss)
+        total = values["background"] + weight * values["foreground"]
+        if not math.isfinite(total):
+            keys = ", ".join(sample.key for sample in chosen)
+            raise UserError(
+                f"the loss is {total} at step {step + 1} (samples {keys}): lower learning_rate, or mend them"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append({"loss": total, **values, "lambda": weight})
+        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+            log(step + 1, losses[-1])
+    return losses
+
+
+class BranchLoss:
+    """The mean loss of a batch under one branch: encodes the pictures, adds noise, asks the UNet."""
+
+    def __init__(self, pipeline: StableDiffusionXLInpaintPipeline, settings: TrainSettings) -> None:
+        self.vae = pipeline.vae
+        self.device = pipeline.device
+        self.seed = settings.seed
+        self.resolution = settings.resolution
+        # Samplers such as Euler's noise otherwise; their configuration says what the UNet was trained with.
+        self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        with torch.no_grad():
+            self.text, _, self.pooled_text, _ = pipeline.encode_prompt(
+                settings.prompt, device=self.device, do_classifier_free_guidance=False
+            )
+        side = settings.resolution
+        self.size_and_crop = torch.tensor([[side, side, 0, 0, side, side]], dtype=self.text.dtype, device=self.device)
+
+    def __call__(self, unet: torch.nn.Module, branch: Branch, samples: list[Sample], step: int) -> torch.Tensor:
+        """The mean of ``weight * loss`` over the batch, a scalar that carries gradients of the UNet's parameters."""
+        # One generator a sample and step, the same for both branches: person, time step and noise, in this order.
+        draws = [np.random.default_rng(derived_seed(self.seed, step, sample.key)) for sample in samples]
+        chosen = [int(draw.integers(len(sample.people))) for draw, sample in zip(draws, samples, strict=True)]
+        batch = make_batch(branch, samples, chosen, self.resolution)
+        latents = self.encode(batch.picture)
+        hole = batch.hole.to(self.device)
+        seen = self.encode(batch.image.to(self.device) * (hole < 0.5))
+        last = self.scheduler.config.num_train_timesteps
+        timesteps = torch.tensor([int(draw.integers(last)) for draw in draws], device=self.device)
+        noise = torch.stack(
+            [torch.from_numpy(draw.standard_normal(tuple(latents.shape[1:]), np.float32)) for draw in draws]
+        ).to(latents)
+        grid = latents.shape[-2:]
+        # As the pipeline does it: the mask channel is taken at the nearest pixel.
+        hole = torch.nn.functional.interpolate(hole, size=grid).to(latents)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        count = len(samples)
+        prediction = unet(
+            torch.cat([noisy, hole, seen], dim=1),
+            timesteps,
+            encoder_hidden_states=self.text.expand(count, -1, -1),
+            added_cond_kwargs={
+                "text_embeds": self.pooled_text.expand(count, -1),
+                "time_ids": self.size_and_crop.expand(count, -1),
+            },
+        ).sample
+        target = prediction_target(self.scheduler, latents, noise, timesteps)
+        if branch == "bg":
+            losses = background_loss(prediction, target)
+        else:
+            mask = torch.nn.functional.interpolate(batch.target_mask, size=grid, mode="area")
+            losses = foreground_loss(prediction, target, mask.to(latents))
+        return (batch.weight.to(losses) * losses).mean()
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) of pictures (B, 3, H, W) in -1..1: the mode of the VAE's posterior, scaled."""
+        with torch.no_grad():
+            posterior = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
+        latents: torch.Tensor = posterior.mode().float() * self.vae.config.scaling_factor
+        return latents
+
+
+def make_batch(branch: Branch, samples: list[Sample], chosen: list[int], resolution: int) -> Batch:
+    """Examples for one branch; each sample is cropped to the largest square around the chosen person.
+
+    Args:
+        chosen: index of one person a sample.
+        resolution: side in pixels to which the crop is scaled down.
+
+    Raises:
+        UserError: a sample has no clean background or no augmented masks, or is smaller than ``resolution``.
+    """
+    rows = []
+    for sample, index in zip(samples, chosen, strict=True):
+        _check_sample(sample, resolution)
+        people, person = sample.people, sample.people[index]
+        window = _square_around(person.mask)
+        if branch == "bg":
+            picture, shown, target = sample.background, _augmented(people), np.ones_like(person.mask)
+        else:
+            others = [other for other in people if other is not person]
+            picture, shown, target = sample.image, _augmented(others, person.mask.shape), person.mask
+        assert picture is not None
+        rows.append(
+            (
+                _scaled_picture(picture[window], resolution),
+                _scaled_picture(sample.image[window], resolution),
+                _scaled_mask(shown[window], resolution),
+                _scaled_mask(target[window], resolution),
+                1.0 if branch == "bg" else float(len(people)),
+            )
+        )
+    pictures, images, holes, targets, weights = zip(*rows, strict=True)
+    return Batch(
+        torch.stack(pictures), torch.stack(images), torch.stack(holes), torch.stack(targets), torch.tensor(weights)
+    )
+
+
+def _batches(samples: Samples, settings: TrainSettings) -> Iterator[list[int]]:
+    """Indices of each step's samples, for ever: whole batches of one epoch's order, then the next epoch's."""
+    epoch = 0
+    while True:
+        order = [int(index) for index in samples.order(settings.seed, epoch)]
+        for start in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
+            yield order[start : start + settings.batch_size]
+        epoch += 1
+
+
+def _augmented(people: list[Person], shape: tuple[int, int] = (0, 0)) -> np.ndarray:
+    masks = [person.augmented_mask for person in people if person.augmented_mask is not None]
+    return np.logical_or.reduce(masks) if masks else np.zeros(shape, bool)
+
+
+def _square_around(mask: np.ndarray) -> tuple[slice, slice]:
+    """The largest square of the picture, moved so that the centre of the mask's box is as central as it can be."""
+    height, width = mask.shape
+    side = min(height, width)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top = int(np.clip((rows[0] + rows[-1] + 1 - side) // 2, 0, height - side)) if rows.size else 0
+    left = int(np.clip((columns[0] + columns[-1] + 1 - side) // 2, 0, width - side)) if columns.size else 0
+    return slice(top, top + side), slice(left, left + side)
+
+
+def _scaled_picture(picture: np.ndarray, side: int) -> torch.Tensor:
+    scaled = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(scaled.astype(np.float32) / 127.5 - 1.0).permute(2, 0, 1)
+
+
+def _scaled_mask(mask: np.ndarray, side: int) -> torch.Tensor:
+    """Every pixel that the mask touches: what belongs to a hole must not shine through."""
+    covered = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) > 0
+    return torch.from_numpy(covered[None].astype(np.float32))
+
+
+def _check_count(samples: Samples, batch_size: int) -> None:
+    if len(samples) == 0:
+        raise UserError("the training split holds no sample: build the dataset with composite samples")
+    if len(samples) < batch_size:
+        raise UserError(f"the training split holds {len(samples)} samples, fewer than batch_size ({batch_size})")
+
+
+def _check_resolution(pipeline: StableDiffusionXLInpaintPipeline, resolution: int) -> None:
+    step = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    if resolution % step:
+        raise UserError(f"resolution: {resolution} must be a multiple of {step} for this base")
+
+
+def _check_sample(sample: Sample, resolution: int) -> None:
+    name = f"sample {sample.key}"
+    if sample.background is None or any(person.augmented_mask is None for person in sample.people):
+        raise UserError(
+            f"{name} is {sample.configuration!r}: training needs composite samples (clean plate, faulty masks)"
+        )
+    if not sample.people:
+        raise UserError(f"{name} has no person")
+    height, width = sample.image.shape[:2]
+    if min(height, width) < resolution:
+        raise UserError(f"{name} is {width}x{height}, smaller than resolution ({resolution}): lower resolution")
+    shapes = {sample.background.shape[:2], *(person.mask.shape for person in sample.people)}
+    if shapes != {(height, width)}:
+        raise UserError(f"{name}: background or masks differ in size from the image ({width}x{height})")
+
+
+def _write_records(
+    folder: Path, settings: TrainSettings, base: str, dataset_digest: str, count: int, losses: list[dict[str, float]]
+) -> None:
+    config = {
+        "format": 1,
+        "base": base,
+        "dataset": dataset_digest,
+        "samples": count,
+        "settings": settings.model_dump(mode="json"),
+        "software": software_versions(),
+    }
+    (folder / "mild.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with (folder / "loss.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, LOSS_COLUMNS, lineterminator="\n")
+        rows.writeheader()
+        rows.writerows({"step": step, **values} for step, values in enumerate(losses, start=1))
+    (folder / "loss.svg").write_text(loss_chart(losses), encoding="utf-8")
+    card = CARD.format(
+        base=base,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        resolution=settings.resolution,
+        rank=settings.lora.rank,
+        alpha=settings.lora.alpha,
+        count=count,
+        dataset=dataset_digest,
+        first=losses[0]["loss"],
+        last=losses[-1]["loss"],
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+CARD = """\
+---
+library_name: diffusers
+tags: [lora, inpainting, object-removal, stable-diffusion-xl]
+---
+# MILD: layered LoRA for erasing people
+
+Two adapters for the attention of an SDXL inpainting UNet: `bg` paints the background where people were, `fg`
+paints one person. Rank {rank}, alpha {alpha}.
+
+- Base: `{base}`
+- Training: {steps} steps of {batch_size} samples at {resolution} px; loss {first:.4g} at the first step, {last:.4g}
+  at the last (`loss.csv`, `loss.svg`)
+- Data: {count} composite samples, digest `{dataset}`
+- All settings and versions: `mild.json`
+
+```python
+from diffusers import StableDiffusionXLInpaintPipeline
+
+pipeline = StableDiffusionXLInpaintPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("this folder")  # bg; the foreground adapter is in its folder fg
+```
+"""

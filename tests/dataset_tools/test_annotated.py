@@ -1,0 +1,84 @@
+"""The annotated estimators read side-cars and scale them to the picture they are given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset_tools.errors import Rejected
+from dataset_tools.estimators.annotated import Annotated, AnnotatedSettings
+from dataset_tools.records import ImageRecord
+
+RECORD = ImageRecord(id="abc", source="openimages", split="test", role="people", stratum="one", image="abc.jpg")
+KEYPOINTS = [[0.5, 0.25, 1.0], [0.1, 0.9, 0.6], *([[0.0, 0.0, 0.0]] * 16)]
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Annotated:
+    folder = tmp_path / "sidecar" / "test"
+    folder.mkdir(parents=True)
+    (folder / "abc.json").write_text(json.dumps({"people": [{"box_id": "p1", "keypoints": KEYPOINTS}]}))
+    labels = np.zeros((4, 6), np.uint8)
+    labels[:, 3:] = 13
+    Image.fromarray(labels).save(folder / "abc.parsing.png")
+    plate = np.zeros((4, 6, 3), np.uint8)
+    plate[:, 3:] = 200
+    Image.fromarray(plate).save(folder / "abc.plate.png")
+    return AnnotatedSettings(root=str(tmp_path)).open()
+
+
+def image(height: int, width: int) -> np.ndarray:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+def test_keypoints_are_scaled_to_the_image_and_matched_by_id(annotated: Annotated) -> None:
+    masks = [np.ones((40, 80), bool)] * 2
+    found = annotated.estimate_pose(image(40, 80), masks, RECORD, ["stranger", "p1"])
+    assert found.shape == (2, 18, 3) and found.dtype == np.float32
+    assert not found[0].any()
+    np.testing.assert_allclose(found[1, :2], [[40, 10, 1], [8, 36, 0.6]], rtol=1e-6)
+    assert not found[1, 2:].any()
+
+
+@pytest.mark.parametrize("scale", [1, 2, 5])
+def test_parsing_keeps_labels_when_scaled_and_is_zero_outside_the_masks(annotated: Annotated, scale: int) -> None:
+    mask = np.zeros((4 * scale, 6 * scale), bool)
+    mask[: 2 * scale] = True
+    labels = annotated.estimate_parsing(image(4 * scale, 6 * scale), [mask], RECORD, ["p1"])
+    expected = np.zeros_like(labels)
+    expected[: 2 * scale, 3 * scale :] = 13
+    assert labels.dtype == np.uint8 and np.array_equal(labels, expected)
+
+
+def test_parsing_invents_no_label_at_odd_sizes(annotated: Annotated) -> None:
+    labels = annotated.estimate_parsing(image(7, 5), [np.ones((7, 5), bool)], RECORD, ["p1"])
+    assert set(np.unique(labels)) == {0, 13}
+
+
+def test_plates_are_averaged_when_they_shrink(annotated: Annotated) -> None:
+    assert annotated.clean_plate(image(4, 6), RECORD)[0, 3:].min() == 200
+    small = annotated.clean_plate(image(2, 3), RECORD)
+    assert small.shape == (2, 3, 3)
+    assert small[0, :, 0].tolist() == [0, 100, 200]  # the middle pixel covers one dark and one light column
+
+
+def test_a_missing_side_car_rejects_the_image(annotated: Annotated) -> None:
+    other = ImageRecord(id="nobody", source="openimages", split="test", role="people", stratum="one", image="x")
+    with pytest.raises(Rejected) as caught:
+        annotated.estimate_pose(image(4, 6), [], other, [])
+    assert caught.value.reason == "no-annotation"
+    with pytest.raises(Rejected):
+        annotated.clean_plate(image(4, 6), other)
+
+
+def test_a_broken_side_car_rejects_the_image(annotated: Annotated, tmp_path: Path) -> None:
+    (tmp_path / "sidecar" / "test" / "abc.json").write_text('{"people": [{}]}')
+    (tmp_path / "sidecar" / "test" / "abc.plate.png").write_bytes(b"no picture")
+    with pytest.raises(Rejected, match="broken-annotation"):
+        annotated.estimate_pose(image(4, 6), [], RECORD, [])
+    with pytest.raises(Rejected, match="broken-annotation"):
+        annotated.clean_plate(image(4, 6), RECORD)

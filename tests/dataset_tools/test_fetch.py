@@ -1,0 +1,355 @@
+"""Fetching against a real server on loopback, and the bounds of the ordered map."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from dataset_tools.errors import Rejected
+from dataset_tools.fetch import FetchSettings, map_in_order, read_bytes, with_retries
+
+BODY = bytes(range(256)) * 40
+LOCAL = FetchSettings(attempts=3, backoff_seconds=0, timeout_seconds=5, allow_private_addresses=True)
+
+
+class Server(ThreadingHTTPServer):
+    """Answers by path and remembers what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str] = []
+        self.sent = 0
+        self.closing = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up early are the point of some tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        name = self.path.strip("/")
+        times = self.server.asked.count(self.path)
+        if name == "good" and (wanted := self.headers.get("Range")):
+            start, end = map(int, wanted.removeprefix("bytes=").split("-"))
+            self._answer(206, BODY[start : end + 1])
+        elif name in ("good", "deaf"):
+            self._answer(200, BODY)
+        elif name == "busy":
+            self._answer(200 if times == 3 else 429 if times == 1 else 503, BODY)
+        elif name == "hangs":
+            self.server.closing.wait(30)
+        elif name == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", str(2 * len(BODY)))
+            self.end_headers()
+            self.wfile.write(BODY)
+        elif name == "endless":
+            self.send_response(200)
+            self.end_headers()
+            while not self.server.closing.is_set():
+                self.server.sent += self.wfile.write(BODY)
+        elif name.startswith("to="):
+            self.send_response(302)
+            self.send_header("Location", name.removeprefix("to="))
+            self.end_headers()
+        else:
+            self._answer(int(name), b"")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.closing.set()
+        server.shutdown()
+        thread.join()
+
+
+def refusal(url: str, settings: FetchSettings) -> Rejected:
+    with pytest.raises(Rejected) as caught:
+        read_bytes(url, settings)
+    return caught.value
+
+
+def test_a_file_is_the_same_from_everywhere(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(BODY)
+    fsspec.filesystem("memory").pipe_file("/fetch/file", BODY)
+    for url in (f"{server.url}/good", str(tmp_path / "file"), f"file://{tmp_path}/file", "memory://fetch/file"):
+        assert read_bytes(url, LOCAL) == BODY
+        assert read_bytes(url, LOCAL, span=(100, 300)) == BODY[100:300]
+
+
+def test_a_span_is_cut_out_where_the_server_knows_no_ranges(server: Server) -> None:
+    assert read_bytes(f"{server.url}/deaf", LOCAL, span=(100, 300)) == BODY[100:300]
+
+
+def test_a_busy_server_is_asked_again(server: Server) -> None:
+    """429, then 503, then the file."""
+    assert read_bytes(f"{server.url}/busy", LOCAL) == BODY
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "asked", "transient"),
+    [
+        (404, "not-found", 1, False),
+        (410, "not-found", 1, False),
+        (401, "forbidden", 1, False),
+        (403, "forbidden", 1, False),
+        (418, "http-error", 1, False),
+        (429, "http-error", 3, True),
+        (500, "http-error", 3, True),
+    ],
+)
+def test_a_status_has_its_reason_and_only_some_are_tried_again(
+    server: Server, status: int, reason: str, asked: int, transient: bool
+) -> None:
+    rejected = refusal(f"{server.url}/{status}", LOCAL)
+    assert (rejected.reason, rejected.transient) == (reason, transient)
+    assert f"HTTP {status}" in rejected.message
+    assert len(server.asked) == asked
+
+
+def test_a_server_that_hangs_is_left(server: Server) -> None:
+    rejected = refusal(f"{server.url}/hangs", LOCAL.model_copy(update={"timeout_seconds": 0.05}))
+    assert (rejected.reason, rejected.transient) == ("time-out", True)
+    assert len(server.asked) == 3
+
+
+def test_a_lost_connection_is_transient(server: Server) -> None:
+    """Half a body is never taken for the file."""
+    rejected = refusal(f"{server.url}/cut", LOCAL)
+    assert (rejected.reason, rejected.transient) == ("http-error", True)
+    assert len(server.asked) == 3
+
+
+def test_nobody_there_is_transient() -> None:
+    with Server() as gone:
+        url = gone.url
+    rejected = refusal(f"{url}/good", LOCAL)
+    assert (rejected.reason, rejected.transient) == ("http-error", True)
+
+
+def test_files_beyond_the_limit_are_refused_and_not_read_to_the_end(server: Server, tmp_path: Path) -> None:
+    """An endless answer ends; a file of just the limit is taken."""
+    (tmp_path / "file").write_bytes(BODY)
+    tight = LOCAL.model_copy(update={"max_bytes": len(BODY) - 1})
+    for url in (f"{server.url}/good", f"{server.url}/endless", str(tmp_path / "file")):
+        assert refusal(url, tight).reason == "too-large"
+    exact = LOCAL.model_copy(update={"max_bytes": len(BODY)})
+    assert read_bytes(f"{server.url}/good", exact) == BODY
+    assert read_bytes(str(tmp_path / "file"), exact) == BODY
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "127.1"])
+def test_private_addresses_are_refused_unless_allowed(server: Server, host: str) -> None:
+    """However the address is written, and also behind another file system; no request reaches the server."""
+    url = f"http://{host}:{server.server_port}/good"
+    rejected = refusal(url, FetchSettings(backoff_seconds=0))
+    assert (rejected.reason, rejected.transient) == ("private-address", False)
+    assert "allow_private_addresses" in rejected.message
+    refusal(f"simplecache::{url}", FetchSettings(backoff_seconds=0))
+    assert server.asked == []
+    assert read_bytes(url, LOCAL) == BODY
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"])
+def test_addresses_of_private_networks_and_of_cloud_metadata_are_refused(address: str) -> None:
+    """Nothing is sent: the answer does not depend on the network."""
+    assert refusal(f"http://{address}/x", FetchSettings(attempts=1)).reason == "private-address"
+
+
+def test_redirects_to_private_addresses_are_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first address may be public: here the name public.test is, as far as the check can tell."""
+    from dataset_tools import fetch
+
+    check = fetch._public_socket
+
+    def first_is_public(address: tuple[Any, ...]) -> Any:
+        family, kind, protocol, name, (host, port, *rest) = address
+        seen.append(host)
+        if len(seen) > 1:
+            return check(address)
+        return fetch.socket.socket(family, kind, protocol)
+
+    seen: list[str] = []
+    monkeypatch.setattr(fetch, "_public_socket", first_is_public)
+    rejected = refusal(f"{server.url}/to=http://localhost:{server.server_port}/good", FetchSettings(attempts=1))
+    assert rejected.reason == "private-address"
+    assert len(seen) > 1
+    assert len(server.asked) == 1
+
+
+def test_local_failures_have_reasons(tmp_path: Path) -> None:
+    assert refusal(str(tmp_path / "none"), LOCAL).reason == "not-found"
+    assert refusal("memory://fetch/none", LOCAL).reason == "not-found"
+    assert refusal(str(tmp_path), LOCAL).reason == "unreadable"
+    assert refusal("no-such-protocol://x", LOCAL).reason == "unreadable"
+
+
+class Faulty(MemoryFileSystem):
+    """Raises what s3fs makes of S3's answers (s3fs.errors.ERROR_CODE_TO_EXCEPTION)."""
+
+    protocol = "faulty"
+    faults: tuple[Exception, ...] = ()
+    asked = 0
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        Faulty.asked += 1
+        if Faulty.asked <= len(self.faults):
+            raise self.faults[Faulty.asked - 1]
+        return BODY
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        ((OSError(errno.EBUSY, "Please reduce your request rate."),), None),
+        ((ConnectionResetError(), TimeoutError()), None),
+        ((ConnectionResetError(),) * 3, "unreadable"),
+        ((TimeoutError(),) * 3, "time-out"),
+        ((PermissionError("Access Denied"),), "forbidden"),
+        ((FileNotFoundError("The specified key does not exist."),), "not-found"),
+    ],
+)
+def test_s3_is_asked_again_when_it_throttles(
+    monkeypatch: pytest.MonkeyPatch, faults: tuple[Exception, ...], reason: str | None
+) -> None:
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    monkeypatch.setattr(Faulty, "faults", faults)
+    monkeypatch.setattr(Faulty, "asked", 0)
+    if reason is None:
+        assert read_bytes("faulty://x", LOCAL) == BODY
+        assert Faulty.asked == len(faults) + 1
+    else:
+        assert refusal("faulty://x", LOCAL).reason == reason
+        assert Faulty.asked == len(faults)
+
+
+def test_an_empty_object_on_s3_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 refuses every range of it."""
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    unsatisfiable = OSError(errno.EINVAL, "The requested range is not satisfiable")
+    monkeypatch.setattr(Faulty, "faults", (unsatisfiable,))
+    monkeypatch.setattr(Faulty, "asked", 0)
+    assert read_bytes("faulty://x", LOCAL) == b""
+
+
+def test_the_wait_doubles_and_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full jitter: uniform between nothing and the doubled bound."""
+    waits: list[float] = []
+    monkeypatch.setattr("dataset_tools.fetch.time.sleep", waits.append)
+
+    def fail() -> None:
+        raise TimeoutError
+
+    for _ in range(200):
+        with pytest.raises(Rejected):
+            with_retries(fail, "x", FetchSettings(attempts=3, backoff_seconds=1))
+    first, second = waits[::2], waits[1::2]
+    assert 0 <= min(first) < 0.2 and 0.8 < max(first) <= 1
+    assert 0 <= min(second) < 0.4 and 1.6 < max(second) <= 2
+
+
+def test_map_keeps_the_order_whatever_finishes_first() -> None:
+    """The first item is held back until the last of its batch is done."""
+    last = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            assert last.wait(10)
+        if item == 3:
+            last.set()
+        return item * item
+
+    assert list(map_in_order(work, range(20), workers=4, ahead=4)) == [i * i for i in range(20)]
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (4, 2), (2, 7), (3, 3)])
+def test_map_looks_no_further_ahead_than_it_may(workers: int, ahead: int) -> None:
+    """Counted at the source: items taken and not yet handed on never exceed the bound, and reach it."""
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for item in range(30):
+            taken += 1
+            yield item
+
+    outstanding = []
+    for done, result in enumerate(map_in_order(lambda item: item, items(), workers, ahead)):
+        assert result == done
+        outstanding.append(taken - done)
+    assert max(outstanding) == ahead
+
+
+def test_map_runs_no_more_than_its_workers_at_once() -> None:
+    running, most, lock = 0, 0, threading.Lock()
+    both = threading.Barrier(2)
+
+    def work(item: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        both.wait(10)
+        with lock:
+            running -= 1
+
+    list(map_in_order(work, range(10), workers=2, ahead=8))
+    assert most == 2
+
+
+def test_map_hands_on_rejections_and_raises_the_rest() -> None:
+    """A rejected item is a value in its place; a defect stops the run and leaves the rest undone."""
+
+    def work(item: int) -> int:
+        if item == 1:
+            raise Rejected("not-found", "none")
+        if item == 3:
+            raise ZeroDivisionError
+        return item
+
+    results = map_in_order(work, range(100), workers=2, ahead=2)
+    assert next(results) == 0
+    rejected = next(results)
+    assert isinstance(rejected, Rejected) and rejected.reason == "not-found"
+    assert next(results) == 2
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_map_stops_when_its_consumer_does() -> None:
+    """Closing the iterator leaves no thread behind and starts no further item."""
+    started: list[int] = []
+    results = map_in_order(lambda item: started.append(item) or item, range(1000), workers=2, ahead=4)
+    next(results)
+    before = threading.active_count()
+    results.close()  # type: ignore[attr-defined]
+    assert len(started) <= 8
+    assert threading.active_count() <= before

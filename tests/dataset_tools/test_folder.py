@@ -1,0 +1,369 @@
+"""Own photographs: every way of storing masks gives the same people, and what cannot be used is named."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
+from pydantic import ValidationError
+
+from dataset_tools.errors import Rejected, UserError
+from dataset_tools.images import DecodeSettings, decode_image
+from dataset_tools.records import ImageRecord
+from dataset_tools.schema import KEY_PATTERN, encode_rle
+from dataset_tools.sources import Curation, Source
+from dataset_tools.sources.folder import FolderSettings, FolderSource
+
+HEIGHT, WIDTH = 60, 90
+LEFT, RIGHT = np.zeros((2, HEIGHT, WIDTH), bool)
+LEFT[10:50, 10:30] = True
+RIGHT[20:55, 50:80] = True
+
+
+def photo(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def save(array: np.ndarray, path: Path, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def source_of(root: Path, **changes: object) -> FolderSource:
+    values = {"photos": f"{root}/photos", "masks": f"{root}/masks"} | changes
+    return FolderSettings.check(values, origin="test").open()
+
+
+def masks_of(source: FolderSource, record: ImageRecord) -> list[np.ndarray]:
+    return [source.read_mask(record, index) for index in range(len(record.instances))]
+
+
+def why(curation: Curation) -> set[tuple[str, str]]:
+    return {(rejection.outcome, rejection.reason) for rejection in curation.rejected}
+
+
+def write_people_pngs(root: Path) -> None:
+    save(LEFT, root / "masks/one_0.png")
+    save(RIGHT.astype(np.uint8) * 255, root / "masks/one_1.png")
+
+
+def write_folder_of_pngs(root: Path) -> None:
+    save(LEFT, root / "masks/one/ann.png")
+    save(RIGHT, root / "masks/one/bob.png")
+
+
+def write_index_png(root: Path) -> None:
+    save((LEFT * 3 + RIGHT * 7).astype(np.uint8), root / "masks/one.png")
+
+
+def write_palette_png_with_void(root: Path) -> None:
+    index = (LEFT * 1 + RIGHT * 2).astype(np.uint8)
+    index[0, :5] = 255
+    picture = Image.fromarray(index)
+    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    (root / "masks").mkdir()
+    picture.save(root / "masks/one.png")
+
+
+def coco(segmentations: list[object], **changes: object) -> dict[str, object]:
+    return {
+        "images": [{"id": 5, "file_name": "one.jpg", "height": HEIGHT, "width": WIDTH}],
+        "annotations": [
+            {"id": 10 + k, "image_id": 5, "category_id": 1, "segmentation": s} for k, s in enumerate(segmentations)
+        ],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}],
+    } | changes
+
+
+def write_coco(root: Path, document: dict[str, object]) -> None:
+    (root / "masks").mkdir(exist_ok=True)
+    (root / "masks/people.json").write_text(json.dumps(document))
+
+
+def write_coco_polygons(root: Path) -> None:
+    write_coco(root, coco([[[10, 10, 30, 10, 30, 50, 10, 50]], [[50, 20, 80, 20, 80, 55, 50, 55]]]))
+
+
+def uncompressed(mask: np.ndarray) -> dict[str, object]:
+    flat = mask.T.ravel().astype(np.int8)
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])
+    return {"size": [HEIGHT, WIDTH], "counts": ([0] if flat[0] else []) + np.diff(edges).tolist()}
+
+
+def write_coco_rle(root: Path) -> None:
+    write_coco(root, coco([encode_rle(LEFT), uncompressed(RIGHT)]))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_people_pngs, write_folder_of_pngs, write_index_png, write_palette_png_with_void, write_coco_polygons,
+     write_coco_rle],
+)  # fmt: skip
+def test_every_way_of_storing_masks_gives_the_same_two_people(tmp_path: Path, write: object) -> None:
+    file = save(photo(1), tmp_path / "photos/one.jpg")
+    write(tmp_path)  # type: ignore[operator]
+    json_file = tmp_path / "masks/people.json"
+    source = source_of(tmp_path, masks=str(json_file if json_file.exists() else json_file.parent))
+    assert isinstance(source, Source) and source.applies_exif
+    curation = source.curate()
+    assert curation.rejected == []
+    (record,) = curation.records
+    assert [np.array_equal(m, t) for m, t in zip(masks_of(source, record), (LEFT, RIGHT), strict=True)] == [True, True]
+    assert record.instances[0].box == pytest.approx((10 / 90, 10 / 60, 30 / 90, 50 / 60))
+    assert record.instances[1].category == "Person" and len({i.id for i in record.instances}) == 2
+    assert (record.role, record.stratum, record.rotation) == ("people", "two_or_three", 0)
+    assert source.read_image(record) == file.read_bytes()
+    assert masks_of(pickle.loads(pickle.dumps(source)), record)[0].any()
+
+
+def test_photographs_in_subfolders_find_their_own_masks(tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b")):
+        save(photo(number), tmp_path / f"photos/{folder}/same.jpg")
+    save(LEFT, tmp_path / "masks/a/same_0.png")
+    save(RIGHT, tmp_path / "masks/b/same_0.png")
+    source = source_of(tmp_path)
+    records = source.curate().records
+    assert [np.array_equal(masks_of(source, r)[0], t) for r, t in zip(records, (LEFT, RIGHT), strict=True)] == [
+        True
+    ] * 2
+    assert len({record.id for record in records}) == 2
+
+
+def test_a_mask_whose_name_is_that_of_another_photograph_belongs_to_that_one(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "a_0")):
+        save(photo(number), tmp_path / f"photos/{name}.jpg")
+    save(LEFT, tmp_path / "masks/a_0.png")
+    save(RIGHT, tmp_path / "masks/a_1.png")
+    source = source_of(tmp_path)
+    found = {Path(record.image).stem: masks_of(source, record) for record in source.curate().records}
+    assert np.array_equal(found["a"][0], RIGHT) and np.array_equal(found["a_0"][0], LEFT)
+    assert {name: len(masks) for name, masks in found.items()} == {"a": 1, "a_0": 1}
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+@pytest.mark.parametrize("stored_like_the_photo", [True, False])
+def test_masks_meet_their_photograph_in_either_orientation(
+    tmp_path: Path, code: int, stored_like_the_photo: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = code
+    save(photo(1), tmp_path / "photos/one.png", exif=exif)
+    buffer = io.BytesIO()
+    Image.fromarray(LEFT).save(buffer, "PNG", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
+    # Where both orientations have the same shape, a mask can only be taken as upright.
+    save(LEFT if stored_like_the_photo and code >= 5 else upright, tmp_path / "masks/one_0.png")
+    source = source_of(tmp_path)
+    (record,) = source.curate().records
+    decoded = decode_image(source.read_image(record), DecodeSettings(min_side=8), rotation=None)
+    assert np.array_equal(decoded.apply_orientation(source.read_mask(record, 0)), upright)
+    assert decoded.image.shape[:2] == upright.shape
+    assert record.instances[0].box == pytest.approx((10 / 90, 10 / 60, 30 / 90, 50 / 60))
+
+
+def test_what_cannot_be_used_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    for number, name in enumerate(("good", "bare", "broken", "nobody", "soft")):
+        save(photo(number), tmp_path / f"photos/{name}.jpg")
+    (tmp_path / "photos/not-a-photo.jpg").write_text("<html>")
+    (tmp_path / "photos/.hidden.jpg").write_bytes(b"")
+    (tmp_path / "photos/notes.txt").write_text("x")
+    for name in ("good_0", "good_1", "not-a-photo_0"):
+        save(LEFT, tmp_path / f"masks/{name}.png")
+    (tmp_path / "masks/broken_0.png").write_bytes((tmp_path / "masks/good_0.png").read_bytes()[:50])
+    save(np.zeros_like(LEFT), tmp_path / "masks/nobody_0.png")
+    save(np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8), tmp_path / "masks/soft.png")
+    curation = source_of(tmp_path).curate()
+    assert [Path(record.image).name for record in curation.records] == ["good.jpg", "not-a-photo.jpg"]
+    assert curation.records[0].stratum == "overlapping"
+    assert why(curation) == {
+        ("image-rejected", "no-mask"),
+        ("person-rejected", "truncated-image"),
+        ("person-rejected", "empty-mask"),
+        ("person-rejected", "not-an-index-mask"),
+    }
+    assert len([r for r in curation.rejected if r.reason == "no-mask"]) == 4
+
+
+def test_bad_rows_of_a_coco_json_are_set_aside_one_by_one(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    square = [[10, 10, 30, 10, 30, 50, 10, 50]]
+    document = coco(
+        [
+            square,
+            [[1, 2, 3]],
+            [],
+            [[0, 0, 1e12, 0, 5, 5]],
+            {"size": [HEIGHT, WIDTH], "counts": [5, 6]},
+            {"size": [7, 7], "counts": "abc"},
+            {"size": [HEIGHT, WIDTH], "counts": "~~~~"},
+            None,
+        ]
+    )
+    rows: list[object] = document["annotations"]  # type: ignore[assignment]
+    rows.append({"id": 30, "image_id": 5, "category_id": 2, "segmentation": square})  # a dog
+    rows.append({"id": 31, "image_id": 99, "category_id": 1, "segmentation": square})
+    rows.append({"id": 32, "category_id": 1, "segmentation": square})
+    rows.append({"id": 33, "image_id": 5, "category_id": 1, "iscrowd": 1, "segmentation": encode_rle(LEFT)})
+    rows.append("nonsense")
+    images: list[object] = document["images"]  # type: ignore[assignment]
+    images.append({"id": 6, "file_name": "../../etc/passwd", "height": 5, "width": 5})
+    images.append({"file_name": "one.jpg"})
+    write_coco(tmp_path, document)
+    source = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json")
+    curation = source.curate()
+    (record,) = curation.records
+    assert [instance.id for instance in record.instances] == ["10"]
+    truth = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(square, HEIGHT, WIDTH))).astype(bool)
+    assert np.array_equal(source.read_mask(record, 0), truth)
+    assert Counter(rejection.reason for rejection in curation.rejected) == {
+        "malformed-row": 11,
+        "missing-image": 1,
+        "crowd": 1,
+    }
+
+
+def test_without_categories_everything_in_a_coco_json_is_a_person(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    document = coco([encode_rle(LEFT)])
+    del document["categories"]
+    write_coco(tmp_path, document)
+    (record,) = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json").curate().records
+    assert record.instances[0].category == "Person"
+
+
+def test_splits_follow_from_the_bytes_and_copies_are_set_aside(tmp_path: Path) -> None:
+    for number in range(60):
+        file = save(photo(number), tmp_path / f"photos/p{number:02d}.png")
+        save(LEFT, tmp_path / f"masks/p{number:02d}_0.png")
+    (tmp_path / "photos/copy.png").write_bytes(file.read_bytes())
+    save(LEFT, tmp_path / "masks/copy_0.png")
+    (tmp_path / "empty").mkdir()
+    save(photo(100), tmp_path / "empty/street.png")
+    (tmp_path / "empty/people.png").write_bytes((tmp_path / "photos/p00.png").read_bytes())
+    shares = {"train": 0.5, "test": 0.5}
+    curation = source_of(tmp_path, splits=shares, backgrounds=f"{tmp_path}/empty").curate()
+    assert [(r.outcome, r.reason) for r in curation.rejected] == [("image-rejected", "duplicate-image")] * 2
+    assert Counter(record.role for record in curation.records) == {"people": 60, "background": 1}
+    splits = Counter(record.split for record in curation.records)
+    assert set(splits) == {"train", "test"} and 18 <= splits["train"] <= 43
+    other = tmp_path / "other"
+    for record in curation.records[:10]:
+        data = Path(record.image).read_bytes()
+        (other / "photos").mkdir(parents=True, exist_ok=True)
+        (other / "photos" / f"renamed-{hashlib.md5(data).hexdigest()}.png").write_bytes(data)
+        save(RIGHT, other / f"masks/renamed-{hashlib.md5(data).hexdigest()}_0.png")
+    again = {record.id[-8:]: record.split for record in source_of(other, splits=shares).curate().records}
+    assert again == {record.id[-8:]: record.split for record in curation.records[:10]}
+
+
+def test_ids_are_safe_and_distinct_whatever_files_are_called(tmp_path: Path) -> None:
+    names = [
+        "été à Paris.jpg",
+        "北京.jpg",
+        "上海.jpg",
+        "a.b.c.jpg",
+        "a b.jpg",
+        "a_b.jpg",
+        "a-b.JPG",
+        "x" * 200 + ".png",
+        "#%:.jpg",
+    ]
+    for number, name in enumerate(names):
+        save(photo(number), tmp_path / "photos" / name, format="PNG")
+        save(LEFT, tmp_path / "masks" / f"{name.rpartition('.')[0]}_0.png")
+    source = source_of(tmp_path)
+    curation = source.curate()
+    assert len({record.id for record in curation.records}) == len(names)
+    assert all(KEY_PATTERN.fullmatch(f"folder-{record.id}") for record in curation.records)
+    for record in curation.records:
+        assert np.array_equal(source.read_mask(record, 0), LEFT)
+        assert hashlib.sha256(source.read_image(record)).hexdigest().startswith(record.id[-8:])
+
+
+def test_attribution_comes_from_the_table_and_else_from_the_settings(tmp_path: Path) -> None:
+    for number, name in enumerate(("one", "two")):
+        save(photo(number), tmp_path / f"photos/{name}.jpg")
+        save(LEFT, tmp_path / f"masks/{name}_0.png")
+    table = '\ufefffile,licence,author,title,url\ntwo.jpg,CC0,Ann,"Sea, sun",https://example.org/2\ngone.jpg,CC0,,,\n'
+    (tmp_path / "photos/attribution.csv").write_text(table, encoding="utf-8")
+    curation = source_of(tmp_path, licence="CC BY 4.0", author="Me").curate()
+    one, two = curation.records
+    assert (one.licence, one.author, one.title, one.url) == ("CC BY 4.0", "Me", "one", "")
+    assert (two.licence, two.author, two.title, two.url) == ("CC0", "Ann", "Sea, sun", "https://example.org/2")
+    assert why(curation) == {("row-rejected", "missing-image")}
+
+
+@pytest.mark.parametrize("header", ["name,licence", "file,license"])
+def test_a_table_with_wrong_columns_is_an_error_that_names_them(tmp_path: Path, header: str) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    save(LEFT, tmp_path / "masks/one_0.png")
+    (tmp_path / "photos/attribution.csv").write_text(f"{header}\none.jpg,CC0\n")
+    with pytest.raises(UserError, match="the columns are file, licence"):
+        source_of(tmp_path).curate()
+
+
+def test_what_the_user_must_mend_is_said_in_one_line(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    (tmp_path / "masks").mkdir()
+    for changes, message in [
+        ({"photos": f"{tmp_path}/nowhere"}, "folder .*nowhere does not exist"),
+        ({"masks": f"{tmp_path}/nowhere"}, "folder .*nowhere does not exist"),
+        ({"masks": f"{tmp_path}/nowhere.json"}, "file .*nowhere.json does not exist"),
+        ({"photos": f"{tmp_path}/masks"}, "holds no photographs"),
+        ({"masks": f"{tmp_path}/photos"}, "masks need their own"),
+        ({"backgrounds": f"{tmp_path}/nowhere"}, "folder .*nowhere does not exist"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            source_of(tmp_path, **changes).curate()
+    for document, message in [
+        ({"images": []}, "not a COCO json"),
+        (coco([], categories=[{"id": 1, "name": "dog"}]), "no category 'person'; it has dog"),
+    ]:
+        write_coco(tmp_path, document)
+        with pytest.raises(UserError, match=message):
+            source_of(tmp_path, masks=f"{tmp_path}/masks/people.json").curate()
+    with pytest.raises(UserError, match="nowhere"):
+        source_of(tmp_path, photos=f"{tmp_path}/nowhere").fingerprint()
+    with pytest.raises(ValidationError, match="sum to 1"):
+        FolderSettings(photos="a", masks="b", splits={"train": 0.5})
+
+
+def test_the_fingerprint_changes_with_files_and_settings_alone(tmp_path: Path) -> None:
+    file = save(photo(1), tmp_path / "photos/one.jpg")
+    save(LEFT, tmp_path / "masks/one_0.png")
+    first = source_of(tmp_path).fingerprint()
+    assert source_of(tmp_path).fingerprint() == first
+    assert source_of(tmp_path, licence="CC0").fingerprint() != first
+    os.utime(file, (1, 1))
+    touched = source_of(tmp_path).fingerprint()
+    assert touched != first
+    save(RIGHT, tmp_path / "masks/one_1.png")
+    assert source_of(tmp_path).fingerprint() != touched
+
+
+def test_any_fsspec_root_will_do() -> None:
+    memory = fsspec.filesystem("memory")
+    for path, array in (("/own/photos/one.png", photo(1)), ("/own/masks/one_0.png", LEFT)):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "PNG")
+        memory.pipe_file(path, buffer.getvalue())
+    source = FolderSettings(photos="memory://own/photos", masks="memory://own/masks/").open()
+    (record,) = source.curate().records
+    assert record.image == "memory://own/photos/one.png"
+    assert np.array_equal(source.read_mask(record, 0), LEFT)
+    assert source.read_image(record) == memory.cat_file("/own/photos/one.png")
+    assert source.fingerprint() == source.fingerprint()
+    memory.rm("/own", recursive=True)
+    with pytest.raises(Rejected, match="not-found"):
+        source.read_image(record)

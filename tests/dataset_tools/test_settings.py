@@ -1,0 +1,131 @@
+"""Settings files: what is wrong is said in one line that helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import Field
+
+from dataset_tools.errors import UserError
+from dataset_tools.settings import Settings, digest_of
+
+
+class Folder(Settings):
+    """Own photos."""
+
+    kind: Literal["folder"] = "folder"
+    images: str = "."
+
+
+class Bucket(Settings):
+    """A mirror."""
+
+    kind: Literal["bucket"] = "bucket"
+    endpoint: str = ""
+
+
+class Masks(Settings):
+    """Cleaning."""
+
+    smallest_area: float = Field(0.01, ge=0, le=1)
+    """Share of the picture."""
+
+
+class Build(Settings):
+    """All of it."""
+
+    workers: int = Field(4, ge=1)
+    """Threads."""
+    masks: Masks = Masks()
+    source: Annotated[Folder | Bucket, Field(discriminator="kind")] = Folder()
+    more: list[Annotated[Folder | Bucket, Field(discriminator="kind")]] = Field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("values", "unknown", "nearest"),
+    [
+        ({"wrokers": 2}, "wrokers", "workers"),
+        ({"masks": {"smalest_area": 0.1}}, "masks.smalest_area", "smallest_area"),
+        ({"source": {"kind": "folder", "image": "x"}}, "image", "images"),
+        ({"source": {"kind": "bucket", "endpiont": "x"}}, "endpiont", "endpoint"),
+        # nearer to a field of the other member of the union, which is not the one that was chosen
+        ({"source": {"kind": "bucket", "image": "x"}}, "image", "kind"),
+        ({"more": [{"kind": "folder"}, {"kind": "bucket", "endpint": "x"}]}, "endpint", "endpoint"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(values: dict[str, Any], unknown: str, nearest: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Build.check(values, origin="build.yaml")
+    message = str(caught.value)
+    assert message.startswith("build.yaml: unknown setting")
+    assert unknown in message
+    assert f"did you mean {nearest!r}?" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("workers: [", "not valid YAML"),
+        ("workers: 2\n  masks: 1\n", "not valid YAML"),
+        ("- workers\n", "must hold a mapping, not a list"),
+        ("workers: none\n", "workers: Input should be a valid integer"),
+        ("workers: 0\n", "workers: Input should be greater than or equal to 1"),
+        ("masks:\n  smallest_area: 3\n", "masks.smallest_area: Input should be less than or equal to 1"),
+        ("source:\n  kind: floppy\n", "source: "),
+        ("1: 2\n", "1"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "build.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        Build.load(path)
+    assert str(path) in str(caught.value)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_a_folder_and_bytes_are_refused_in_one_line(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.yaml"
+    noise.write_bytes(b"\xff\xfe\x00\x9f")
+    for path, says in [
+        (tmp_path / "no.yaml", "does not exist"),
+        (tmp_path, "cannot be read"),
+        (noise, "cannot be read"),
+    ]:
+        with pytest.raises(UserError, match=says) as caught:
+            Build.load(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_two_mistakes_are_both_named() -> None:
+    with pytest.raises(UserError, match=r"workers.*masks\.smallest_area"):
+        Build.check({"workers": 0, "masks": {"smallest_area": 2}}, origin="x")
+
+
+def test_changes_go_over_the_file_and_an_empty_file_means_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "build.yaml"
+    path.write_text("")
+    assert Build.load(path) == Build()
+    path.write_text("workers: 2\n")
+    loaded = Build.load(path, {"masks.smallest_area": 0.5, "source": {"kind": "bucket"}})
+    assert (loaded.workers, loaded.masks.smallest_area, loaded.source) == (2, 0.5, Bucket())
+    with pytest.raises(UserError, match="'workers' is not a group of settings"):
+        Build.load(path, {"workers.count": 1})
+    with pytest.raises(UserError, match="did you mean 'smallest_area'"):
+        Build.load(path, {"masks.smalest_area": 1})
+
+
+def test_equal_settings_have_equal_digests_and_changed_ones_do_not() -> None:
+    assert Build().digest() == Build(workers=4).digest() == Build.check({"workers": "4"}, origin="x").digest()
+    assert Build().digest() != Build(workers=5).digest()
+    assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1})
+
+
+def test_settings_cannot_be_changed_after_they_were_read() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Build().workers = 3  # type: ignore[misc]

@@ -1,0 +1,267 @@
+"""The flow build-dataset on the drawn world: cached, resumable, and the same bytes whatever happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from dataset_tools.errors import UserError
+from dataset_tools.shards import ShardDataset, read_manifest, verify
+from flows.build_dataset import build_dataset
+
+KILLS = 5
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world of a few dozen pictures, in several shards of each configuration."""
+    path = tmp_path_factory.mktemp("recipe") / "build.yaml"
+    cue = {"kind": "annotated"}
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "test",
+                "source": {
+                    "kind": "sample",
+                    **{"train": 20, "validation": 3, "test": 5},
+                    **{"train_backgrounds": 6, "validation_backgrounds": 2, "test_backgrounds": 2},
+                    **{"smallest": 128, "largest": 160},
+                },
+                "curated": {"configuration": "paired"},
+                "pose": cue,
+                "parsing": cue,
+                "plate": cue,
+                "composite": {
+                    "samples": {"train": 12, "validation": 2, "test": 4},
+                    "size": [96, 96],
+                    "min_donor_height": 24,
+                },
+                "samples_per_shard": 4,
+            }
+        )
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset whose build nobody disturbed."""
+    output = tmp_path_factory.mktemp("undisturbed") / "dataset"
+    build_dataset(str(recipe), str(output))
+    return output
+
+
+@pytest.fixture
+def dataset(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of the undisturbed dataset and its work folder, to do harm to."""
+    for name in ("dataset", "dataset.work"):
+        subprocess.run(["cp", "-a", undisturbed.with_name(name), tmp_path / name], check=True)
+    return tmp_path / "dataset"
+
+
+def digests(root: Path) -> dict[str, str]:
+    """sha256 of every file of a dataset."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def written_at(root: Path) -> dict[str, int]:
+    """When every shard was written."""
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in sorted(root.rglob("*.tar"))}
+
+
+def test_the_dataset_is_sound(undisturbed: Path) -> None:
+    """verify finds nothing, and all splits of both configurations hold samples."""
+    assert list(verify(str(undisturbed))) == []
+    manifest = read_manifest(str(undisturbed))
+    assert {c: set(splits) for c, splits in manifest.shards.items()} == {
+        "paired": {"train", "validation", "test"},
+        "composite": {"train", "validation", "test"},
+    }
+    sample = ShardDataset(str(undisturbed), "composite", "train")[0]
+    assert sample.background is not None
+    assert sample.pose_by == "none" or sample.people[0].keypoints.shape == (18, 3)
+
+
+def test_no_person_or_background_is_in_two_splits(undisturbed: Path) -> None:
+    """Sources of the three splits are disjoint, composites included."""
+    sources: dict[str, set[str]] = {}
+    manifest = read_manifest(str(undisturbed))
+    for configuration, splits in manifest.shards.items():
+        for split in splits:
+            held = ShardDataset(str(undisturbed), configuration, split)
+            for index in range(len(held)):
+                sources.setdefault(split, set()).update(o["sha256"] for o in held.annotations(index)["origins"])
+    train, validation, test = (sources[split] for split in ("train", "validation", "test"))
+    assert train
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+
+
+def test_a_second_run_redoes_nothing(recipe: Path, dataset: Path) -> None:
+    """Every shard is cached, and no file changes."""
+    before, times = digests(dataset), written_at(dataset)
+    summary = build_dataset(str(recipe), str(dataset))
+    assert summary["cached"] == summary["shards"] > 6
+    assert digests(dataset) == before
+    assert written_at(dataset) == times
+
+
+def test_a_deleted_shard_and_a_flipped_byte_are_redone_alone(recipe: Path, dataset: Path) -> None:
+    """The next run finds both, redoes those two and leaves the others untouched."""
+    before, times = digests(dataset), written_at(dataset)
+    deleted, flipped = "paired/train-000001.tar", "composite/train-000002.tar"
+    (dataset / deleted).unlink()
+    data = bytearray((dataset / flipped).read_bytes())
+    data[len(data) // 2] ^= 1
+    (dataset / flipped).write_bytes(data)
+    summary = build_dataset(str(recipe), str(dataset))
+    assert summary["cached"] == summary["shards"] - 2
+    assert digests(dataset) == before
+    changed = {path for path, moment in written_at(dataset).items() if moment != times[path]}
+    assert changed == {deleted, flipped}
+
+
+def test_a_setting_of_the_compositor_rebuilds_no_curated_shard(recipe: Path, dataset: Path) -> None:
+    """Synthetic shards depend on it, curated ones do not."""
+    times = written_at(dataset)
+    build_dataset(str(recipe), str(dataset), {"composite.seed": 7})
+    changed = {path for path, moment in written_at(dataset).items() if moment != times[path]}
+    assert changed == {path for path in times if path.startswith("composite/")}
+    assert list(verify(str(dataset))) == []
+
+
+def test_fewer_samples_leave_no_shard_of_the_earlier_plan(recipe: Path, dataset: Path) -> None:
+    """Shards that the new plan does not have are removed, the others stay cached."""
+    summary = build_dataset(str(recipe), str(dataset), {"composite.samples": {"train": 0, "validation": 2, "test": 4}})
+    assert not list(dataset.glob("composite/train-*"))
+    assert summary["cached"] == summary["shards"]
+    assert list(verify(str(dataset))) == []
+
+
+@pytest.mark.parametrize("runner", [{"workers": 1}, {"workers": 4}, {"kind": "dask", "workers": 2}], ids=str)
+def test_the_task_runner_does_not_change_a_byte(
+    recipe: Path, undisturbed: Path, tmp_path: Path, runner: dict[str, Any]
+) -> None:
+    """One worker, four, threads or Dask: the same dataset."""
+    build_dataset(str(recipe), str(tmp_path / "dataset"), {f"runner.{key}": value for key, value in runner.items()})
+    assert digests(tmp_path / "dataset") == digests(undisturbed)
+
+
+def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
+    recipe: Path, undisturbed: Path, tmp_path: Path, server_environment: dict[str, str]
+) -> None:
+    """SIGKILL at random moments; each next run redoes only what was not finished."""
+    output = tmp_path / "dataset"
+    command = [sys.executable, "-m", "flows.cli", "build", str(recipe), "--output", str(output)]
+    chance = random.Random(20261121)
+    kills = 0
+    while True:
+        finished = finished_shards(output)
+        times = written_at(output)
+        child = subprocess.Popen(
+            command, env=server_environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        if kills == KILLS:
+            _, errors = child.communicate()
+            assert child.returncode == 0, errors.decode()
+        else:
+            # The moment counts from the first sign of work, so that kills do not all fall into the imports.
+            before = signs_of_work(output)
+            while child.poll() is None and signs_of_work(output) == before:
+                pass
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(timeout=chance.uniform(0, 2.0))
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            kills += 1
+        now = written_at(output)
+        assert {path: now[path] for path in finished} == {path: times[path] for path in finished}
+        assert not (output / "manifest.json").exists() or child.returncode == 0
+        if child.returncode == 0:
+            break
+    assert digests(output) == digests(undisturbed)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def signs_of_work(output: Path) -> set[str]:
+    """Everything below the dataset and its work folder."""
+    return {str(path) for place in (output, Path(f"{output}.work")) for path in place.rglob("*")}
+
+
+def finished_shards(output: Path) -> set[str]:
+    """Shards whose results Prefect has kept, whole."""
+    finished = set()
+    for path in Path(f"{output}.work", "results").glob("build-*"):
+        try:
+            result = json.loads(json.loads(path.read_bytes())["result"])
+        except ValueError:
+            continue
+        shard = result["data"]["shard"]
+        if shard["samples"]:
+            finished.add(shard["path"])
+    return finished
+
+
+BROKEN = {
+    "truncated-image", "not-an-image", "empty-file", "decompression-bomb", "not-found", "empty-mask",
+    "mask-covers-everything", "mask-size-mismatch", "missing-mask", "converted-cmyk", "converted-16-bit",
+    "converted-palette",
+}  # fmt: skip
+
+
+def test_bad_input_is_set_aside_with_its_reason(undisturbed: Path) -> None:
+    """The sample world ships one of each fault; each has a named row, and the run ended well."""
+    rows = pq.read_table(undisturbed / "rejected.parquet").to_pylist()
+    reasons = {row["reason"] for row in rows}
+    assert reasons >= BROKEN
+    assert all(row["message"] for row in rows)
+    assert any("../" in row["image_id"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"composit.seed": 1}, "did you mean 'composite'"),
+        ({"composite.sed": 1}, "did you mean 'seed'"),
+        ({"source": {"kind": "openimages", "root": "/nowhere/at/all"}}, "/nowhere/at/all"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_leaves_nothing(
+    recipe: Path, tmp_path: Path, server_environment: dict[str, str], changes: dict[str, Any], complaint: str
+) -> None:
+    """Exit code 2, one line on stderr, no file."""
+    flags = [flag for key, value in changes.items() for flag in ("--set", f"{key}={json.dumps(value)}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "build", str(recipe), "--output", str(tmp_path / "out"), *flags],
+        env=server_environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert complaint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_the_door(recipe: Path, tmp_path: Path) -> None:
+    """A file where the folder should be: said before anything runs."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        build_dataset(str(recipe), str(tmp_path / "file/dataset"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,172 @@
+"""Prefect's caching, and what is added so that a remembered result is never believed blindly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pytest
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from dataset_tools.errors import UserError
+from dataset_tools.storage import open_root, write_bytes
+from flows.caching import Files, Job, Outcome, cached_step, folder_digest, result_storage, run_steps
+
+
+class WriteJob(Job):
+    """Write one file."""
+
+    step: ClassVar[str] = "write"
+    version: ClassVar[int] = 1
+    name: str
+    content: str
+
+
+@cached_step
+def write(job: WriteJob) -> Files:
+    """Append to a log of calls, and write the file."""
+    with Path(job.work, "calls").open("a") as calls:
+        calls.write(f"{job.name}\n")
+    filesystem, base = open_root(job.root)
+    write_bytes(filesystem, f"{base}/{job.name}", job.content.encode())
+    return Files.of(job, "root", [job.name])
+
+
+@cached_step
+def complain(job: WriteJob) -> Files:
+    """Always find fault with what the user gave."""
+    with Path(job.work, "calls").open("a") as calls:
+        calls.write("complain\n")
+    raise UserError("boxes.csv has no column XMin")
+
+
+@cached_step
+def stumble(job: WriteJob) -> Files:
+    """Fail the first time, as a machine does."""
+    with Path(job.work, "calls").open("a") as calls:
+        calls.write("stumble\n")
+    if len(calls_of(job.work)) == 1:
+        raise OSError("connection reset")
+    return write.fn(job)
+
+
+def calls_of(work: str) -> list[str]:
+    path = Path(work, "calls")
+    return path.read_text().split() if path.exists() else []
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "work").mkdir()
+    return {"root": str(tmp_path / "root"), "work": str(tmp_path / "work")}
+
+
+def run(place: dict[str, str], contents: dict[str, str], step: Any = write) -> dict[str, Outcome[Files]]:
+    """Run one job a name in a flow of its own, as a process that was started again would."""
+    jobs = [WriteJob(**place, name=name, content=content) for name, content in contents.items()]
+
+    @flow(name="test-caching", task_runner=ThreadPoolTaskRunner(max_workers=2))
+    def steps() -> list[Outcome[Files]]:
+        return run_steps(step, jobs, result_storage(place["work"]))
+
+    return dict(zip(contents, steps(), strict=True))
+
+
+def test_a_second_run_calls_nothing(place: dict[str, str]) -> None:
+    """Prefect finds the results of the first run by key, although they belong to another flow run."""
+    first = run(place, {"a": "1", "b": "2"})
+    second = run(place, {"a": "1", "b": "2"})
+    assert [outcome.cached for outcome in (*first.values(), *second.values())] == [False, False, True, True]
+    assert sorted(calls_of(place["work"])) == ["a", "b"]
+    assert first["a"].result == second["a"].result
+
+
+def test_results_come_back_as_models(place: dict[str, str]) -> None:
+    """A result read from storage has its type, not a dictionary's."""
+    run(place, {"a": "1"})
+    assert isinstance(run(place, {"a": "1"})["a"].result, Files)
+
+
+def test_a_deleted_and_an_altered_file_are_redone_alone(place: dict[str, str]) -> None:
+    """Prefect itself would return the remembered result without looking at the files."""
+    contents = {"a": "1", "b": "2", "c": "3", "d": "4"}
+    run(place, contents)
+    Path(place["root"], "b").unlink()
+    Path(place["root"], "d").write_text("5")
+    again = run(place, contents)
+    assert {name: outcome.cached for name, outcome in again.items()} == {"a": True, "b": False, "c": True, "d": False}
+    assert sorted(calls_of(place["work"])[4:]) == ["b", "d"]
+    assert {name: Path(place["root"], name).read_text() for name in contents} == contents
+    assert all(outcome.cached for outcome in run(place, contents).values())
+
+
+def test_a_changed_input_runs_again_and_the_others_do_not(place: dict[str, str]) -> None:
+    """The key is the digest of what determines the output."""
+    run(place, {"a": "1", "b": "2"})
+    again = run(place, {"a": "1", "b": "other"})
+    assert [outcome.cached for outcome in again.values()] == [True, False]
+
+
+def test_a_new_version_of_the_step_runs_again(place: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raising the version is how a changed implementation is told."""
+    run(place, {"a": "1"})
+    monkeypatch.setattr(WriteJob, "version", 2)
+    assert not run(place, {"a": "1"})["a"].cached
+
+
+def test_a_result_cut_short_counts_as_absent(place: dict[str, str]) -> None:
+    """A kill while Prefect writes a result leaves half a file; the step runs again and mends it."""
+    run(place, {"a": "1"})
+    (stored,) = Path(place["work"], "results").iterdir()
+    stored.write_bytes(stored.read_bytes()[:20])
+    assert not run(place, {"a": "1"})["a"].cached
+    assert run(place, {"a": "1"})["a"].cached
+
+
+def test_keys_do_not_know_where_things_lie(place: dict[str, str], tmp_path: Path) -> None:
+    """Dataset and results can be moved together and stay cached."""
+    run(place, {"a": "1"})
+    (tmp_path / "moved").mkdir()
+    moved = {"root": str(tmp_path / "moved/root"), "work": str(tmp_path / "moved/work")}
+    Path(place["root"]).rename(moved["root"])
+    Path(place["work"]).rename(moved["work"])
+    assert run(moved, {"a": "1"})["a"].cached
+
+
+def test_what_the_user_must_mend_is_not_retried(place: dict[str, str]) -> None:
+    """Trying again does not add a missing column."""
+    with pytest.raises(UserError, match="no column XMin"):
+        run(place, {"a": "1"}, complain)
+    assert calls_of(place["work"]) == ["complain"]
+
+
+def test_a_fault_of_the_machine_is_retried(place: dict[str, str]) -> None:
+    """Prefect tries the task again, and its result counts."""
+    run(place, {"a": "1"}, stumble)
+    assert calls_of(place["work"]) == ["stumble", "stumble", "a"]
+
+
+def test_results_on_another_filesystem(place: dict[str, str]) -> None:
+    """With an fsspec URL as work folder, Prefect's results lie there too."""
+    jobs = [WriteJob(**place, name="a", content="1")]
+
+    @flow(name="test-remote-results")
+    def steps() -> list[Outcome[Files]]:
+        return run_steps(write, jobs, result_storage("memory://mild-results/work"))
+
+    assert [steps()[0].cached, steps()[0].cached] == [False, True]
+    assert fsspec.filesystem("memory").exists(f"/mild-results/work/results/{jobs[0].key()}")
+
+
+def test_the_digest_of_a_folder_is_of_names_and_bytes(tmp_path: Path) -> None:
+    """Where the folder lies does not matter."""
+    for name in ("one", "two"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+        (tmp_path / name / "inner/file").write_text("same")
+    assert folder_digest(str(tmp_path / "one")) == folder_digest(str(tmp_path / "two"))
+    (tmp_path / "two/inner/file").rename(tmp_path / "two/inner/renamed")
+    assert folder_digest(str(tmp_path / "one")) != folder_digest(str(tmp_path / "two"))
+    with pytest.raises(UserError, match="does not exist"):
+        folder_digest(str(tmp_path / "three"))

@@ -1,0 +1,63 @@
+"""Own photographs: a folder of real pictures with masks goes through `mild build --source folder`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import skimage.data
+from PIL import Image, ImageDraw
+
+from dataset_tools.shards import ShardDataset, read_manifest, verify
+
+# Where people are in scikit-image's own photographs: an ellipse (left, top, right, bottom) each.
+PEOPLE = {"astronaut": [(90, 0, 420, 511)], "camera": [(60, 60, 330, 500)], "skin": [], "coffee": []}
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> tuple[Path, Path]:
+    """Real photographs as JPEG, with one PNG mask a person."""
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    masks.mkdir()
+    for name, ellipses in PEOPLE.items():
+        picture = Image.fromarray(getattr(skimage.data, name)())
+        picture.save(photos / f"{name}.jpg", quality=95)
+        for number, ellipse in enumerate(ellipses):
+            mask = Image.new("L", picture.size)
+            ImageDraw.Draw(mask).ellipse(ellipse, fill=255)
+            mask.save(masks / f"{name}_{number}.png")
+    return photos, masks
+
+
+def test_a_folder_of_real_photographs_becomes_shards(
+    photographs: tuple[Path, Path], tmp_path: Path, server_environment: dict[str, str]
+) -> None:
+    """Pictures with masks become samples with just those masks; pictures without are set aside with their reason."""
+    photos, masks = photographs
+    output = tmp_path / "dataset"
+    command = [sys.executable, "-m", "flows.cli", "build", "--source", "folder", "--output", str(output)]
+    done = subprocess.run(
+        [*command, "--photos", str(photos), "--masks", str(masks)],
+        env=server_environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(verify(str(output))) == []
+    splits = read_manifest(str(output)).shards["real"]
+    samples = [sample for split in splits for sample in ShardDataset(str(output), "real", split)]
+    assert len(samples) == 2
+    for sample in samples:
+        name = sample.origins[0].id.rsplit("-", 1)[0]
+        with Image.open(masks / f"{name}_0.png") as drawn:
+            assert np.array_equal(sample.people[0].mask, np.asarray(drawn) > 0)
+        with Image.open(photos / f"{name}.jpg") as photo:
+            error = sample.image.astype(int) - np.asarray(photo.convert("RGB"), int)
+        assert np.abs(error).mean() < 3
+    rejected = pq.read_table(output / "rejected.parquet").to_pylist()
+    assert sorted(row["reason"] for row in rejected if row["outcome"] == "image-rejected") == ["no-mask", "no-mask"]

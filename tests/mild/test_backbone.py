@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLInpaintPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.func import functional_call
+
+from dataset_tools.errors import UserError
+from mild.backbone import (
+    BRANCHES,
+    activate,
+    adapter_parameters,
+    add_layered_lora,
+    check_channels,
+    load_adapters,
+    load_base,
+    save_adapters,
+)
+from mild.settings import LoraSettings
+
+LORA = LoraSettings(rank=2, alpha=3)
+
+
+def _arguments(dtype: torch.dtype = torch.float32, width: int = 8, pooled: int = 8, side: int = 8) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    return {
+        "sample": draw(2, 9, side, side),
+        "timestep": torch.tensor([10, 700]),
+        "encoder_hidden_states": draw(2, 5, width),
+        "added_cond_kwargs": {"text_embeds": draw(2, pooled), "time_ids": draw(2, 6)},
+    }
+
+
+def _nano_arguments() -> dict[str, Any]:
+    return _arguments(width=64, pooled=32)
+
+
+def _randomize(unet: UNet2DConditionModel) -> None:
+    """Give both adapters weights that matter: fresh ones have B = 0."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for branch in BRANCHES:
+            for parameter in adapter_parameters(unet, branch).values():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_adapters_sit_on_queries_keys_and_values_of_every_attention(tiny_unet: UNet2DConditionModel) -> None:
+    wanted = {
+        name for name, _ in tiny_unet.named_modules() if name.endswith((".to_q", ".to_k", ".to_v")) and ".attn" in name
+    }
+    add_layered_lora(tiny_unet, LORA, seed=0)
+    for branch in BRANCHES:
+        parameters = adapter_parameters(tiny_unet, branch)
+        assert {name.split(".lora_")[0] for name in parameters} == wanted
+        assert {p.shape[0] for name, p in parameters.items() if ".lora_A." in name} == {LORA.rank}
+    trained = {name for name, p in tiny_unet.named_parameters() if p.requires_grad}
+    assert trained == {*adapter_parameters(tiny_unet, "fg"), *adapter_parameters(tiny_unet, "bg")}
+
+
+def test_fresh_adapters_change_nothing_and_come_from_the_seed(tiny_unet: UNet2DConditionModel) -> None:
+    before = tiny_unet(**_arguments()).sample
+    state = torch.random.get_rng_state()
+    add_layered_lora(tiny_unet, LORA, seed=3)
+    assert torch.equal(state, torch.random.get_rng_state())
+    for branch in BRANCHES:
+        activate(tiny_unet, branch)
+        torch.testing.assert_close(tiny_unet(**_arguments()).sample, before, rtol=0, atol=1e-6)
+    first = next(iter(adapter_parameters(tiny_unet, "fg").values()))
+    other = next(iter(adapter_parameters(tiny_unet, "bg").values()))
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_both_branches_are_those_of_two_plain_models(
+    tiny_unet: UNet2DConditionModel, checkpointing: bool
+) -> None:
+    """The reference knows no peft: its attention weights are W + alpha / rank B A, written out, a model a branch."""
+    plain = UNet2DConditionModel.from_config(tiny_unet.config)
+    plain.load_state_dict(tiny_unet.state_dict())
+    plain.double()
+    add_layered_lora(tiny_unet.double(), LORA, seed=0)
+    _randomize(tiny_unet)
+    if checkpointing:
+        tiny_unet.enable_gradient_checkpointing()
+    tiny_unet.train()
+    arguments = _arguments(torch.float64)
+    weight = {"bg": 1.0, "fg": 0.25}
+    for branch in BRANCHES:
+        activate(tiny_unet, branch)
+        (weight[branch] * tiny_unet(**arguments).sample.square().mean()).backward()
+
+    for branch in BRANCHES:
+        ours = adapter_parameters(tiny_unet, branch)
+        leaves = {name: p.detach().clone().requires_grad_() for name, p in ours.items()}
+        weights = dict(plain.named_parameters())
+        for name, down in leaves.items():
+            if ".lora_A." in name:
+                up = leaves[name.replace(".lora_A.", ".lora_B.")]
+                layer = name.split(".lora_A.")[0] + ".weight"
+                weights[layer] = weights[layer].detach() + LORA.alpha / LORA.rank * up @ down
+        output = functional_call(plain, weights, args=(), kwargs=arguments).sample
+        expected = torch.autograd.grad(weight[branch] * output.square().mean(), list(leaves.values()))
+        assert max(gradient.abs().max().item() for gradient in expected) > 1e-4
+        for (name, parameter), gradient in zip(ours.items(), expected, strict=True):
+            assert parameter.grad is not None, name
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_one_backward_for_both_branches_loses_no_gradient(tiny_unet: UNet2DConditionModel) -> None:
+    """peft's own switch freezes the other adapter, and its gradients would be missing without an error."""
+    add_layered_lora(tiny_unet, LORA, seed=0)
+    _randomize(tiny_unet)
+    losses, expected = [], {}
+    for branch in BRANCHES:
+        activate(tiny_unet, branch)
+        losses.append(tiny_unet(**_arguments()).sample.square().mean())
+        parameters = adapter_parameters(tiny_unet, branch)
+        found = torch.autograd.grad(losses[-1], list(parameters.values()), retain_graph=True)
+        expected |= dict(zip(parameters, found, strict=True))
+    sum(losses).backward()  # type: ignore[union-attr]
+    for name, parameter in tiny_unet.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize(("branch", "other"), [("bg", "fg"), ("fg", "bg")])
+def test_one_branch_gives_the_other_no_gradient(tiny_unet: UNet2DConditionModel, branch: Any, other: Any) -> None:
+    add_layered_lora(tiny_unet, LORA, seed=0)
+    _randomize(tiny_unet)
+    activate(tiny_unet, branch)
+    tiny_unet(**_arguments()).sample.square().mean().backward()
+    assert all(p.grad is None for p in adapter_parameters(tiny_unet, other).values())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter_parameters(tiny_unet, branch).values())
+
+
+def test_a_stock_pipeline_loads_what_was_saved_and_computes_the_same(nano_base: str, tmp_path: Path) -> None:
+    """With alpha other than the rank: a file that does not carry alpha would load with the wrong scale."""
+    ours = load_base(nano_base)
+    add_layered_lora(ours.unet, LoraSettings(rank=4, alpha=10), seed=0)
+    _randomize(ours.unet)
+    save_adapters(ours.unet, tmp_path)
+    for branch, folder in (("bg", tmp_path), ("fg", tmp_path / "fg")):
+        stock = StableDiffusionXLInpaintPipeline.from_pretrained(nano_base)
+        without = stock.unet(**_nano_arguments()).sample
+        stock.load_lora_weights(str(folder))
+        found = stock.unet(**_nano_arguments()).sample
+        activate(ours.unet, branch)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, ours.unet(**_nano_arguments()).sample)
+        assert (found - without).abs().max() > 1e-3
+
+
+def test_adapters_survive_saving_and_loading_bit_for_bit(nano_base: str, adapters: Path, tmp_path: Path) -> None:
+    pipeline = load_base(nano_base)
+    load_adapters(pipeline.unet, adapters, ("fg", "bg"))
+    save_adapters(pipeline.unet, tmp_path)
+    for name in ("pytorch_lora_weights.safetensors", "fg/pytorch_lora_weights.safetensors"):
+        before, after = load_file(adapters / name), load_file(tmp_path / name)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_metadata_has_no_order_of_hashes(adapters: Path) -> None:
+    """Sets of names, written as they come, would differ from process to process."""
+    with safe_open(adapters / "pytorch_lora_weights.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata["unet.target_modules"] == ["to_k", "to_q", "to_v"]
+    assert metadata["unet.lora_alpha"] == 8
+
+
+def test_a_missing_base_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_base(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"no model_index\.json"):
+        load_base(str(tmp_path))
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _forget_second_encoder(path: Path) -> None:
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({name: part for name, part in index.items() if name != "text_encoder_2"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "named"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", _truncate, "cannot be loaded"),
+        ("text_encoder/model.safetensors", _truncate, "cannot be loaded"),
+        ("vae/diffusion_pytorch_model.safetensors", Path.unlink, "cannot be loaded"),
+        ("unet/config.json", _truncate, "cannot be loaded"),
+        ("model_index.json", _forget_second_encoder, "not of the SDXL family"),
+    ],
+)
+def test_a_broken_base_is_one_clear_line(
+    nano_base: str, tmp_path: Path, name: str, spoil: Callable[[Path], None], named: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(nano_base, folder)
+    spoil(folder / name)
+    with pytest.raises(UserError, match=named) as caught:
+        load_base(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"example/no-such-base cannot be loaded.*hub") as caught:
+        load_base("example/no-such-base")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_unet_of_a_text_to_image_model_is_refused_with_what_to_use(nano_base: str) -> None:
+    with pytest.raises(UserError, match=r"takes 4 channels, erasing needs 9.*stable-diffusion-xl-1\.0-inpainting"):
+        check_channels(4, 4, "some/base")
+    check_channels(33, 16, "a base with 16 latent channels")
+
+
+def test_unknown_target_modules_are_named(tiny_unet: UNet2DConditionModel) -> None:
+    with pytest.raises(UserError, match=r"target_modules.*to_nothing"):
+        add_layered_lora(tiny_unet, LoraSettings(target_modules=("to_nothing",)), seed=0)
+
+
+def test_missing_and_misfit_adapters_are_named(tiny_unet: UNet2DConditionModel, adapters: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no adapter"):
+        load_adapters(tiny_unet, tmp_path, ("bg",))
+    with pytest.raises(UserError, match=r"does not fit this base"):
+        load_adapters(tiny_unet, adapters, ("bg",))
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"is broken"):
+        load_adapters(tiny_unet, tmp_path, ("bg",))

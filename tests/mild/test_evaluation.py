@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dataset_tools.errors import UserError
+from dataset_tools.schema import Sample
+from mild.evaluation import _summarize, evaluate
+from mild.metrics import METRICS, psnr_hole
+from mild.settings import EvaluateSettings
+
+NO_BASE = "no/base"
+
+
+def _silent(done: int, values: dict[str, float]) -> None:
+    pass
+
+
+class Page(HTMLParser):
+    """What a page refers to, and its pictures and headers."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.headers: list[dict[str, str | None]] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.add(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag == "img":
+            self.images.append(values)
+        if tag == "th":
+            self.headers.append(values)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    nano_base: str,
+    adapters: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_sample: Callable[..., Sample],
+    in_memory: Callable[..., Any],
+) -> Path:
+    """All methods on three samples."""
+    folder = tmp_path_factory.mktemp("evaluated") / "out"
+    settings = EvaluateSettings(samples=3, inference_steps=2, resolution=32, resamples=200)
+    data = in_memory([make_sample(index) for index in range(5)])
+    evaluate(
+        settings, data, nano_base, str(adapters), str(folder), _silent, dataset_digest="feed", command="mild <evaluate>"
+    )
+    return folder
+
+
+def test_there_is_a_row_a_sample_and_method_with_the_metrics_of_the_pictures(finished: Path) -> None:
+    rows = pq.read_table(finished / "samples.parquet").to_pylist()
+    keys = sorted({row["key"] for row in rows})
+    assert [(row["key"], row["method"]) for row in rows] == [
+        (key, m) for key in keys for m in EvaluateSettings().methods
+    ]
+    assert len(keys) == 3
+    for row in rows:
+        folder = finished / "pictures" / row["key"]
+        result, truth, mask = (np.asarray(Image.open(folder / f"{n}.png")) for n in (row["method"], "truth", "mask"))
+        assert row["psnr_hole"] == psnr_hole(result, truth, mask > 0)
+        assert row["hole_share"] == pytest.approx((mask > 0).mean())
+        assert row["seconds"] > 0
+        assert row["not_computed"] == []
+        assert (folder / "before.png").is_file()
+
+
+def test_the_summary_holds_the_means_and_intervals_around_them(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    rows = pq.read_table(finished / "samples.parquet").to_pylist()
+    assert (summary["samples"], summary["available_samples"], summary["dataset"]) == (3, 5, "feed")
+    for method, values in summary["methods"].items():
+        for metric in METRICS:
+            expected = [row[metric.name] for row in rows if row["method"] == method]
+            assert values[metric.name]["mean"] == pytest.approx(np.mean(expected))
+            ordered = [min(expected), *(values[metric.name][name] for name in ("low", "mean", "high")), max(expected)]
+            assert np.diff(ordered).min() >= -1e-9
+
+
+def test_the_report_needs_nothing_but_itself_and_can_be_read_aloud(finished: Path) -> None:
+    text = (finished / "report.html").read_text()
+    page = Page(text)
+    assert page.references and all(reference.startswith("data:image/") for reference in page.references)
+    assert not {"script", "link", "iframe", "object"} & page.tags
+    assert "url(" not in text and "@import" not in text
+    assert len(page.images) == 3 * (3 + 4) and all(image["alt"] for image in page.images)
+    assert page.headers and all(header["scope"] in ("row", "col") for header in page.headers)
+    assert "svg" in page.tags, "the loss curve of the adapters"
+
+
+def test_the_report_names_where_it_comes_from_and_escapes_it(finished: Path) -> None:
+    text = (finished / "report.html").read_text()
+    for fact in ("feed", "mild &lt;evaluate&gt;", "A nano base with random weights", "MILD", "OpenCV Telea", "torch"):
+        assert fact in text
+    assert "<evaluate>" not in text
+
+
+def _classical(**changes: Any) -> EvaluateSettings:
+    return EvaluateSettings(**{"methods": ("telea",), "resamples": 200, **changes})
+
+
+def test_classical_methods_need_no_base_and_no_adapters(
+    tmp_path: Path, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
+) -> None:
+    done: list[int] = []
+    result = evaluate(
+        _classical(), in_memory([make_sample(0)]), NO_BASE, None, str(tmp_path / "out"), lambda n, _: done.append(n)
+    )
+    assert done == [1]
+    assert Path(result.report).is_file()
+    value = result.summary["methods"]["telea"]["psnr"]
+    assert (value["count"], value["low"]) == (1, None), "one value has no interval"
+
+
+def test_an_equal_run_gives_equal_values_pictures_and_intervals(
+    tmp_path: Path, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
+) -> None:
+    data = in_memory([make_sample(index) for index in range(4)])
+    settings = _classical(methods=("telea", "navier-stokes"), samples=2)
+    first, second = (evaluate(settings, data, NO_BASE, None, str(tmp_path / n), _silent).summary for n in "ab")
+    for method in settings.methods:
+        for summary in (first, second):
+            summary["methods"][method].pop("seconds")
+    assert first == second
+
+
+def test_with_faulty_masks_a_method_is_judged_on_what_they_miss(
+    tmp_path: Path, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
+) -> None:
+    """The augmented masks lie 2 pixels too low: what they leave is in the metric's hole, not in the method's."""
+    sample = make_sample(0, people=1)
+    for masks in ("exact", "augmented"):
+        evaluate(_classical(masks=masks), in_memory([sample]), NO_BASE, None, str(tmp_path / masks), _silent)
+    exact, faulty = (pq.read_table(tmp_path / m / "samples.parquet").to_pylist()[0] for m in ("exact", "augmented"))
+    person = sample.people[0]
+    assert person.augmented_mask is not None
+    assert faulty["hole_share"] == pytest.approx((person.mask | person.augmented_mask).mean())
+    assert faulty["psnr_hole"] < exact["psnr_hole"] - 3
+
+
+def test_a_perfect_result_is_reported_as_identical_and_left_out_of_the_mean(
+    tmp_path: Path, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
+) -> None:
+    """A plain background, which Navier-Stokes continues exactly, and one that it cannot."""
+    plain = make_sample(0, people=1)
+    plain.background = np.full_like(plain.image, 80)
+    plain.image = plain.background.copy()
+    plain.image[plain.people[0].mask] = 255
+    other = make_sample(1, people=1)
+    result = evaluate(
+        _classical(methods=("navier-stokes",)), in_memory([plain, other]), NO_BASE, None, str(tmp_path / "out"), _silent
+    )
+    value = result.summary["methods"]["navier-stokes"]["psnr_hole"]
+    assert (value["count"], value["identical"]) == (1, 1)
+    assert np.isfinite(value["mean"])
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "1 identical to the truth (infinite), not in the mean" in text
+    assert "PSNR hole, dB: identical" in text
+
+
+def test_without_a_clean_background_metrics_are_not_computed_and_say_why(
+    tmp_path: Path, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
+) -> None:
+    sample = make_sample(0)
+    sample.background, sample.configuration = None, "real"
+    result = evaluate(_classical(), in_memory([sample]), NO_BASE, None, str(tmp_path / "out"), _silent)
+    row = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()[0]
+    assert [row[metric.name] for metric in METRICS] == [None] * len(METRICS)
+    assert "psnr_hole: no clean background is known" in row["not_computed"]
+    assert result.summary["methods"]["telea"]["ssim"]["mean"] is None
+    assert "not computed: no clean background is known" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_sample_that_a_method_cannot_use_is_not_computed_and_the_others_are(
+    tmp_path: Path, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
+) -> None:
+    full = make_sample(0, people=1)
+    full.people[0].mask = np.ones_like(full.people[0].mask)
+    result = evaluate(_classical(), in_memory([full, make_sample(1)]), NO_BASE, None, str(tmp_path / "out"), _silent)
+    value = result.summary["methods"]["telea"]["psnr"]
+    assert value["count"] == 1
+    assert "mask covers the whole picture" in next(iter(value["not_computed"]))
+
+
+def test_the_interval_is_the_one_that_theory_gives_for_many_values() -> None:
+    """For 400 normal values the bootstrap interval of the mean is close to 1.96 standard errors on each side."""
+    values = np.random.default_rng(0).normal(20, 3, 400)
+    rows = [{"method": "telea", "psnr": float(value), "not_computed": []} for value in values]
+    found = _summarize(rows, "psnr", EvaluateSettings(resamples=4000))
+    half = 1.96 * values.std(ddof=1) / 20
+    assert found["low"] == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert found["high"] == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_what_cannot_be_evaluated_is_named_and_leaves_nothing(
+    nano_base: str, tmp_path: Path, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
+) -> None:
+    evil = make_sample(0)
+    evil.key = "../escape"
+    faultless = make_sample(0)
+    faultless.people[0].augmented_mask = None
+    for settings, data, named in [
+        (_classical(), [], "holds no sample"),
+        (_classical(), [evil], "cannot be a file name"),
+        (_classical(masks="augmented"), [faultless], "no augmented masks"),
+        (EvaluateSettings(), [make_sample(0)], "needs a directory of adapters"),
+    ]:
+        with pytest.raises(UserError, match=named):
+            evaluate(settings, in_memory(data), nano_base, None, str(tmp_path / "out"), _silent)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dataset_tools.errors import UserError
+from mild.folders import folder_written_whole
+
+
+def test_a_folder_appears_only_when_its_block_has_ended(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "result"
+    with folder_written_whole(target) as folder:
+        (folder / "a").write_text("new")
+        assert not target.exists()
+    assert (target / "a").read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["result"]
+
+
+def test_an_older_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    for name in ("old", "new"):
+        with folder_written_whole(target) as folder:
+            (folder / name).touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["result", "new"]
+
+
+def test_a_failing_block_leaves_the_older_folder_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    with folder_written_whole(target) as folder:
+        (folder / "old").touch()
+
+    def fail() -> None:
+        with folder_written_whole(target) as folder:
+            (folder / "new").touch()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [path.name for path in tmp_path.rglob("*")] == ["result", "old"]
+
+
+def test_files_are_as_readable_as_the_folder(tmp_path: Path) -> None:
+    with folder_written_whole(tmp_path / "result") as folder:
+        (folder / "secret").touch(0o600)
+    folder = tmp_path / "result"
+    assert (folder / "secret").stat().st_mode & 0o777 == folder.stat().st_mode & 0o666
+
+
+@pytest.mark.parametrize("name", ["file", "file/result"])
+def test_a_place_that_cannot_be_a_folder_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file"), folder_written_whole(tmp_path / name):
+        pass

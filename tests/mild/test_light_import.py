@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_settings_can_be_read_without_importing_torch() -> None:
+    program = (
+        "import sys, mild, mild.settings; print(sorted({'torch', 'diffusers', 'cv2', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import filecmp
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLInpaintPipeline
+from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from dataset_tools.errors import UserError
+from mild.nano import write_nano_base
+
+
+@pytest.fixture(scope="module")
+def stock(nano_base: str) -> StableDiffusionXLInpaintPipeline:
+    pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(nano_base, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_it_has_the_architecture_of_sdxl_inpainting(stock: StableDiffusionXLInpaintPipeline) -> None:
+    assert type(stock.text_encoder).__name__ == "CLIPTextModel"
+    assert type(stock.text_encoder_2).__name__ == "CLIPTextModelWithProjection"
+    assert stock.unet.config.in_channels == 9
+    assert stock.unet.config.addition_embed_type == "text_time"
+    assert stock.scheduler.config.prediction_type == "sample"
+    assert stock.vae_scale_factor == 4
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_the_stock_pipeline_runs_on_it(stock: StableDiffusionXLInpaintPipeline, guidance_scale: float) -> None:
+    image = Image.new("RGB", (48, 32), (90, 120, 30))
+    mask = Image.new("L", (48, 32), 255)
+    result = stock(
+        "a park",
+        image=image,
+        mask_image=mask,
+        height=32,
+        width=48,
+        num_inference_steps=2,
+        guidance_scale=guidance_scale,
+    ).images[0]
+    assert result.size == (48, 32)
+    assert np.asarray(result).std() > 0
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(nano_base: str, tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    write_nano_base(str(tmp_path / "same"), seed=0)
+    write_nano_base(str(tmp_path / "other"), seed=1)
+    assert torch.equal(state, torch.random.get_rng_state())
+    names = sorted(str(path.relative_to(nano_base)) for path in Path(nano_base).rglob("*") if path.is_file())
+    assert filecmp.cmpfiles(nano_base, tmp_path / "same", names, shallow=False) == (names, [], [])
+    _, differing, _ = filecmp.cmpfiles(nano_base, tmp_path / "other", names, shallow=False)
+    assert {name for name in names if name.endswith(".safetensors")} <= set(differing)
+
+
+def test_only_safetensors_hold_weights_and_the_card_says_they_are_random(nano_base: str) -> None:
+    files = [path for path in Path(nano_base).rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".txt", ".md"}
+    assert sum(path.stat().st_size for path in files) < 26e6
+    assert "weights are random" in (Path(nano_base) / "README.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["A photo of an empty street", "zwölf Boxkämpfer, 12:30?", "人 and 🌳"])
+def test_any_text_survives_the_tokenizer(stock: StableDiffusionXLInpaintPipeline, text: str) -> None:
+    for tokenizer in (stock.tokenizer, stock.tokenizer_2):
+        decoded = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
+        assert decoded.replace(" ", "") == text.lower().replace(" ", "")
+
+
+def test_vocabulary_and_merges_files_give_the_tokens_of_the_tokenizer(
+    stock: StableDiffusionXLInpaintPipeline, nano_base: str
+) -> None:
+    """Older readers build CLIP's tokenizer from the two files; done here by hand, with the same result."""
+    folder = Path(nano_base) / "tokenizer"
+    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"), end_of_word_suffix="</w>")
+    plain = Tokenizer(model)
+    plain.normalizer = normalizers.Lowercase()
+    plain.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    text = "two people overlapping in front of a xylophone, beside the river"
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    expected = [vocabulary["<|startoftext|>"], *plain.encode(text).ids, vocabulary["<|endoftext|>"]]
+    assert stock.tokenizer(text)["input_ids"] == expected
+    assert "overlapping</w>" in plain.encode(text).tokens
+
+
+def test_the_second_tokenizer_pads_with_an_exclamation_mark_as_sdxls_does(
+    stock: StableDiffusionXLInpaintPipeline,
+) -> None:
+    ids = stock.tokenizer_2("a man", padding="max_length")["input_ids"]
+    assert len(ids) == 77
+    assert set(ids[5:]) == {stock.tokenizer_2.convert_tokens_to_ids("!")}
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_nano_base(str(tmp_path / "file" / "base"), seed=0)

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import csv
+import filecmp
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dataset_tools.errors import UserError
+from dataset_tools.schema import Sample
+from mild.backbone import load_base
+from mild.settings import TrainSettings, WarmUpSettings
+from mild.training import BranchLoss, make_batch, train
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+def _silent(step: int, values: dict[str, float]) -> None:
+    pass
+
+
+def _changed(settings: TrainSettings, **changes: Any) -> TrainSettings:
+    return settings.model_copy(update=changes)
+
+
+def _largest_ups(folder: Path) -> list[float]:
+    """Largest magnitude of each up-projection B, which is zero until it is trained."""
+    weights = load_file(folder / WEIGHTS)
+    return [tensor.abs().max().item() for name, tensor in weights.items() if "lora_B" in name or "lora.up" in name]
+
+
+def test_a_run_leaves_adapters_settings_losses_and_a_card(adapters: Path, quick: TrainSettings, nano_base: str) -> None:
+    names = {str(path.relative_to(adapters)) for path in adapters.rglob("*") if path.is_file()}
+    assert names == {WEIGHTS, f"fg/{WEIGHTS}", "mild.json", "loss.csv", "loss.svg", "README.md"}
+    config = json.loads((adapters / "mild.json").read_text())
+    assert TrainSettings.check(config["settings"], origin="mild.json") == quick
+    assert (config["base"], config["dataset"], config["samples"]) == (nano_base, "0123abcd", 4)
+    assert "0123abcd" in (adapters / "README.md").read_text()
+
+
+def test_the_loss_of_every_step_is_kept_and_adds_up_as_eq_5(adapters: Path, quick: TrainSettings) -> None:
+    with (adapters / "loss.csv").open() as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["lambda"] for row in rows] == [0, 0, 0.5, 1]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["background"] + row["lambda"] * row["foreground"])
+        assert row["background"] > 0
+
+
+def test_equal_runs_give_equal_bytes_and_another_seed_does_not(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
+) -> None:
+    for name, settings in [("a", quick), ("b", quick), ("c", _changed(quick, seed=1))]:
+        train(settings, samples, nano_base, str(tmp_path / name), _silent)
+    names = [WEIGHTS, f"fg/{WEIGHTS}", "loss.csv", "loss.svg", "mild.json", "README.md"]
+    assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False)[0] == names
+    assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "c", names[:3], shallow=False)[1] == names[:3]
+
+
+def test_the_loss_goes_down(
+    nano_base: str,
+    quick: TrainSettings,
+    tmp_path: Path,
+    make_sample: Callable[..., Sample],
+    in_memory: Callable[..., Any],
+) -> None:
+    settings = _changed(quick, steps=30, learning_rate=4e-3, warm_up=WarmUpSettings(start=30, end=30))
+    result = train(settings, in_memory([make_sample(0), make_sample(1)]), nano_base, str(tmp_path / "out"), _silent)
+    assert result.steps == 30
+    assert result.last_loss < 0.7 * result.first_loss
+
+
+def test_before_the_warm_up_only_the_background_adapter_is_trained(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
+) -> None:
+    settings = _changed(quick, warm_up=WarmUpSettings(start=100, end=200))
+    train(settings, samples, nano_base, str(tmp_path), _silent)
+    assert min(_largest_ups(tmp_path)) > 0
+    assert max(_largest_ups(tmp_path / "fg")) == 0
+
+
+def test_both_adapters_are_trained_after_it(adapters: Path) -> None:
+    assert min(_largest_ups(adapters)) > 0
+    assert min(_largest_ups(adapters / "fg")) > 0
+
+
+def test_progress_is_reported_every_so_often_and_at_the_end(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
+) -> None:
+    calls: list[tuple[int, dict[str, float]]] = []
+    settings = _changed(quick, steps=3, log_every=2)
+    train(settings, samples, nano_base, str(tmp_path), lambda step, values: calls.append((step, values)))
+    assert [step for step, _ in calls] == [2, 3]
+    assert calls[0][1].keys() == {"loss", "background", "foreground", "lambda"}
+
+
+def test_a_background_example_hides_all_people_by_their_faulty_masks_and_wants_the_clean_plate(
+    make_sample: Callable[..., Sample],
+) -> None:
+    sample = make_sample(0, height=32, width=32)
+    batch = make_batch("bg", [sample], [0], resolution=32)
+    faulty = np.logical_or(*(person.augmented_mask for person in sample.people))
+    assert np.array_equal(batch.hole[0, 0].numpy(), faulty)
+    assert sample.background is not None
+    for tensor, picture in [(batch.picture, sample.background), (batch.image, sample.image)]:
+        assert np.allclose((tensor[0].permute(1, 2, 0).numpy() + 1) * 127.5, picture, atol=1e-3)
+    assert batch.target_mask.min() == 1
+    assert batch.weight.tolist() == [1]
+
+
+def test_a_foreground_example_hides_the_others_and_wants_the_person(make_sample: Callable[..., Sample]) -> None:
+    sample = make_sample(0, height=32, width=32, people=3)
+    batch = make_batch("fg", [sample], [1], resolution=32)
+    others = np.logical_or(sample.people[0].augmented_mask, sample.people[2].augmented_mask)
+    assert np.array_equal(batch.hole[0, 0].numpy(), others)
+    assert np.array_equal(batch.target_mask[0, 0].numpy(), sample.people[1].mask)
+    assert torch.equal(batch.picture, batch.image)
+    assert batch.weight.tolist() == [3], "one person stands for the sum over all three"
+
+
+def test_a_person_alone_leaves_nothing_hidden_in_the_foreground(make_sample: Callable[..., Sample]) -> None:
+    batch = make_batch("fg", [make_sample(0, people=1)], [0], resolution=32)
+    assert batch.hole.max() == 0
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_the_crop_is_a_full_square_that_holds_the_chosen_person(index: int, make_sample: Callable[..., Sample]) -> None:
+    sample = make_sample(0, height=48, width=160, people=3)
+    batch = make_batch("fg", [sample], [index], resolution=48)
+    assert batch.picture.shape == (1, 3, 48, 48)
+    assert batch.target_mask.sum() == sample.people[index].mask.sum()
+
+
+def test_a_branch_is_judged_on_what_it_alone_predicts(
+    nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+) -> None:
+    """A stand-in UNet that returns zeros: the loss is then the mean square of the clean plate's latent."""
+    pipeline = load_base(nano_base)
+    seen = {}
+
+    class Zeros(torch.nn.Module):
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
+            seen["sample"], seen["timestep"] = sample, timestep
+            return type("Output", (), {"sample": torch.zeros_like(sample[:, :4])})
+
+    sample = make_sample(0, height=32, width=32)
+    loss = BranchLoss(pipeline, quick)(Zeros(), "bg", [sample], step=0)
+    plate = torch.from_numpy(sample.background.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]  # type: ignore[union-attr]
+    latent = pipeline.vae.encode(plate).latent_dist.mean * pipeline.vae.config.scaling_factor
+    assert loss.item() == pytest.approx(latent.square().mean().item(), rel=1e-4)
+    faulty = np.logical_or(*(person.augmented_mask for person in sample.people))
+    assert np.array_equal(seen["sample"][0, 4].numpy(), faulty[::4, ::4]), (
+        "the mask as the pipeline brings it to the grid"
+    )
+    shown = torch.from_numpy((sample.image.astype(np.float32) / 127.5 - 1) * ~faulty[..., None]).permute(2, 0, 1)[None]
+    expected = pipeline.vae.encode(shown).latent_dist.mean * pipeline.vae.config.scaling_factor
+    torch.testing.assert_close(seen["sample"][:, 5:], expected)
+    kept = math.sqrt(pipeline.scheduler.alphas_cumprod[seen["timestep"][0]])
+    noise = (seen["sample"][:, :4] - kept * latent) / math.sqrt(1 - kept**2)
+    assert noise.std().item() == pytest.approx(1, abs=0.15)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(
+    nano_base: str,
+    quick: TrainSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_sample: Callable[..., Sample],
+    in_memory: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(
+        "mild.training.background_loss", lambda prediction, target: prediction.mean((1, 2, 3)) * math.nan
+    )
+    data = in_memory([make_sample(3), make_sample(8)])
+    with pytest.raises(UserError, match=r"nan at step 1 \(samples sample-[38], sample-[38]\)"):
+        train(quick, data, nano_base, str(tmp_path / "out"), _silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _nothing(sample: Sample) -> Sample:
+    return sample
+
+
+def _without_plate(sample: Sample) -> Sample:
+    sample.background, sample.configuration = None, "real"
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("count", "spoil", "changes", "named"),
+    [
+        (0, _nothing, {}, "holds no sample"),
+        (1, _nothing, {}, r"holds 1 samples, fewer than batch_size \(2\)"),
+        (2, _nothing, {"resolution": 40}, "resolution: 40 must be a multiple of 16"),
+        (2, _nothing, {"resolution": 64}, r"sample sample-\d is 64x48, smaller than resolution"),
+        (2, _without_plate, {}, r"sample sample-\d is 'real'.*composite"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_named_and_leaves_nothing(
+    nano_base: str,
+    quick: TrainSettings,
+    tmp_path: Path,
+    make_sample: Callable[..., Sample],
+    in_memory: Callable[..., Any],
+    count: int,
+    spoil: Callable[[Sample], Sample],
+    changes: dict[str, Any],
+    named: str,
+) -> None:
+    data = in_memory([spoil(make_sample(index)) for index in range(count)])
+    with pytest.raises(UserError, match=named):
+        train(_changed(quick, **changes), data, nano_base, str(tmp_path / "out"), _silent)
+    assert list(tmp_path.iterdir()) == []
