@@ -6,6 +6,7 @@ fetch and decode -> clean masks -> pose, parsing and clean plate -> sample.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +26,9 @@ from dataset_tools.shards import keypoints_in_box
 from dataset_tools.sources import Source
 
 Result = TypeVar("Result")
+
+FOLDERS = re.compile(r"(?:\w+://|/)\S*/")
+"""The folders of an absolute path or URL."""
 
 
 class CuratedSettings(Settings):
@@ -102,6 +106,8 @@ class Notes:
         self._add(instance, stage, "mended", reason, message, False)
 
     def _add(self, instance: str, stage: str, outcome: Any, reason: str, message: str, transient: bool) -> None:
+        # Datasets are published, and the same wherever they were built: no folder of this machine stays in them.
+        message = FOLDERS.sub("", message)
         self.rows.append(
             Rejection(self.record.split, self.record.id, instance, stage, outcome, reason, message, transient)
         )

@@ -64,7 +64,7 @@ class CurationSettings(Settings):
     """Most people in a picture who have a box but no usable mask."""
     min_predicted_iou: Fraction = 0.0
     """Least PredictedIoU of a usable mask. Masks without that value are usable."""
-    same_person_iou: float = Field(0.85, gt=0, le=1)
+    same_person_iou: float = Field(0.9, gt=0, le=1)
     """Boxes that overlap by at least this intersection over union are one person, whatever their classes."""
     licences: tuple[str, ...] = Field(("https://creativecommons.org/licenses/by/2.0",), min_length=1)
     """Prefixes of the licence URLs that are allowed."""

@@ -131,7 +131,7 @@ class TableReader:
     def load(self, name: str, split: Split, table: Table, kind: Kind, wanted: str) -> None:
         """Read the wanted rows of a table into the temporary table ``name``; report those that cannot be used.
 
-        Rows of other classes are not looked at beyond what the parser finds wrong with them and their image id.
+        Of rows that are not wanted only what the parser finds wrong with them is reported.
         """
         rows = _usable_rows(kind, wanted)
         columns = ", ".join(column for column in kind.columns if column not in ("ImageID", "MaskPath"))
@@ -271,22 +271,24 @@ def _usable_rows(kind: Kind, wanted: str) -> Callable[[str], str]:
         + " ".join(f"WHEN NOT ({check}) THEN '{reason}'" for reason, check in kind.checks.items())
         + " END"
     )
-    nameless = " OR LabelName IS NULL" if "LabelName" in kind.columns else ""
+    # Ids of rows of other classes are not looked at: that alone would take a third of the time.
+    looked_at = "LabelName IS NULL" if "LabelName" in kind.columns else f"NOT {valid_id}"
     return lambda scan: (
         f"(SELECT *, TRY_CAST('0x' || ImageID AS UBIGINT) AS id, {problem} AS problem "
-        f"FROM {scan} WHERE NOT {valid_id} OR unreadable OR {wanted}{nameless})"
+        f"FROM {scan} WHERE {wanted} OR unreadable OR {looked_at})"
     )
 
 
 def _copy_lines(table: Table, ids: set[bytes], target: str) -> list[int]:
     """Copy the header and the lines of some images, as they are; return their numbers."""
     place = _header(table).index("ImageID")
+    ids = ids | {b'"%s"' % image for image in ids}
     numbers = [1]
     with open(table.path, "rb") as lines, open(target, "wb") as copy:
         copy.write(next(lines))
         for number, line in enumerate(lines, 2):
             values = line.split(b",", place + 1)
-            if len(values) > place and values[place].strip(b'"\r\n') in ids:
+            if len(values) > place and values[place] in ids:
                 copy.write(line)
                 numbers.append(number)
     return numbers

@@ -126,7 +126,9 @@ def curate(job: CurateJob) -> Files:
     for name, table in tables.items():
         with written_whole(filesystem, f"{base}/{name}") as partial:
             pq.write_table(table, partial)
-    return Files.of(job, "work", tables, rows=len(records))
+    files = Files.of(job, "work", tables, rows=len(records))
+    said = [_digest_of_rows(tables[CURATED], 0, len(records)), files.tokens[CURATED_REJECTED]]
+    return files.model_copy(update={"digest": digest_of(said)})
 
 
 class CuratedShardJob(Job):
@@ -366,10 +368,21 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
     Raises:
         UserError: a setting, table or path cannot be used.
     """
+    checked = check_build(settings, output, changes)
+    return build_shards.with_options(task_runner=checked.runner.open())(checked, output.rstrip("/"))
+
+
+def check_build(settings: str, output: str, changes: dict[str, Any] | None = None) -> BuildSettings:
+    """The settings, where they, the output and the source's files can be used; leaves nothing behind.
+
+    Raises:
+        UserError: they cannot.
+    """
     checked = BuildSettings.load(settings, changes)
-    root = output.rstrip("/")
-    check_writable(root)
-    return build_shards.with_options(task_runner=checked.runner.open())(checked, root)
+    _check_writable(output.rstrip("/"))
+    if not isinstance(checked.source, SampleSettings):
+        checked.source.open().fingerprint()
+    return checked
 
 
 @flow(name="build-shards", persist_result=False)
@@ -567,8 +580,7 @@ class _Build:
         return summary
 
 
-def check_writable(root: str) -> None:
-    """Raise `UserError` where a dataset cannot be written at ``root``; leaves nothing behind."""
+def _check_writable(root: str) -> None:
     filesystem, path = open_root(root)
     if isinstance(filesystem, LocalFileSystem):
         standing = next(place for place in (Path(path), *Path(path).parents) if place.exists())

@@ -51,7 +51,7 @@ def build(
 ) -> None:
     """Build a dataset, or bring one up to date."""
     _prepare_prefect(verbose)
-    from flows.build_dataset import build_dataset
+    from flows.build_dataset import build_dataset, check_build
     from flows.pipeline import recipe_path
 
     changes = _parsed(set_)
@@ -60,6 +60,7 @@ def build(
     if source is not None:
         settings = Path(recipe_path("build", source))
         changes |= {f"source.{key}": value for key, value in [("photos", photos), ("masks", masks)] if value}
+    check_build(str(settings), output, changes)
     _show_build(build_dataset(str(settings), output, changes))
 
 
@@ -186,3 +187,7 @@ def _parsed(changes: list[str] | None) -> dict[str, Any]:
 def _prepare_prefect(verbose: bool) -> None:
     """Must run before Prefect is imported: it reads its settings then."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,8 +9,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -94,7 +97,8 @@ def test_the_dataset_is_sound(undisturbed: Path) -> None:
     }
     sample = ShardDataset(str(undisturbed), "composite", "train")[0]
     assert sample.background is not None
-    assert sample.pose_by == "none" or sample.people[0].keypoints.shape == (18, 3)
+    assert sample.pose_by == "annotated"
+    assert max(person.keypoints[:, 2].max() for person in sample.people) > 0
 
 
 def test_no_person_or_background_is_in_two_splits(undisturbed: Path) -> None:
@@ -159,6 +163,10 @@ def test_the_task_runner_does_not_change_a_byte(
     recipe: Path, undisturbed: Path, tmp_path: Path, runner: dict[str, Any]
 ) -> None:
     """One worker, four, threads or Dask: the same dataset."""
+    drawn = undisturbed.with_name("dataset.work")
+    (tmp_path / "dataset.work/results").mkdir(parents=True)
+    for known in [drawn / "mirror", *drawn.glob("results/draw-sample-mirror-*")]:
+        subprocess.run(["cp", "-a", known, tmp_path / "dataset.work" / known.relative_to(drawn).parent], check=True)
     build_dataset(str(recipe), str(tmp_path / "dataset"), {f"runner.{key}": value for key, value in runner.items()})
     assert digests(tmp_path / "dataset") == digests(undisturbed)
 
@@ -200,8 +208,9 @@ def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
 
 
 def signs_of_work(output: Path) -> set[str]:
-    """Everything below the dataset and its work folder."""
-    return {str(path) for place in (output, Path(f"{output}.work")) for path in place.rglob("*")}
+    """Every file below the dataset and its work folder (folders may vanish while this looks)."""
+    places = (output, Path(f"{output}.work"))
+    return {os.path.join(folder, name) for place in places for folder, _, names in os.walk(place) for name in names}
 
 
 def finished_shards(output: Path) -> set[str]:
@@ -265,3 +274,47 @@ def test_an_output_that_cannot_be_written_is_refused_at_the_door(recipe: Path, t
     with pytest.raises(UserError, match="is a file"):
         build_dataset(str(recipe), str(tmp_path / "file/dataset"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class Pictures(SimpleHTTPRequestHandler):
+    """Serves a mirror's pictures; one of them never arrives while ``hangs`` names it."""
+
+    hangs: ClassVar[str] = ""
+    released: ClassVar[threading.Event] = threading.Event()
+
+    def do_GET(self) -> None:
+        """Answer, or keep the connection open in silence."""
+        if self.hangs and self.hangs in self.path:
+            self.released.wait()
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+def test_a_picture_that_times_out_is_tried_again_by_the_next_run(undisturbed: Path, tmp_path: Path) -> None:
+    """It is set aside as time-out; the next run redoes its shard, and no other, and finds the picture."""
+    mirror = undisturbed.with_name("dataset.work") / "mirror"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Pictures, directory=str(mirror)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    fetch = {"timeout_seconds": 2, "attempts": 1, "allow_private_addresses": True}
+    images = f"http://127.0.0.1:{server.server_port}/images"
+    recipe = tmp_path / "build.yaml"
+    source = {"kind": "openimages", "root": str(mirror), "images": images, "fetch": fetch}
+    recipe.write_text(yaml.safe_dump({"name": "test", "source": source, "samples_per_shard": 4}))
+    held = ShardDataset(str(undisturbed), "paired", "train")
+    Pictures.hangs = held.keys[0].removeprefix("openimages-")
+    try:
+        build_dataset(str(recipe), str(tmp_path / "dataset"))
+        rows = pq.read_table(tmp_path / "dataset/rejected.parquet").to_pylist()
+        assert [row["image_id"] for row in rows if row["reason"] == "time-out" and row["transient"]] == [Pictures.hangs]
+        Pictures.hangs = ""
+        summary = build_dataset(str(recipe), str(tmp_path / "dataset"))
+    finally:
+        Pictures.released.set()
+        server.shutdown()
+        server.server_close()
+    assert summary["cached"] == summary["shards"] - 1
+    assert "time-out" not in summary["rejected"]
+    assert list(verify(str(tmp_path / "dataset"))) == []

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from dataset_tools.shards import ShardDataset, read_manifest, verify
 
 # Where people are in scikit-image's own photographs: an ellipse (left, top, right, bottom) each.
-PEOPLE = {"astronaut": [(90, 0, 420, 511)], "camera": [(60, 60, 330, 500)], "skin": [], "coffee": []}
+PEOPLE = {"astronaut": [(90, 0, 420, 511)], "camera": [(60, 60, 330, 500)], "cat": [], "coffee": []}
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_the_deployment_builds_then_is_cached_and_starts_training(server: Server
         assert done.returncode == 0, done.stdout + done.stderr + (server.project / "worker.log").read_text()[-5000:]
     artifacts = server.ask("/artifacts/filter", artifacts={"key": {"any_": ["dataset-shards"]}}, sort="ID_DESC")
     told = sorted(artifact["description"].split(": ")[1] for artifact in artifacts)
-    shards = len(list(output.glob("*/*.tar")))
+    shards = len(list(output.glob("*/*.index.json")))
     assert told == [f"0 of {shards} shards were cached", f"{shards} of {shards} shards were cached"]
     keys = {artifact["key"] for artifact in server.ask("/artifacts/filter")}
     assert keys >= {"build-progress", "dataset-shards", "dataset-rejected", "dataset-contact-sheet"}
