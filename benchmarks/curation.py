@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import json
 import os
 import platform
@@ -27,7 +28,15 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dataset_tools.curation import CurationSettings, SplitTables, curate
+from dataset_tools.records import Split
+from dataset_tools.sources.openimages import CLASSES, TABLES
+from dataset_tools.tables import BOXES, LABELS, MASKS, METADATA, Kind, Table
 
 SEED = 0
 ROWS = {"images": 1_743_042, "boxes": 14_610_229, "masks": 2_686_666, "labels": 30_000_000}
@@ -45,16 +54,19 @@ def make_tables(root: Path, scale: float) -> None:
     others = [f"/m/0x{index:04d}" for index in range(601 - len(PEOPLE) - len(PARTS))]
     mids = np.array([*PEOPLE.values(), *PARTS.values(), *others])
     names = [*PEOPLE, *PARTS, *(f"Thing {index}" for index in range(len(others)))]
-    _write(root / "v5/class-descriptions-boxable.csv", iter([{"mid": mids, "name": np.array(names)}]), header=False)
+    _write(root / CLASSES, iter([{"mid": mids, "name": np.array(names)}]), header=False)
     rest = np.full(len(others), (1 - sum(SHARES)) / len(others))
     shares = np.array([*SHARES, *rest])
-    for split, part in {"train": 1.0, "validation": 0.025, "test": 0.025}.items():
+    parts: dict[Split, float] = {"train": 1.0, "validation": 0.025, "test": 0.025}
+    for split, part in parts.items():
         rows = {name: max(int(count * scale * part), 50) for name, count in ROWS.items()}
         _make_split(root, split, rows, mids, shares, rng)
+        for name in TABLES[split].values():
+            _spoil(root / name)
 
 
 def _make_split(
-    root: Path, split: str, rows: dict[str, int], mids: np.ndarray, shares: np.ndarray, rng: np.random.Generator
+    root: Path, split: Split, rows: dict[str, int], mids: np.ndarray, shares: np.ndarray, rng: np.random.Generator
 ) -> None:
     ids = _hex(np.sort(rng.integers(0, 2**64, rows["images"], dtype=np.uint64)))
     train = split == "train"
@@ -66,7 +78,13 @@ def _make_split(
     low, high = np.round(corner, 6), np.round(corner + size, 6)
     flags = {
         name: (rng.random(n, dtype=np.float32) < share).astype(np.int8)
-        for name, share in {"IsOccluded": 0.6, "IsTruncated": 0.25, "IsGroupOf": 0.02, "IsDepiction": 0.02, "IsInside": 0.01}.items()
+        for name, share in {
+            "IsOccluded": 0.6,
+            "IsTruncated": 0.25,
+            "IsGroupOf": 0.02,
+            "IsDepiction": 0.02,
+            "IsInside": 0.01,
+        }.items()
     }
 
     def boxes(at: slice) -> dict[str, np.ndarray]:
@@ -83,8 +101,7 @@ def _make_split(
                 columns[f"XClick{index // 2 + 1}{'XY'[index % 2]}"] = (low, high)[index // 4][index % 2, at]
         return columns
 
-    name = "v6/oidv6-train-annotations-bbox.csv" if train else f"v5/{split}-annotations-bbox.csv"
-    _write(root / name, (boxes(slice(at, at + CHUNK)) for at in range(0, n, CHUNK)))
+    _write(root / TABLES[split]["boxes"], (boxes(slice(at, at + CHUNK)) for at in range(0, n, CHUNK)))
 
     # Masks cluster: an image either has them for its people or for none, as in OpenImages.
     likely = np.where(image % 3 == 0, 1.0, 0.05) * np.where(label < len(PEOPLE), 4.0, 1.0)
@@ -106,7 +123,7 @@ def _make_split(
         }  # fmt: skip
 
     _write(
-        root / f"v5/{split}-annotations-object-segmentation.csv",
+        root / TABLES[split]["masks"],
         (masks(slice(at, at + CHUNK)) for at in range(0, len(chosen), CHUNK)),
     )
 
@@ -121,11 +138,12 @@ def _make_split(
             "Confidence": (rng.random(count) < 0.5).astype(np.int8),
         }
 
-    short = {"train": "train", "validation": "val", "test": "test"}[split]
     counts = [min(CHUNK, rows["labels"] - at) for at in range(0, rows["labels"], CHUNK)]
-    _write(root / f"v7/oidv7-{short}-annotations-human-imagelabels.csv", (labels(count) for count in counts))
+    _write(root / TABLES[split]["labels"], (labels(count) for count in counts))
 
-    licences = np.array(["https://creativecommons.org/licenses/by/2.0/", "https://creativecommons.org/licenses/by-nc/2.0/"])
+    licences = np.array(
+        ["https://creativecommons.org/licenses/by/2.0/", "https://creativecommons.org/licenses/by-nc/2.0/"]
+    )
 
     def metadata(at: slice) -> dict[str, np.ndarray]:
         count = len(ids[at])
@@ -146,11 +164,192 @@ def _make_split(
             "Rotation": np.where(rng.random(count) < 0.9, rng.choice([0.0, 0.0, 0.0, 90.0, 270.0], count), np.nan),
         }
 
-    middle = "train/train-images-boxable" if train else f"{split}/{split}-images"
     _write(
-        root / f"2018_04/{middle}-with-rotation.csv",
+        root / TABLES[split]["metadata"],
         (metadata(slice(at, at + CHUNK)) for at in range(0, len(ids), CHUNK)),
     )
+
+
+def tables_in(root: Path) -> tuple[Table, dict[Split, SplitTables]]:
+    """The tables below ``root``, as the openimages source finds them."""
+    tables = {
+        split: SplitTables(**{kind: Table(str(root / name), name) for kind, name in names.items()})
+        for split, names in TABLES.items()
+    }
+    return Table(str(root / CLASSES), CLASSES), tables
+
+
+def run_curation(root: Path) -> list[tuple[str, str, str]]:
+    """Split, stratum and id of the images that this project's curation chooses."""
+    curation = curate(*tables_in(root), CurationSettings(), lambda split, image: f"{split}/{image}.jpg")
+    print(f"{len(curation.rejected)} rows or images rejected", file=sys.stderr)
+    return [(record.split, record.stratum, record.id) for record in curation.records]
+
+
+def run_pandas(root: Path) -> list[tuple[str, str, str]]:
+    """The same, written in pandas for whole tables in memory; bad rows are dropped, not reported."""
+    settings = CurationSettings()
+    people, parts = list(PEOPLE.values()), list(PARTS.values())
+    candidates = []
+    for split, names in TABLES.items():
+        masks = _read(root / names["masks"], MASKS)
+        masks = masks[masks["LabelName"].isin(people)].drop_duplicates(["ImageID", "BoxID"])
+        boxes = _read(root / names["boxes"], BOXES)
+        boxes = boxes[boxes["LabelName"].isin(people + parts)]
+        persons = boxes[boxes["LabelName"].isin(people) & boxes["ImageID"].isin(masks["ImageID"])]
+        found = _pictures_of_people(masks, persons.drop_duplicates(), settings)
+
+        labels = _read(root / names["labels"], LABELS)
+        labels = labels[labels["LabelName"].isin(people + parts)]
+        absent = labels[(labels["LabelName"] == PEOPLE["Person"]) & (labels["Confidence"] == 0)]["ImageID"]
+        present = pd.concat([labels[labels["Confidence"] > 0]["ImageID"], boxes["ImageID"], masks["ImageID"]])
+        empty = pd.DataFrame({"ImageID": absent[~absent.isin(present)].unique(), "stratum": ""})
+
+        metadata = _read(root / names["metadata"], METADATA).drop_duplicates("ImageID")
+        listed = pd.concat([found, empty]).merge(metadata, on="ImageID")
+        candidates.append(listed[listed["License"].str.startswith(settings.licences)].assign(split=split))
+    every = pd.concat(candidates)
+    every["rank"] = every["split"].map({"test": 0, "validation": 1, "train": 2})
+    every = every.sort_values(["rank", "ImageID"]).drop_duplicates("ImageID")
+    every = every[every["OriginalMD5"].isna() | ~every.duplicated("OriginalMD5")]
+    every["place"] = [hashlib.md5(f"{settings.seed}{image}".encode()).hexdigest() for image in every["ImageID"]]
+    every = every.sort_values("place")
+    most = np.where(every["stratum"] == "", settings.backgrounds, settings.images_per_stratum)
+    every = every[every.groupby(["split", "stratum"]).cumcount() < most]
+    return list(zip(every["split"], every["stratum"], every["ImageID"], strict=True))
+
+
+def _read(path: Path, kind: Kind) -> pd.DataFrame:
+    frame = pd.read_csv(path, usecols=list(kind.columns), on_bad_lines="skip")
+    return frame[
+        frame["ImageID"].str.fullmatch("[0-9a-f]{16}").eq(True) & frame[list(kind.required)].notna().all(axis=1)
+    ]
+
+
+def _pictures_of_people(masks: pd.DataFrame, boxes: pd.DataFrame, settings: CurationSettings) -> pd.DataFrame:
+    sides = ["XMin", "XMax", "YMin", "YMax"]
+    masks = masks.rename(columns={f"Box{side}": side for side in sides})
+    everyone = pd.concat([masks[["ImageID", "LabelName", "BoxID", "PredictedIoU", *sides]], boxes])
+    everyone["no_mask"] = everyone["BoxID"].isna()
+    everyone["general"] = everyone["LabelName"] == PEOPLE["Person"]
+    order = ["ImageID", "no_mask", "PredictedIoU", "general", "BoxID", "LabelName", "XMin", "YMin", "XMax", "YMax"]
+    everyone = everyone.sort_values(order, ascending=[name != "PredictedIoU" for name in order], ignore_index=True)
+    everyone["person"] = everyone.index
+    everyone["area"] = (everyone["XMax"] - everyone["XMin"]) * (everyone["YMax"] - everyone["YMin"])
+
+    pairs = _pairs(everyone)
+    width = np.minimum(pairs["XMax"], pairs["XMax_b"]) - np.maximum(pairs["XMin"], pairs["XMin_b"])
+    height = np.minimum(pairs["YMax"], pairs["YMax_b"]) - np.maximum(pairs["YMin"], pairs["YMin_b"])
+    shared = width.clip(lower=0) * height.clip(lower=0)
+    same = pairs[shared >= settings.same_person_iou * (pairs["area"] + pairs["area_b"] - shared)]
+    persons = everyone[~everyone["person"].isin(same["person_b"])]
+    masked = persons[~persons["no_mask"]]
+    pairs = _pairs(masked)
+    meeting = (pairs["XMin"] <= pairs["XMax_b"]) & (pairs["XMin_b"] <= pairs["XMax"])
+    meeting &= (pairs["YMin"] <= pairs["YMax_b"]) & (pairs["YMin_b"] <= pairs["YMax"])
+
+    crowd = masked.groupby("ImageID").agg(masked=("person", "size"), least=("area", "min"), greatest=("area", "max"))
+    crowd["unmasked"] = persons[persons["no_mask"]].groupby("ImageID").size()
+    unwanted = boxes[(boxes["IsGroupOf"] == 1) | (boxes["IsDepiction"] == 1)]["ImageID"]
+    crowd = crowd[
+        (crowd["masked"] >= settings.min_people)
+        & (crowd["unmasked"].fillna(0) <= settings.max_unmasked_people)
+        & (crowd["least"] >= settings.min_box_area)
+        & (crowd["greatest"] <= settings.max_box_area)
+        & ~crowd.index.isin(unwanted)
+    ]
+    stratum = np.select([crowd["masked"] == 1, crowd["masked"] <= 3], ["one", "two_or_three"], "four_or_more")
+    stratum = np.where(crowd.index.isin(pairs[meeting]["ImageID"]), "overlapping", stratum)
+    return pd.DataFrame({"ImageID": crowd.index, "stratum": stratum})
+
+
+def _pairs(people: pd.DataFrame) -> pd.DataFrame:
+    columns = people[["ImageID", "person", "XMin", "XMax", "YMin", "YMax", "area"]]
+    pairs = columns.merge(columns, on="ImageID", suffixes=("", "_b"))
+    return pairs[pairs["person"] < pairs["person_b"]]
+
+
+def measure(name: str, root: Path) -> dict[str, Any]:
+    """Run one implementation in a process of its own."""
+    return dict(json.loads(_start(name, root, 0)))
+
+
+def _start(task: str, root: Path, scale: float) -> bytes:
+    # This process stays small: on Linux a child's ru_maxrss is never less than what its parent had when it started it.
+    command = [sys.executable, __file__, "--only", task, "--tables", str(root), "--scale", str(scale)]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+
+
+def run_here(name: str, root: Path) -> None:
+    """Run one implementation and print what it took; imports are not counted."""
+    start, cpu = time.perf_counter(), time.process_time()
+    chosen = {"curation": run_curation, "pandas": run_pandas}[name](root)
+    result = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "images": len(chosen),
+        "digest": hashlib.sha256(json.dumps(sorted(chosen)).encode()).hexdigest(),
+    }
+    print(json.dumps(result))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("duckdb", "pandas", "pyarrow")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time curation at the size of OpenImages against pandas.")
+    parser.add_argument("--tables", type=Path, help="folder for the tables (5 GB); made there once; default: temporary")
+    parser.add_argument("--scale", type=float, default=1.0, help="1 is the true size")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/curation.json")
+    parser.add_argument("--only", choices=["tables", "curation", "pandas"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only == "tables":
+        make_tables(arguments.tables, arguments.scale)
+        return
+    if arguments.only:
+        run_here(arguments.only, arguments.tables)
+        return
+    with tempfile.TemporaryDirectory(prefix="curation-benchmark-") as temporary:
+        root = arguments.tables or Path(temporary)
+        if not (root / CLASSES).exists():
+            _start("tables", root, arguments.scale)
+        size = sum(path.stat().st_size for path in root.rglob("*.csv"))
+        results = {name: measure(name, root) for name in ("curation", "pandas")}
+    report = {
+        "command": f"python benchmarks/curation.py --scale {arguments.scale:g}",
+        "seed": SEED,
+        "rows_of_train": {name: int(count * arguments.scale) for name, count in ROWS.items()},
+        "tables_gb": round(size / 1e9, 2),
+        "machine": machine(),
+        **results,
+        "pandas_takes_times_as_long": round(results["pandas"]["seconds"] / results["curation"]["seconds"], 1),
+        "pandas_takes_times_the_memory": round(
+            results["pandas"]["peak_memory_gb"] / results["curation"]["peak_memory_gb"], 1
+        ),
+        "both_choose_the_same_images": results["curation"]["digest"] == results["pandas"]["digest"],
+    }
+    print(json.dumps(report, indent=2))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _spoil(path: Path) -> None:
+    """Add a row that is cut short, one with an id that leaves the folder, and one that is there already."""
+    with path.open("r+", encoding="utf-8") as file:
+        header, good = file.readline().rstrip().split(","), file.readline()
+        image = good.split(",")[header.index("ImageID")]
+        file.seek(0, os.SEEK_END)
+        file.write(f"{good[:20]}\n{good.replace(image, '../' + image[3:])}{good}")
 
 
 def _hex(values: np.ndarray, digits: int = 16) -> np.ndarray:
@@ -163,9 +362,15 @@ def _hex(values: np.ndarray, digits: int = 16) -> np.ndarray:
 def _write(path: Path, chunks: Iterable[dict[str, np.ndarray]], header: bool = True) -> None:
     """Write chunks of columns as one CSV file that quotes only what needs it, as OpenImages' files do."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tables = (pa.table({name: pa.array(values, from_pandas=True) for name, values in chunk.items()}) for chunk in chunks)
+    tables = (
+        pa.table({name: pa.array(values, from_pandas=True) for name, values in chunk.items()}) for chunk in chunks
+    )
     first = next(tables)
     batches = (batch for table in chain([first], tables) for batch in table.to_batches())
     reader = pa.RecordBatchReader.from_batches(first.schema, batches)  # noqa: F841 (the query below names it)
     with duckdb.connect() as connection:
         connection.execute(f"COPY (FROM reader) TO '{path}' (FORMAT csv, HEADER {header})")
+
+
+if __name__ == "__main__":
+    main()
