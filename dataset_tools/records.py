@@ -28,6 +28,8 @@ class InstanceRecord:
     """Where the mask lies, in the terms of the source that wrote the record."""
     occluded: bool = False
     truncated: bool = False
+    digest: str = ""
+    """sha256 of the mask's pixels, where curation read them: a mask that changed under its name is noticed."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ _INSTANCE = pa.struct(
         ("mask", pa.string()),
         ("occluded", pa.bool_()),
         ("truncated", pa.bool_()),
+        ("digest", pa.string()),
     ]
 )
 IMAGE_SCHEMA = pa.schema(

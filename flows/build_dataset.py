@@ -144,6 +144,8 @@ class CuratedShardJob(Job):
     pose: AnnotatedSettings | None
     parsing: AnnotatedSettings | None
     plate: AnnotatedSettings | None
+    side_cars: list[str | None]
+    """Fingerprints of what the three read; empty where ``mirror`` covers it."""
     encoding: EncodingSettings
     split: Split
     start: int
@@ -158,6 +160,7 @@ class CuratedShardJob(Job):
             self.mirror,
             self.settings.model_dump(mode="json", exclude={"fetch_workers"}),
             [cue and cue.kind for cue in (self.pose, self.parsing, self.plate)],
+            self.side_cars,
             self.encoding.model_dump(mode="json"),
             self.records,
         ]
@@ -449,6 +452,9 @@ class _Build:
 
     def _curated_shards(self) -> dict[str, list[Shard]]:
         settings, jobs = self.settings, []
+        cues = [self._cue(cue) for cue in (settings.pose, settings.parsing, settings.plate)]
+        pose, parsing, plate = cues
+        side_cars = [cue and ("" if self.mirror else cue.open().fingerprint()) for cue in cues]
         for split in SPLITS:
             table, size = _table(self.work, split, "people"), settings.samples_per_shard
             count = len(table)
@@ -461,9 +467,10 @@ class _Build:
                         source=self.source,
                         mirror=self.mirror,
                         settings=settings.curated,
-                        pose=self._cue(settings.pose),
-                        parsing=self._cue(settings.parsing),
-                        plate=self._cue(settings.plate),
+                        pose=pose,
+                        parsing=parsing,
+                        plate=plate,
+                        side_cars=side_cars,
                         encoding=settings.curated_encoding,
                         split=split,
                         start=start,
@@ -534,7 +541,11 @@ class _Build:
                 filesystem.rm_file(f"{base}/manifest.json")
 
     def _recorded_settings(self) -> dict[str, Any]:
-        return self.settings.model_dump(mode="json", exclude={"runner"})
+        """What decides about the data; not where files lie, nor what opens storage (it may be secret)."""
+        cue = {"root"}
+        places = {"root", "root_options", "images", "images_options", "cache", "photos", "masks", "backgrounds"}
+        left_out: dict[str, Any] = {"runner": True, "source": places, "pose": cue, "parsing": cue, "plate": cue}
+        return self.settings.model_dump(mode="json", exclude=left_out)
 
     def _finish(self, shards: dict[str, dict[str, list[Shard]]]) -> dict[str, Any]:
         settings = self.settings

@@ -11,6 +11,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dataset_tools.errors import UserError
 
@@ -29,12 +30,17 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's o
 
 
 def main() -> None:
-    """Entry point: a `UserError` becomes one line and exit code 2."""
+    """Entry point: a `UserError`, or a missing extra, becomes one line and exit code 2."""
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        complaint = str(error)
+    except ModuleNotFoundError as error:
+        complaint = f"{error.name} is not installed; this command needs the extra: pip install 'mild[flows]'"
+    else:
+        return
+    Console(stderr=True).print("[bold red]error:[/]", Text(complaint), highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dataset_tools.errors import Rejected
 from dataset_tools.records import ImageRecord
-from dataset_tools.settings import Settings
+from dataset_tools.settings import Settings, digest_of
 from dataset_tools.storage import open_root
 
 
@@ -47,6 +47,12 @@ class Annotated:
     def __init__(self, settings: AnnotatedSettings) -> None:
         self._filesystem, root = open_root(settings.root)
         self._folder = f"{root.rstrip('/')}/sidecar"
+
+    def fingerprint(self) -> str:
+        """Digest of names, sizes and times (or ETags) of all side-cars, without reading them."""
+        found = self._filesystem.find(self._folder, detail=True)
+        keys = ("size", "mtime", "ETag", "etag")
+        return digest_of([[name, *(str(info.get(key)) for key in keys)] for name, info in sorted(found.items())])
 
     def estimate_pose(
         self, image: np.ndarray, masks: list[np.ndarray], record: ImageRecord, ids: list[str]

@@ -457,7 +457,8 @@ def _read(place: _Place, name: str, masks: _MaskFiles | _CocoMasks | None) -> _R
         height, width = stored.shape
         box = (left / width, top / height, right / width, bottom / height)
         reference = _Reference(found.kind, turned, found.number, found.where).text()
-        read.instances.append(InstanceRecord(found.id, found.category, box, reference))
+        pixels = hashlib.sha256(np.packbits(stored).tobytes()).hexdigest()
+        read.instances.append(InstanceRecord(found.id, found.category, box, reference, digest=pixels))
         upright.append(orient(stored, orientation).astype(np.uint8))
     if upright:
         size = upright[0].shape[::-1]

@@ -352,7 +352,10 @@ class _Picture:
             names = [person.category]
             if person.category != "Person" and rng.random() < 0.25:  # the same person again, as Person
                 names.append("Person")
-                jittered = tuple(float(np.clip(v + rng.normal(0, 0.002), 0, 1)) for v in box)
+                # The same person, drawn by another hand: off by a hundredth of the box.
+                sides = (box[2] - box[0], box[3] - box[1]) * 2
+                off = 0.01 * np.clip(rng.normal(size=4), -1.5, 1.5) * sides
+                jittered = [float(v) for v in np.clip(np.array(box) + off, 0, 1)]
                 self._box_row("Person", (jittered[0], jittered[1], jittered[2], jittered[3]), flags, None)
             if oddity == "boxes-only" and index == len(self.scene.people) - 1:
                 continue

@@ -37,9 +37,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "name": "test",
                 "source": {
                     "kind": "sample",
-                    **{"train": 20, "validation": 3, "test": 5},
+                    **{"train": 20, "validation": 8, "test": 8},
                     **{"train_backgrounds": 6, "validation_backgrounds": 2, "test_backgrounds": 2},
-                    **{"smallest": 128, "largest": 160},
+                    **{"smallest": 160, "largest": 192},
                 },
                 "curated": {"configuration": "paired"},
                 "pose": cue,
@@ -49,6 +49,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "samples": {"train": 12, "validation": 2, "test": 4},
                     "size": [96, 96],
                     "min_donor_height": 24,
+                    "allow_occluded": True,
                 },
                 "samples_per_shard": 4,
             }

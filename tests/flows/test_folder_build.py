@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
+import yaml
 from PIL import Image, ImageDraw
 
 from dataset_tools.shards import ShardDataset, read_manifest, verify
+from flows.build_dataset import build_dataset
 
 # Where people are in scikit-image's own photographs: an ellipse (left, top, right, bottom) each.
 PEOPLE = {"astronaut": [(90, 0, 420, 511)], "camera": [(60, 60, 330, 500)], "cat": [], "coffee": []}
@@ -61,3 +63,21 @@ def test_a_folder_of_real_photographs_becomes_shards(
         assert np.abs(error).mean() < 3
     rejected = pq.read_table(output / "rejected.parquet").to_pylist()
     assert sorted(row["reason"] for row in rejected if row["outcome"] == "image-rejected") == ["no-mask", "no-mask"]
+
+
+def test_a_mask_that_changed_under_its_name_is_noticed(photographs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Neither name, size nor box differ, yet the next run rebuilds the shard of that photograph, and no other."""
+    photos, masks = photographs
+    recipe = tmp_path / "build.yaml"
+    source = {"kind": "folder", "photos": str(photos), "masks": str(masks), "splits": {"train": 1.0}}
+    recipe.write_text(yaml.safe_dump({"name": "mine", "source": source, "samples_per_shard": 1}))
+    build_dataset(str(recipe), str(tmp_path / "dataset"))
+    with Image.open(masks / "astronaut_0.png") as old:
+        mask = np.array(old)
+    mask[200:300, 200:300] = 0
+    Image.fromarray(mask).save(masks / "astronaut_0.png")
+    summary = build_dataset(str(recipe), str(tmp_path / "dataset"))
+    assert (summary["shards"], summary["cached"]) == (2, 1)
+    held = ShardDataset(str(tmp_path / "dataset"), "real", "train")
+    changed = [sample for sample in held if sample.origins[0].id.startswith("astronaut")]
+    assert np.array_equal(changed[0].people[0].mask, mask > 0)

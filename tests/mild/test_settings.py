@@ -1,18 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from dataset_tools.errors import UserError
 from mild.settings import EvaluateSettings, TrainSettings
-
-SETTINGS = Path(__file__).parents[2] / "settings"
-
-
-def test_the_sample_settings_are_valid_and_short() -> None:
-    assert TrainSettings.load(SETTINGS / "train-sample.yaml").steps <= 100
-    assert EvaluateSettings.load(SETTINGS / "evaluate-sample.yaml").samples <= 10
 
 
 def test_defaults_are_the_papers() -> None:
