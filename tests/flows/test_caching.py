@@ -154,10 +154,10 @@ def test_results_on_another_filesystem(place: dict[str, str]) -> None:
 
     @flow(name="test-remote-results")
     def steps() -> list[Outcome[Files]]:
-        return run_steps(write, jobs, result_storage("memory://mild-results/work"))
+        return run_steps(write, jobs, result_storage("memory://mild-results/steps"))
 
     assert [steps()[0].cached, steps()[0].cached] == [False, True]
-    assert fsspec.filesystem("memory").exists(f"/mild-results/work/results/{jobs[0].key()}")
+    assert fsspec.filesystem("memory").exists(f"/mild-results/steps/results/{jobs[0].key()}")
 
 
 def test_the_digest_of_a_folder_is_of_names_and_bytes(tmp_path: Path) -> None:
