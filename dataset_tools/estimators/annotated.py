@@ -52,7 +52,10 @@ class Annotated:
         """Digest of names, sizes and times (or ETags) of all side-cars, without reading them."""
         found = self._filesystem.find(self._folder, detail=True)
         keys = ("size", "mtime", "ETag", "etag")
-        return digest_of([[name, *(str(info.get(key)) for key in keys)] for name, info in sorted(found.items())])
+        rows = [
+            [name.removeprefix(self._folder), *(str(info.get(key)) for key in keys)] for name, info in found.items()
+        ]
+        return digest_of(sorted(rows))
 
     def estimate_pose(
         self, image: np.ndarray, masks: list[np.ndarray], record: ImageRecord, ids: list[str]
