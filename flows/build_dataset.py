@@ -6,6 +6,7 @@ The unit of work is the shard. A step's result is a small manifest; pictures go 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -72,7 +73,7 @@ from flows.settings import BuildSettings, PictureSource
 DATASET_READY = "mild.dataset.ready"
 """Name of the event that a finished build emits."""
 DOWNLOADS = "mild-downloads"
-"""Global concurrency limit that shard tasks respect while they fetch, where the server has one by this name."""
+"""Global concurrency limit that shard tasks respect while they download, where the server has one by this name."""
 
 CURATED, CURATED_REJECTED = "curated.parquet", "curated-rejected.parquet"
 
@@ -186,7 +187,7 @@ def build_curated_shard(job: CuratedShardJob) -> BuiltShard:
         yield from curated_samples(records, job.source.open(), job.settings, estimators, rejected)
         rows.extend(rejection_rows(rejected))
 
-    with concurrency(DOWNLOADS, occupy=1):
+    with _download_slot(records):
         return BuiltShard(shard=write_shard(samples(), job.root, job.path, job.encoding, rows))
 
 
@@ -277,8 +278,9 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
     def load(row: CutoutRow) -> Cutout:
         return cut_out(decoded(row.sample), row.person, job.settings)
 
+    records = _records(job.work, job.split, "background", job.first_background, job.last_background)
+
     def samples() -> Iterable[Sample]:
-        records = _records(job.work, job.split, "background", job.first_background, job.last_background)
         backgrounds = list(photographs(records, job.source.open(), job.curated, rejected))
         count = job.stop - job.start
         for number in range(job.start, job.stop):
@@ -302,7 +304,7 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
                 )
         rows.extend(rejection_rows(rejected))
 
-    with concurrency(DOWNLOADS, occupy=1):
+    with _download_slot(records):
         return BuiltShard(shard=write_shard(samples(), job.root, job.path, job.encoding, rows))
 
 
@@ -615,6 +617,16 @@ def _table(work: str, split: str, role: str) -> pa.Table:
 
 def _records(work: str, split: str, role: str, start: int, stop: int) -> list[ImageRecord]:
     return [record_from_row(row) for row in _table(work, split, role).slice(start, stop - start).to_pylist()]
+
+
+def _download_slot(records: Sequence[ImageRecord]) -> contextlib.AbstractContextManager[None]:
+    """A slot of the limit `DOWNLOADS`, for pictures that come over a network.
+
+    Local files need none, and asking is dear: the server's SQLite lets it wait for seconds behind its event log.
+    """
+    if all(isinstance(open_root(record.image)[0], LocalFileSystem) for record in records):
+        return contextlib.nullcontext()
+    return concurrency(DOWNLOADS, occupy=1)
 
 
 def _digest_of_rows(table: pa.Table, start: int, stop: int) -> str:

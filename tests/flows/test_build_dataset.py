@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,8 +23,9 @@ import pytest
 import yaml
 
 from dataset_tools.errors import UserError
+from dataset_tools.records import ImageRecord
 from dataset_tools.shards import ShardDataset, read_manifest, verify
-from flows.build_dataset import build_dataset
+from flows.build_dataset import _download_slot, build_dataset
 
 KILLS = 5
 
@@ -329,3 +331,19 @@ def test_a_picture_that_times_out_is_tried_again_by_the_next_run(undisturbed: Pa
     assert summary["cached"] == summary["shards"] - 1
     assert "time-out" not in summary["rejected"]
     assert list(verify(str(tmp_path / "dataset"))) == []
+
+
+@pytest.mark.parametrize(("image", "asked"), [("https://pictures.example/1.jpg", 1), ("/pictures/1.jpg", 0)])
+def test_a_slot_of_the_download_limit_is_asked_for_where_pictures_come_over_a_network(
+    image: str, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    @contextlib.contextmanager
+    def recorded(name: str, occupy: int) -> Iterator[None]:
+        names.append(name)
+        yield
+
+    monkeypatch.setattr("flows.build_dataset.concurrency", recorded)
+    with _download_slot([ImageRecord("1", "openimages", "train", "people", "one", image)]):
+        assert names == ["mild-downloads"] * asked
