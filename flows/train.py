@@ -52,7 +52,7 @@ class TrainJob(Job):
     """Train adapters."""
 
     step: ClassVar[str] = "train-adapters"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     dataset: str
     dataset_digest: str
     base: str

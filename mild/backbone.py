@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import StableDiffusionXLInpaintPipeline, UNet2DConditionModel
@@ -27,8 +27,16 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 SUGGESTED_BASE = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
 
 
-def load_base(name_or_folder: str) -> StableDiffusionXLInpaintPipeline:
-    """Load an SDXL inpainting base in float32: a folder as diffusers saves it, or a hub id.
+def load_base(
+    name_or_folder: str,
+    load: Callable[..., Any] = StableDiffusionXLInpaintPipeline.from_pretrained,
+    **options: Any,
+) -> Any:
+    """Load an SDXL inpainting base: a folder as diffusers saves it, or a hub id.
+
+    Args:
+        name_or_folder: of the base.
+        load: ``from_pretrained`` of the pipeline class, which is called with ``options``; float32 by default.
 
     Raises:
         UserError: there is no such folder or hub id, the hub cannot be reached, it is no SDXL inpainting
@@ -41,9 +49,9 @@ def load_base(name_or_folder: str) -> StableDiffusionXLInpaintPipeline:
         raise UserError(f"base {name_or_folder} does not exist; give a folder, or a hub id such as {SUGGESTED_BASE}")
     try:
         with _no_progress_bars():
-            pipeline: StableDiffusionXLInpaintPipeline = StableDiffusionXLInpaintPipeline.from_pretrained(
-                name_or_folder, dtype=torch.float32, use_safetensors=True, add_watermarker=False
-            )
+            precision = {} if "torch_dtype" in options else {"dtype": torch.float32}
+            given = {**precision, "use_safetensors": True, "add_watermarker": False, **options}
+            pipeline = load(name_or_folder, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         hint = "" if folder.exists() else " (no such folder here, and it cannot be fetched from the hub)"
@@ -111,10 +119,13 @@ def _several_adapters_are_meant() -> Iterator[None]:
 def activate(unet: UNet2DConditionModel, branch: Branch) -> None:
     """Let the UNet compute with the adapter of ``branch``; the adapters of both branches stay trainable.
 
+    Adapters that were switched off (``disable_adapters``) are switched on again.
+
     peft's own switch also turns ``requires_grad`` off for the other adapter, which loses its gradients
     without an error. Call ``backward`` for one branch before switching to the other: with gradient
     checkpointing the backward pass computes the forward pass again, with the adapter that is active then.
     """
+    unet.enable_adapters()
     unet.set_adapter(branch)
     for other in BRANCHES:
         for parameter in adapter_parameters(unet, other).values():
@@ -152,21 +163,3 @@ def _sort_header(path: Path) -> None:
     header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
-
-
-def load_adapters(unet: UNet2DConditionModel, folder: str | Path, branches: tuple[Branch, ...]) -> None:
-    """Load adapters that `save_adapters` wrote, under the names of their branches; the last one is active.
-
-    Raises:
-        UserError: the folder has no such adapter, or it was trained on a UNet of another shape.
-    """
-    for branch in branches:
-        place = Path(folder) if branch == "bg" else Path(folder) / branch
-        if not (place / WEIGHTS).is_file():
-            raise UserError(f"{place} holds no adapter: {WEIGHTS} is missing")
-        try:
-            with _several_adapters_are_meant():
-                unet.load_lora_adapter(str(place), weight_name=WEIGHTS, adapter_name=branch, prefix="unet")
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"the adapter in {place} is broken or does not fit this base: {reason}") from None

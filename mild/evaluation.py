@@ -18,12 +18,14 @@ from scipy.stats import bootstrap
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import KEY_PATTERN, Sample, encode_png
-from mild.backbone import load_adapters, load_base
+from mild.backbone import load_base
 from mild.erasers import Eraser
+from mild.erasers.layered import MILDEraser
 from mild.erasers.opencv import OpenCVEraser
 from mild.erasers.sdxl import SDXLEraser
 from mild.folders import folder_written_whole
 from mild.metrics import METRICS, NotComputed
+from mild.pipeline import MILDPipeline
 from mild.report import SampleFigures, render_report
 from mild.seeds import derived_seed
 from mild.settings import EvaluateSettings, Method
@@ -33,6 +35,9 @@ from mild.versions import software_versions
 CONFIDENCE = 0.95
 REPORT_SAMPLES = 24
 """At most so many samples are shown in the report; the pictures of all lie in ``pictures/``."""
+
+SHARED = ("vae", "text_encoder", "text_encoder_2")
+"""What the diffusion methods hold once in memory; the UNet is MILD's own, which changes it."""
 
 _ROW_SCHEMA = pa.schema(
     [
@@ -138,26 +143,30 @@ def evaluate(
 
 
 def _make_erasers(settings: EvaluateSettings, base: str, adapters: str | None) -> list[Eraser]:
-    """The methods in their order; diffusion methods share one pipeline in memory."""
-    pipeline = None
-    if {"sdxl-inpaint", "mild"} & set(settings.methods):
-        if "mild" in settings.methods and adapters is None:
-            raise UserError("methods names 'mild', which needs a directory of adapters: train first, or leave it out")
-        pipeline = load_base(base)
-        if adapters is not None and "mild" in settings.methods:
-            load_adapters(pipeline.unet, adapters, ("bg",))
-        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    common: dict[str, Any] = {
-        "steps": settings.inference_steps,
-        "prompt": settings.prompt,
-        "resolution": settings.resolution,
-    }
+    """The methods in their order."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shared: dict[str, Any] = {}
 
     def make(method: Method) -> Eraser:
         if method == "sdxl-inpaint":
-            return SDXLEraser(method, pipeline, guidance_scale=settings.guidance_scale, **common)
+            pipeline = load_base(base, **shared).to(device)
+            shared.update({name: part for name, part in pipeline.components.items() if name in SHARED})
+            return SDXLEraser(
+                pipeline,
+                steps=settings.inference_steps,
+                guidance_scale=settings.guidance_scale,
+                prompt=settings.prompt,
+                resolution=settings.resolution,
+            )
         if method == "mild":
-            return SDXLEraser(method, pipeline, adapter="bg", **common)
+            if adapters is None:
+                raise UserError(
+                    "methods names 'mild', which needs a directory of adapters: train first, or leave it out"
+                )
+            layered = MILDPipeline.from_pretrained(base, mild=adapters, **shared).to(device)
+            layered.set_progress_bar_config(disable=True)
+            shared.update({name: part for name, part in layered.components.items() if name in SHARED})
+            return MILDEraser(layered, steps=settings.inference_steps, prompt=settings.prompt)
         return OpenCVEraser(method)
 
     return [make(method) for method in settings.methods]

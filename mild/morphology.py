@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
-from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
@@ -39,8 +38,8 @@ from torch.utils.hooks import RemovableHandle
 from dataset_tools.errors import UserError
 from dataset_tools.masks import BONES
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
-from dataset_tools.settings import Settings
 from mild.backbone import Branch
+from mild.settings import HmgSettings
 
 COMMON_LABELS = (
     "background", "hat", "hair", "face", "head", "upper_body", "lower_body", "whole_body", "accessory",
@@ -68,22 +67,9 @@ CHANNELS = {"pose": len(KEYPOINTS) + len(BONES), "parsing": len(COMMON_LABELS), 
 """Maps a cue."""
 
 _JOINT = {name: index for index, name in enumerate(KEYPOINTS)}
+_REACH = 6.0
+"""A profile is drawn as far as this many standard deviations, where it is below 2e-8."""
 _STOCK_PROCESSORS = (AttnProcessor2_0, AttnProcessor)
-
-
-class HmgSettings(Settings):
-    """Human Morphology Guidance (section 3.3): how cues are drawn, encoded and dropped."""
-
-    grid: int = Field(4, ge=1, le=16)
-    """Each cue becomes ``grid`` x ``grid`` tokens, one a cell of the picture."""
-    width: int = Field(64, ge=8, multiple_of=8)
-    """Channels of the convolution stack that the cues share."""
-    map_side: int = Field(128, ge=16)
-    """Longer side of the maps that cues are drawn on, in pixels; the shorter one keeps the picture's aspect."""
-    joint_width: float = Field(0.015, gt=0, le=0.5)
-    """Standard deviation of a joint's or limb's Gaussian profile, as a share of ``map_side``."""
-    dropout: float = Field(0.1, ge=0, le=1)
-    """Probability that a cue of a sample is withheld in training, each by itself, so that every one stays optional."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +118,17 @@ def draw_pose(keypoints: np.ndarray, size: tuple[int, int], settings: HmgSetting
         points, score = (person[:, :2] + 0.5) * scale - 0.5, person[:, 2].clip(0, 1)
         from_, to = np.concatenate([points, points[starts]]), np.concatenate([points, points[ends]])
         scores = np.concatenate([score, np.minimum(score[starts], score[ends])])
+        first = np.minimum(from_, to) - _REACH * sigma
+        last = np.maximum(from_, to) + _REACH * sigma
+        starts_at, ends_at = (
+            np.clip(corner, 0, [width, height]).astype(int) for corner in (np.floor(first), np.ceil(last) + 1)
+        )
         for channel in np.flatnonzero(scores > 0):
-            distance = _squared_distance(pixels, from_[channel], to[channel])
+            (left, top), (right, bottom) = starts_at[channel], ends_at[channel]
+            near = maps[channel, top:bottom, left:right]
+            distance = _squared_distance(pixels[top:bottom, left:right], from_[channel], to[channel])
             profile = scores[channel] * np.exp(-distance / (2 * sigma**2))
-            np.maximum(maps[channel], profile, out=maps[channel], casting="same_kind")
+            np.maximum(near, profile, out=near, casting="same_kind")
     return torch.from_numpy(maps)
 
 

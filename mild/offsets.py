@@ -24,26 +24,12 @@ from typing import Any
 
 import torch
 from diffusers import Transformer2DModel, UNet2DConditionModel
-from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from dataset_tools.errors import UserError
-from dataset_tools.settings import Settings
-
-
-class OffsetSettings(Settings):
-    """The optional parts of Algorithm 3; all are off by default."""
-
-    spatial_offset: bool = False
-    """E_trans(M) is added to the noisy latent (line 1)."""
-    layer_exchange: bool = False
-    """Layers of one picture see each other after every spatial transformer (line 12)."""
-    boundary_smoothing: bool = False
-    """Features are smoothed along the mask's boundary after every spatial transformer (line 14)."""
-    width: int = Field(32, ge=1)
-    """Channels inside E_trans and of what layers exchange."""
+from mild.settings import OffsetSettings
 
 
 def on_grid(mask: torch.Tensor, grid: tuple[int, int] | torch.Size) -> torch.Tensor:

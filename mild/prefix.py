@@ -17,17 +17,9 @@ last places are shifted, not lost. The pooled embedding is left alone.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from dataset_tools.settings import Settings
-
-
-class PrefixSettings(Settings):
-    """The learnable prompt prefix (section G.8)."""
-
-    tokens: int = Field(8, ge=1, le=64)
-    """n: learned tokens."""
+from mild.settings import PrefixSettings
 
 
 class PromptPrefix(nn.Module):

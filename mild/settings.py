@@ -14,12 +14,67 @@ Method = Literal["telea", "navier-stokes", "sdxl-inpaint", "mild"]
 class LoraSettings(Settings):
     """The two low-rank adapters ``fg`` and ``bg`` on the UNet's attention (section 3.2)."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=1024)
     """Rank of both adapters."""
     alpha: int = Field(16, ge=1)
     """Scaling numerator: an adapter adds ``alpha / rank * B A`` to a weight."""
     target_modules: tuple[str, ...] = Field(("to_q", "to_k", "to_v"), min_length=1)
     """Linear layers of self- and cross-attention (``attn1``, ``attn2``) that get an adapter."""
+
+
+class HmgSettings(Settings):
+    """Human Morphology Guidance (section 3.3): how cues are drawn, encoded and dropped."""
+
+    grid: int = Field(4, ge=1, le=16)
+    """Each cue becomes ``grid`` x ``grid`` tokens, one a cell of the picture."""
+    width: int = Field(64, ge=8, le=1024, multiple_of=8)
+    """Channels of the convolution stack that the cues share."""
+    map_side: int = Field(128, ge=16, le=1024)
+    """Longer side of the maps that cues are drawn on, in pixels; the shorter one keeps the picture's aspect."""
+    joint_width: float = Field(0.015, gt=0, le=0.5)
+    """Standard deviation of a joint's or limb's Gaussian profile, as a share of ``map_side``."""
+    dropout: float = Field(0.1, ge=0, le=1)
+    """Probability that a cue of a sample is withheld in training, each by itself, so that every one stays optional."""
+
+
+class OffsetSettings(Settings):
+    """The optional parts of Algorithm 3; all are off by default."""
+
+    spatial_offset: bool = False
+    """E_trans(M) is added to the noisy latent (line 1)."""
+    layer_exchange: bool = False
+    """Layers of one picture see each other after every spatial transformer (line 12)."""
+    boundary_smoothing: bool = False
+    """Features are smoothed along the mask's boundary after every spatial transformer (line 14)."""
+    width: int = Field(32, ge=1, le=1024)
+    """Channels inside E_trans and of what layers exchange."""
+
+    @property
+    def any(self) -> bool:
+        """Whether a part is switched on."""
+        return self.spatial_offset or self.layer_exchange or self.boundary_smoothing
+
+
+class PrefixSettings(Settings):
+    """The learnable prompt prefix (section G.8)."""
+
+    tokens: int = Field(8, ge=1, le=64)
+    """n: learned tokens."""
+
+
+class MildSettings(Settings):
+    """What MILD adds to the UNet of a base."""
+
+    lora: LoraSettings = LoraSettings()
+    """The adapters of the two branches."""
+    sma: bool = True
+    """Spatially-Modulated Attention in every self-attention (section 3.4)."""
+    hmg: HmgSettings | None = HmgSettings()
+    """Human Morphology Guidance in every cross-attention (section 3.3); null leaves it out."""
+    offsets: OffsetSettings = OffsetSettings()
+    """Spatial offset, layer exchange and boundary smoothing (Algorithm 3)."""
+    prefix: PrefixSettings | None = None
+    """The learnable prompt prefix; null leaves it out."""
 
 
 class WarmUpSettings(Settings):
@@ -48,25 +103,40 @@ class TrainSettings(Settings):
     """Samples a step; each gives one background and, once lambda_s > 0, one foreground example."""
     learning_rate: float = Field(1e-6, gt=0)
     """AdamW's, constant, for both adapters."""
+    guidance_learning_rate: float = Field(1e-3, gt=0)
+    """AdamW's for HMG, offsets and prompt prefix. These start as small encoders behind gates of zero: an AdamW step
+    moves a gate by about the rate, so that at the adapters' 1e-6 none would open within 20,000 steps."""
+    sma_learning_rate: float = Field(1e-2, gt=0)
+    """AdamW's for the scalars of SMA. They are biases on logits, which count from about 1 on; 20,000 steps of 1e-6
+    would move them by 0.02 at most."""
     seed: int = Field(0, ge=0)
     """Decides the initial adapters, the order of samples, and noise, time step and person of each example."""
     resolution: int = Field(512, ge=8)
     """Side of the square crop that is trained on, in pixels."""
     prompt: str = ""
     """Text for both branches."""
-    lora: LoraSettings = LoraSettings()
+    mild: MildSettings = MildSettings()
     warm_up: WarmUpSettings = WarmUpSettings()
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; adapters and optimizer stay in float32."""
     log_every: int = Field(10, ge=1)
     """Steps between two calls of the progress callback; the loss of every step is in ``loss.csv`` anyway."""
 
+    @model_validator(mode="after")
+    def _layers_to_exchange(self) -> Self:
+        if self.mild.offsets.layer_exchange:
+            raise ValueError(
+                "mild.offsets.layer_exchange would stay untrained: a step shows one person of each picture, who has "
+                "no other layer to exchange with; leave it off"
+            )
+        return self
+
 
 class EvaluateSettings(Settings):
     """What is compared, on how many samples, and how the diffusion methods are run."""
 
     methods: tuple[Method, ...] = Field(("telea", "navier-stokes", "sdxl-inpaint", "mild"), min_length=1)
-    """``telea`` and ``navier-stokes``: OpenCV; ``sdxl-inpaint``: the base as it is; ``mild``: with the bg adapter."""
+    """``telea`` and ``navier-stokes``: OpenCV; ``sdxl-inpaint``: the base as it is; ``mild``: `MILDPipeline`."""
     samples: int = Field(100, ge=1)
     """How many samples are drawn from the split; all of them where it holds fewer."""
     masks: Literal["exact", "augmented"] = "exact"
@@ -78,7 +148,8 @@ class EvaluateSettings(Settings):
     prompt: str = ""
     """Text for the diffusion methods."""
     resolution: int = Field(512, ge=8)
-    """Shorter side at which the diffusion methods work, in pixels; their result is brought back to the image's size."""
+    """Shorter side at which ``sdxl-inpaint`` works, in pixels; its result is brought back to the image's size. MILD
+    works at the resolution that it was trained at."""
     seed: int = Field(0, ge=0)
     """Decides which samples are drawn, the noise of each, and the bootstrap."""
     resamples: int = Field(2000, ge=100)

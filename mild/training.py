@@ -1,15 +1,14 @@
-"""The training loop: layered LoRA on a frozen base, on accelerate."""
+"""The training loop: adapters and the other parts of MILD on a frozen base, on accelerate."""
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -19,12 +18,14 @@ from diffusers import DDPMScheduler, StableDiffusionXLInpaintPipeline
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Person, Sample
-from mild.backbone import BRANCHES, Branch, activate, adapter_parameters, add_layered_lora, load_base, save_adapters
+from mild.backbone import BRANCHES, Branch, adapter_parameters, load_base
 from mild.folders import folder_written_whole
+from mild.layered import LayeredUNet
+from mild.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.objective import background_loss, foreground_loss, foreground_weight, prediction_target
 from mild.report.chart import loss_chart
 from mild.seeds import derived_seed
-from mild.settings import TrainSettings
+from mild.settings import HmgSettings, TrainSettings
 from mild.versions import software_versions
 
 LOSS_COLUMNS = ("step", "loss", "background", "foreground", "lambda")
@@ -67,6 +68,9 @@ class Batch:
     """The image that the branch is shown, apart from the hole."""
     hole: torch.Tensor
     """1 where the branch is shown nothing."""
+    given_mask: torch.Tensor
+    """What SMA and offsets are given: the person's faulty mask, as it would be at inference; for the background all
+    people's, which is the hole."""
     target_mask: torch.Tensor
     """M_k, where a foreground branch is judged; 1 everywhere for the background."""
     weight: torch.Tensor
@@ -82,23 +86,23 @@ def train(
     *,
     dataset_digest: str = "unknown",
 ) -> TrainResult:
-    """Train the adapters ``bg`` and ``fg`` and write an adapter directory.
+    """Train the adapters ``bg`` and ``fg`` with SMA, HMG and the other parts, and write a MILD directory.
 
     A step takes ``batch_size`` samples. The background branch sees the image with all people masked (by their
     augmented, faulty masks) and denoises the clean background's latent; the foreground branch denoises the
     image's latent for one person a sample, sees the image with the *other* people masked and is judged inside
-    the person's mask. Both share t and noise. One person stands for the sum over all N (eq. 5) and so counts
+    the person's mask. Both share t and noise, SMA and HMG; the model is given faulty masks only.
+    One person stands for the sum over all N (eq. 5) and so counts
     N-fold. All randomness comes from ``settings.seed`` and the sample's key; on a CPU, equal runs with as many
     threads give equal bytes.
 
-    The directory, which appears whole or not at all, holds ``pytorch_lora_weights.safetensors`` (bg, as a
-    stock pipeline's ``load_lora_weights`` reads it), ``fg/`` (the same), ``mild.json``, ``loss.csv``,
-    ``loss.svg`` and a model card.
+    The directory, which appears whole or not at all, is that of `mild.layered` with ``loss.csv`` and ``loss.svg``
+    beside it.
 
     Args:
         samples: people on known backgrounds (configuration ``composite``).
         base: folder or hub id of an SDXL inpainting pipeline.
-        output: the adapter directory to write; an older one is replaced.
+        output: the directory to write; an older one is replaced.
         log: called every ``log_every`` steps and after the last with loss, background, foreground and lambda.
         dataset_digest: named in the card and in ``mild.json``.
 
@@ -110,10 +114,28 @@ def train(
     _check_resolution(pipeline, settings.resolution)
     started = time.monotonic()
     with folder_written_whole(output) as folder:
-        add_layered_lora(pipeline.unet, settings.lora, settings.seed)
-        losses = _optimize(settings, samples, pipeline, log)
-        save_adapters(pipeline.unet, folder)
-        _write_records(folder, settings, base, dataset_digest, len(samples), losses)
+        layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
+        losses = _optimize(settings, samples, pipeline, layered, log)
+        layered.save(
+            folder,
+            base=base,
+            resolution=settings.resolution,
+            record={
+                "dataset": dataset_digest,
+                "samples": len(samples),
+                "settings": settings.model_dump(mode="json"),
+                "software": software_versions(),
+            },
+            about=ABOUT.format(
+                steps=settings.steps,
+                batch_size=settings.batch_size,
+                count=len(samples),
+                dataset=dataset_digest,
+                first=losses[0]["loss"],
+                last=losses[-1]["loss"],
+            ),
+        )
+        _write_losses(folder, losses)
     tenth = max(1, len(losses) // 10)
     total = [row["loss"] for row in losses]
     return TrainResult(
@@ -126,13 +148,17 @@ def train(
 
 
 def _optimize(
-    settings: TrainSettings, samples: Samples, pipeline: StableDiffusionXLInpaintPipeline, log: Log
+    settings: TrainSettings,
+    samples: Samples,
+    pipeline: StableDiffusionXLInpaintPipeline,
+    layered: LayeredUNet,
+    log: Log,
 ) -> list[dict[str, float]]:
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     pipeline.to(accelerator.device)
-    branch_loss = BranchLoss(pipeline, settings)
-    parameters = [p for branch in BRANCHES for p in adapter_parameters(pipeline.unet, branch).values()]
-    unet, optimizer = accelerator.prepare(pipeline.unet, torch.optim.AdamW(parameters, lr=settings.learning_rate))
+    layered.to(accelerator.device)
+    branch_loss = BranchLoss(pipeline, layered, settings)
+    unet, optimizer = accelerator.prepare(pipeline.unet, torch.optim.AdamW(_parameter_groups(layered, settings)))
     unet.train()
     losses: list[dict[str, float]] = []
     for step, indices in zip(range(settings.steps), _batches(samples, settings), strict=False):
@@ -143,8 +169,7 @@ def _optimize(
         if weight > 0:
             branches.append(("fg", "foreground", weight))
         for branch, name, factor in branches:
-            # Each branch is differentiated before the next is activated (see `activate`).
-            activate(pipeline.unet, branch)
+            # Each branch is differentiated before the next is run (see `LayeredUNet.branch`).
             with accelerator.autocast():
                 loss = branch_loss(unet, branch, chosen, step)
             values[name] = loss.item()
@@ -156,6 +181,7 @@ def _optimize(
                 f"the loss is {total} at step {step + 1} (samples {keys}): lower learning_rate, or mend them"
             )
         optimizer.step()
+        layered.project_()
         optimizer.zero_grad()
         losses.append({"loss": total, **values, "lambda": weight})
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
@@ -163,10 +189,26 @@ def _optimize(
     return losses
 
 
+def _parameter_groups(layered: LayeredUNet, settings: TrainSettings) -> list[dict[str, Any]]:
+    """What the optimizer trains, each with its learning rate."""
+    rates = {"sma": settings.sma_learning_rate}
+    adapters = [p for branch in BRANCHES for p in adapter_parameters(layered.unet, branch).values()]
+    return [
+        {"params": adapters, "lr": settings.learning_rate},
+        *(
+            {"params": list(part.parameters()), "lr": rates.get(name, settings.guidance_learning_rate)}
+            for name, part in layered.parts().items()
+        ),
+    ]
+
+
 class BranchLoss:
     """The mean loss of a batch under one branch: encodes the pictures, adds noise, asks the UNet."""
 
-    def __init__(self, pipeline: StableDiffusionXLInpaintPipeline, settings: TrainSettings) -> None:
+    def __init__(
+        self, pipeline: StableDiffusionXLInpaintPipeline, layered: LayeredUNet, settings: TrainSettings
+    ) -> None:
+        self.layered = layered
         self.vae = pipeline.vae
         self.device = pipeline.device
         self.seed = settings.seed
@@ -181,8 +223,9 @@ class BranchLoss:
         self.size_and_crop = torch.tensor([[side, side, 0, 0, side, side]], dtype=self.text.dtype, device=self.device)
 
     def __call__(self, unet: torch.nn.Module, branch: Branch, samples: list[Sample], step: int) -> torch.Tensor:
-        """The mean of ``weight * loss`` over the batch, a scalar that carries gradients of the UNet's parameters."""
-        # One generator a sample and step, the same for both branches: person, time step and noise, in this order.
+        """The mean of ``weight * loss`` over the batch, a scalar that carries gradients of adapters and parts."""
+        # One generator a sample and step, the same for both branches: person, time step, noise and which cues are
+        # withheld, in this order.
         draws = [np.random.default_rng(derived_seed(self.seed, step, sample.key)) for sample in samples]
         chosen = [int(draw.integers(len(sample.people))) for draw, sample in zip(draws, samples, strict=True)]
         batch = make_batch(branch, samples, chosen, self.resolution)
@@ -199,15 +242,19 @@ class BranchLoss:
         hole = torch.nn.functional.interpolate(hole, size=grid).to(latents)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         count = len(samples)
-        prediction = unet(
-            torch.cat([noisy, hole, seen], dim=1),
-            timesteps,
-            encoder_hidden_states=self.text.expand(count, -1, -1),
-            added_cond_kwargs={
-                "text_embeds": self.pooled_text.expand(count, -1),
-                "time_ids": self.size_and_crop.expand(count, -1),
-            },
-        ).sample
+        hmg = self.layered.settings.hmg
+        withheld = [] if hmg is None else [draw.random(3) < hmg.dropout for draw in draws]
+        cues: dict[str, Any] = {} if hmg is None else make_cues(branch, samples, chosen, withheld, hmg)
+        with self.layered.branch(branch, batch.given_mask, **cues):
+            prediction = unet(
+                torch.cat([noisy, hole, seen], dim=1),
+                timesteps,
+                encoder_hidden_states=self.layered.text(self.text.expand(count, -1, -1)),
+                added_cond_kwargs={
+                    "text_embeds": self.pooled_text.expand(count, -1),
+                    "time_ids": self.size_and_crop.expand(count, -1),
+                },
+            ).sample
         target = prediction_target(self.scheduler, latents, noise, timesteps)
         if branch == "bg":
             losses = background_loss(prediction, target)
@@ -241,23 +288,63 @@ def make_batch(branch: Branch, samples: list[Sample], chosen: list[int], resolut
         window = _square_around(person.mask)
         if branch == "bg":
             picture, shown, target = sample.background, _augmented(people), np.ones_like(person.mask)
+            given = shown
         else:
             others = [other for other in people if other is not person]
             picture, shown, target = sample.image, _augmented(others, person.mask.shape), person.mask
+            given = _augmented([person])
         assert picture is not None
         rows.append(
             (
                 _scaled_picture(picture[window], resolution),
                 _scaled_picture(sample.image[window], resolution),
                 _scaled_mask(shown[window], resolution),
+                _scaled_mask(given[window], resolution),
                 _scaled_mask(target[window], resolution),
                 1.0 if branch == "bg" else float(len(people)),
             )
         )
-    pictures, images, holes, targets, weights = zip(*rows, strict=True)
+    pictures, images, holes, given_masks, targets, weights = zip(*rows, strict=True)
     return Batch(
-        torch.stack(pictures), torch.stack(images), torch.stack(holes), torch.stack(targets), torch.tensor(weights)
+        torch.stack(pictures),
+        torch.stack(images),
+        torch.stack(holes),
+        torch.stack(given_masks),
+        torch.stack(targets),
+        torch.tensor(weights),
     )
+
+
+def make_cues(
+    branch: Branch, samples: list[Sample], chosen: list[int], withheld: list[np.ndarray], settings: HmgSettings
+) -> dict[str, Cue | None]:
+    """The cues of HMG for one branch, of the crops of `make_batch`: arguments of `LayeredUNet.branch`.
+
+    Everybody's keypoints, the label map and, for the foreground, the faulty masks of the person and of the others;
+    None where no sample has the cue, or all are withheld.
+
+    Args:
+        chosen: index of one person a sample.
+        withheld: (3,) bool a sample: whether pose, parsing and masks are kept from the model.
+    """
+    pose: list[torch.Tensor | None] = []
+    parsing: list[torch.Tensor | None] = []
+    others: list[torch.Tensor | None] = []
+    for sample, index, (no_pose, no_parsing, no_masks) in zip(samples, chosen, withheld, strict=True):
+        people = sample.people
+        window = rows, columns = _square_around(people[index].mask)
+        keypoints = np.stack([person.keypoints for person in people]) - np.array(
+            [columns.start, rows.start, 0], np.float32
+        )
+        side = rows.stop - rows.start
+        missing = no_pose or not keypoints[..., 2].any()
+        pose.append(None if missing else draw_pose(keypoints, (side, side), settings))
+        missing = no_parsing or sample.label_set == "none"
+        parsing.append(None if missing else draw_parsing(sample.parsing[window], sample.label_set, settings))
+        if branch == "fg":
+            masks = np.stack([_augmented([person])[window] for person in people])
+            others.append(None if no_masks else draw_masks(masks, index, settings))
+    return {"pose": stack_cue(pose), "parsing": stack_cue(parsing), "others": stack_cue(others)}
 
 
 def _batches(samples: Samples, settings: TrainSettings) -> Iterator[list[int]]:
@@ -325,58 +412,16 @@ def _check_sample(sample: Sample, resolution: int) -> None:
         raise UserError(f"{name}: background or masks differ in size from the image ({width}x{height})")
 
 
-def _write_records(
-    folder: Path, settings: TrainSettings, base: str, dataset_digest: str, count: int, losses: list[dict[str, float]]
-) -> None:
-    config = {
-        "format": 1,
-        "base": base,
-        "dataset": dataset_digest,
-        "samples": count,
-        "settings": settings.model_dump(mode="json"),
-        "software": software_versions(),
-    }
-    (folder / "mild.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _write_losses(folder: Path, losses: list[dict[str, float]]) -> None:
     with (folder / "loss.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, LOSS_COLUMNS, lineterminator="\n")
         rows.writeheader()
         rows.writerows({"step": step, **values} for step, values in enumerate(losses, start=1))
     (folder / "loss.svg").write_text(loss_chart(losses), encoding="utf-8")
-    card = CARD.format(
-        base=base,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        resolution=settings.resolution,
-        rank=settings.lora.rank,
-        alpha=settings.lora.alpha,
-        count=count,
-        dataset=dataset_digest,
-        first=losses[0]["loss"],
-        last=losses[-1]["loss"],
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-CARD = """\
----
-library_name: diffusers
-tags: [lora, inpainting, object-removal, stable-diffusion-xl]
----
-# MILD: layered LoRA for erasing people
-
-Two adapters for the attention of an SDXL inpainting UNet: `bg` paints the background where people were, `fg`
-paints one person. Rank {rank}, alpha {alpha}.
-
-- Base: `{base}`
-- Training: {steps} steps of {batch_size} samples at {resolution} px; loss {first:.4g} at the first step, {last:.4g}
-  at the last (`loss.csv`, `loss.svg`)
+ABOUT = """\
+- Training: {steps} steps of {batch_size} samples; loss {first:.4g} at the first step, {last:.4g} at the last
+  (`loss.csv`, `loss.svg`)
 - Data: {count} composite samples, digest `{dataset}`
-- All settings and versions: `mild.json`
-
-```python
-from diffusers import StableDiffusionXLInpaintPipeline
-
-pipeline = StableDiffusionXLInpaintPipeline.from_pretrained("{base}")
-pipeline.load_lora_weights("this folder")  # bg; the foreground adapter is in its folder fg
-```
 """

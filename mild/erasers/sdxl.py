@@ -1,4 +1,4 @@
-"""Erasing with an SDXL inpainting pipeline: the base as it is, or with MILD's background adapter."""
+"""Erasing with a stock SDXL inpainting pipeline: the base as it is."""
 
 from __future__ import annotations
 
@@ -15,25 +15,20 @@ STRENGTH = 0.9999
 
 
 class SDXLEraser:
-    """The stock pipeline; with ``adapter``, under that adapter of its UNet, and otherwise under none.
+    """A stock `StableDiffusionXLInpaintPipeline`, which sees the whole picture."""
 
-    Several erasers can share one pipeline: each switches the adapter that it needs.
-    """
+    name = "sdxl-inpaint"
 
     def __init__(
         self,
-        name: str,
         pipeline: StableDiffusionXLInpaintPipeline,
         *,
-        adapter: str | None = None,
         steps: int = 25,
         guidance_scale: float = 1.0,
         prompt: str = "",
         resolution: int = 512,
     ) -> None:
-        self.name = name
         self.pipeline = pipeline
-        self.adapter = adapter
         self.steps = steps
         self.guidance_scale = guidance_scale
         self.prompt = prompt
@@ -50,7 +45,6 @@ class SDXLEraser:
         scaled = cv2.resize(image, size, interpolation=_interpolation(height, work_height))
         # Every pixel that the mask touches: nothing of a person may shine through into what the UNet sees.
         hole = cv2.resize(mask.astype(np.float32), size, interpolation=_interpolation(height, work_height)) > 0
-        self._switch_adapter()
         result = self.pipeline(
             prompt=self.prompt,
             image=Image.fromarray(scaled),
@@ -69,14 +63,6 @@ class SDXLEraser:
         """Height and width with the shorter side at ``resolution``, in multiples of 8 as the pipeline wants them."""
         scale = self.resolution / min(height, width)
         return max(8, round(height * scale / 8) * 8), max(8, round(width * scale / 8) * 8)
-
-    def _switch_adapter(self) -> None:
-        unet = self.pipeline.unet
-        if self.adapter is not None:
-            unet.set_adapter(self.adapter)
-            unet.enable_adapters()
-        elif getattr(unet, "peft_config", None):
-            unet.disable_adapters()
 
 
 def _interpolation(size: int, target: int) -> int:

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from dataset_tools.schema import Person, Sample
 from mild.nano import write_nano_base
-from mild.settings import LoraSettings, TrainSettings, WarmUpSettings
+from mild.settings import HmgSettings, LoraSettings, MildSettings, TrainSettings, WarmUpSettings
 from mild.training import train
 
 
@@ -34,22 +34,36 @@ class MemorySamples:
 
 
 def draw_sample(index: int, height: int = 48, width: int = 64, people: int = 2) -> Sample:
-    """A smooth background with rectangles for people, left to right; augmented masks are shifted down by 2."""
+    """A smooth background with rectangles for people, left to right; augmented masks are shifted down by 2.
+
+    Joints lie anywhere in their rectangle; label 2 of Pascal is the rectangle.
+    """
     rng = np.random.default_rng(index)
     rows, columns = np.mgrid[:height, :width]
     slope = rng.integers(20, 100, 3)
     background = (60 + rows[..., None] / height * slope + columns[..., None] / width * slope[::-1]).astype(np.uint8)
     image, persons = background.copy(), []
+    parsing = np.zeros((height, width), np.uint8)
     for k in range(people):
         mask = np.zeros((height, width), bool)
         left = 4 + k * (width - 8) // people
         mask[height // 4 : height // 4 + height // 2, left : left + width // 8] = True
         image[mask] = rng.integers(0, 256, 3)
         augmented = np.roll(mask, 2, axis=0)
+        parsing[mask] = 2
+        inside = np.argwhere(mask)[rng.integers(mask.sum(), size=18)]
+        keypoints = np.column_stack([inside[:, ::-1], np.ones(18)]).astype(np.float32)
         layer = np.dstack([image * mask[..., None], mask * np.uint8(255)])
         persons.append(
             Person(
-                id=str(k), mask=mask, complete_mask=mask, augmented_mask=augmented, layer=layer, order=k, occlusion=0.0
+                id=str(k),
+                mask=mask,
+                keypoints=keypoints,
+                complete_mask=mask,
+                augmented_mask=augmented,
+                layer=layer,
+                order=k,
+                occlusion=0.0,
             )
         )
     return Sample(
@@ -58,9 +72,10 @@ def draw_sample(index: int, height: int = 48, width: int = 64, people: int = 2) 
         configuration="composite",
         image=image,
         people=persons,
-        parsing=np.zeros((height, width), np.uint8),
-        label_set="none",
+        parsing=parsing,
+        label_set="pascal",
         origins=[],
+        pose_by="drawn",
         background=background,
     )
 
@@ -103,7 +118,9 @@ def quick() -> TrainSettings:
         batch_size=2,
         learning_rate=1e-3,
         resolution=32,
-        lora=LoraSettings(rank=4, alpha=8),
+        mild=MildSettings(
+            lora=LoraSettings(rank=4, alpha=8), hmg=HmgSettings(grid=2, width=8, map_side=16, dropout=0.25)
+        ),
         warm_up=WarmUpSettings(start=1, end=3),
         log_every=2,
     )
@@ -117,8 +134,18 @@ def adapters(nano_base: str, quick: TrainSettings, tmp_path_factory: pytest.Temp
     return folder
 
 
+@pytest.fixture(scope="session")
+def make_unet() -> Callable[[], UNet2DConditionModel]:
+    """Makes the UNet `tiny_unet`, each time with the same weights."""
+    return draw_unet
+
+
 @pytest.fixture
 def tiny_unet() -> UNet2DConditionModel:
+    return draw_unet()
+
+
+def draw_unet() -> UNet2DConditionModel:
     """A UNet with SDXL's kinds of blocks, small enough for float64 gradients in a moment."""
     with torch.random.fork_rng():
         torch.manual_seed(0)

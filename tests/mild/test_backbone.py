@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLInpaintPipeline, UNet2DConditionModel
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch.func import functional_call
 
 from dataset_tools.errors import UserError
@@ -20,7 +19,6 @@ from mild.backbone import (
     adapter_parameters,
     add_layered_lora,
     check_channels,
-    load_adapters,
     load_base,
     save_adapters,
 )
@@ -161,16 +159,6 @@ def test_a_stock_pipeline_loads_what_was_saved_and_computes_the_same(nano_base: 
         assert (found - without).abs().max() > 1e-3
 
 
-def test_adapters_survive_saving_and_loading_bit_for_bit(nano_base: str, adapters: Path, tmp_path: Path) -> None:
-    pipeline = load_base(nano_base)
-    load_adapters(pipeline.unet, adapters, ("fg", "bg"))
-    save_adapters(pipeline.unet, tmp_path)
-    for name in ("pytorch_lora_weights.safetensors", "fg/pytorch_lora_weights.safetensors"):
-        before, after = load_file(adapters / name), load_file(tmp_path / name)
-        assert before.keys() == after.keys()
-        assert all(torch.equal(before[key], after[key]) for key in before)
-
-
 def test_the_metadata_has_no_order_of_hashes(adapters: Path) -> None:
     """Sets of names, written as they come, would differ from process to process."""
     with safe_open(adapters / "pytorch_lora_weights.safetensors", "pt") as file:
@@ -232,13 +220,3 @@ def test_a_unet_of_a_text_to_image_model_is_refused_with_what_to_use(nano_base: 
 def test_unknown_target_modules_are_named(tiny_unet: UNet2DConditionModel) -> None:
     with pytest.raises(UserError, match=r"target_modules.*to_nothing"):
         add_layered_lora(tiny_unet, LoraSettings(target_modules=("to_nothing",)), seed=0)
-
-
-def test_missing_and_misfit_adapters_are_named(tiny_unet: UNet2DConditionModel, adapters: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no adapter"):
-        load_adapters(tiny_unet, tmp_path, ("bg",))
-    with pytest.raises(UserError, match=r"does not fit this base"):
-        load_adapters(tiny_unet, adapters, ("bg",))
-    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"cut short")
-    with pytest.raises(UserError, match=r"is broken"):
-        load_adapters(tiny_unet, tmp_path, ("bg",))

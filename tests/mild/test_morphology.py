@@ -25,7 +25,6 @@ from mild.morphology import (
     TO_COMMON,
     Cue,
     GatedCrossAttention,
-    HmgSettings,
     HumanMorphologyGuidance,
     draw_masks,
     draw_parsing,
@@ -35,7 +34,7 @@ from mild.morphology import (
     remove_morphology,
     stack_cue,
 )
-from mild.settings import LoraSettings
+from mild.settings import HmgSettings, LoraSettings
 
 SMALL = HmgSettings(grid=2, width=8, map_side=16)
 MAPS = HmgSettings(map_side=32, joint_width=0.05)

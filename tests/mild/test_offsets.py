@@ -17,12 +17,12 @@ from mild.offsets import (
     BoundarySmoothing,
     LayerExchange,
     Offsets,
-    OffsetSettings,
     SpatialOffset,
     install_offsets,
     on_grid,
     remove_offsets,
 )
+from mild.settings import OffsetSettings
 
 ALL = OffsetSettings(spatial_offset=True, layer_exchange=True, boundary_smoothing=True, width=4)
 PICTURES = torch.tensor([0, 0, 1])

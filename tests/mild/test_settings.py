@@ -9,7 +9,7 @@ from mild.settings import EvaluateSettings, TrainSettings
 def test_defaults_are_the_papers() -> None:
     """Section G.1: rank 16, scale 16, AdamW at 1e-6, batch 4, 20,000 steps, ramp after 8,000, 25 steps at 512."""
     train, evaluate = TrainSettings(), EvaluateSettings()
-    assert (train.lora.rank, train.lora.alpha, train.learning_rate, train.batch_size) == (16, 16, 1e-6, 4)
+    assert (train.mild.lora.rank, train.mild.lora.alpha, train.learning_rate, train.batch_size) == (16, 16, 1e-6, 4)
     assert (train.steps, train.warm_up.start, train.resolution) == (20000, 8000, 512)
     assert (evaluate.inference_steps, evaluate.resolution) == (25, 512)
 
@@ -31,3 +31,8 @@ def test_a_wrong_evaluation_setting_is_named(values: dict[str, object], named: s
 def test_a_warm_up_that_ends_before_it_starts_is_refused() -> None:
     with pytest.raises(UserError, match=r"end \(3\) must not lie before start \(5\)"):
         TrainSettings.check({"warm_up": {"start": 5, "end": 3}}, origin="test")
+
+
+def test_layer_exchange_is_refused_in_training_where_no_picture_has_two_layers() -> None:
+    with pytest.raises(UserError, match=r"layer_exchange would stay untrained"):
+        TrainSettings.check({"mild": {"offsets": {"layer_exchange": True}}}, origin="test")

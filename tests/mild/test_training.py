@@ -4,22 +4,26 @@ import csv
 import filecmp
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
-from dataset_tools.schema import Sample
-from mild.backbone import load_base
-from mild.settings import TrainSettings, WarmUpSettings
-from mild.training import BranchLoss, make_batch, train
+from dataset_tools.schema import KEYPOINTS, Sample
+from mild.backbone import BRANCHES, load_base
+from mild.layered import LayeredUNet
+from mild.morphology import COMMON_LABELS
+from mild.settings import HmgSettings, OffsetSettings, PrefixSettings, TrainSettings, WarmUpSettings
+from mild.training import BranchLoss, make_batch, make_cues, train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+PARTS = ["sma.safetensors", "hmg.safetensors"]
 
 
 def _silent(step: int, values: dict[str, float]) -> None:
@@ -38,7 +42,7 @@ def _largest_ups(folder: Path) -> list[float]:
 
 def test_a_run_leaves_adapters_settings_losses_and_a_card(adapters: Path, quick: TrainSettings, nano_base: str) -> None:
     names = {str(path.relative_to(adapters)) for path in adapters.rglob("*") if path.is_file()}
-    assert names == {WEIGHTS, f"fg/{WEIGHTS}", "mild.json", "loss.csv", "loss.svg", "README.md"}
+    assert names == {WEIGHTS, f"fg/{WEIGHTS}", *PARTS, "mild.json", "loss.csv", "loss.svg", "README.md"}
     config = json.loads((adapters / "mild.json").read_text())
     assert TrainSettings.check(config["settings"], origin="mild.json") == quick
     assert (config["base"], config["dataset"], config["samples"]) == (nano_base, "0123abcd", 4)
@@ -60,9 +64,9 @@ def test_equal_runs_give_equal_bytes_and_another_seed_does_not(
 ) -> None:
     for name, settings in [("a", quick), ("b", quick), ("c", _changed(quick, seed=1))]:
         train(settings, samples, nano_base, str(tmp_path / name), _silent)
-    names = [WEIGHTS, f"fg/{WEIGHTS}", "loss.csv", "loss.svg", "mild.json", "README.md"]
+    names = [WEIGHTS, f"fg/{WEIGHTS}", *PARTS, "loss.csv", "loss.svg", "mild.json", "README.md"]
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False)[0] == names
-    assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "c", names[:3], shallow=False)[1] == names[:3]
+    assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "c", names[:5], shallow=False)[1] == names[:5]
 
 
 def test_the_loss_goes_down(
@@ -90,6 +94,85 @@ def test_before_the_warm_up_only_the_background_adapter_is_trained(
 def test_both_adapters_are_trained_after_it(adapters: Path) -> None:
     assert min(_largest_ups(adapters)) > 0
     assert min(_largest_ups(adapters / "fg")) > 0
+
+
+def test_sma_and_hmg_are_trained_and_the_constraints_of_sma_hold(adapters: Path) -> None:
+    alphas = torch.stack(list(load_file(adapters / "sma.safetensors").values()))
+    assert (alphas.abs().amax((1, 2)) > 0).all()
+    assert alphas[:, 0, 1].max() <= 0 and alphas[:, 1, 0].max() <= 0
+    assert alphas[:, 0, 0].min() >= 0 and alphas[:, 1, 1].min() >= 0
+    gates = [tensor for name, tensor in load_file(adapters / "hmg.safetensors").items() if name.startswith("gates.")]
+    assert min(gate.abs().min() for gate in gates) > 0
+
+
+def test_every_part_is_trained_at_its_own_rate(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
+) -> None:
+    """AdamW's first step moves every parameter with a gradient by its rate; what decays is zero here at first."""
+    mild = quick.mild.model_copy(
+        update={
+            "offsets": OffsetSettings(spatial_offset=True, boundary_smoothing=True, width=4),
+            "prefix": PrefixSettings(tokens=2),
+        }
+    )
+    rates = {"learning_rate": 1e-4, "guidance_learning_rate": 1e-2, "sma_learning_rate": 0.5}
+    train(_changed(quick, steps=1, mild=mild, **rates), samples, nano_base, str(tmp_path), _silent)
+
+    def moved(file: str, *names: str) -> torch.Tensor:
+        tensors = load_file(tmp_path / f"{file}.safetensors").items()
+        values = [tensor.abs().flatten() for name, tensor in tensors if any(one in name for one in names)]
+        return torch.cat(values)
+
+    for values, rate in [
+        (moved("pytorch_lora_weights", "lora_B", "lora.up"), 1e-4),
+        (moved("hmg", "gates."), 1e-2),
+        (moved("offsets", "offset.last", "gate"), 1e-2),
+        (moved("prefix", "delta"), 1e-2),
+    ]:
+        assert values.median().item() == pytest.approx(rate, rel=0.02)
+    alphas = moved("sma", "alpha")
+    assert sorted({round(alpha, 2) for alpha in alphas.tolist()}) == [0, 0.5], "half of the steps are projected away"
+
+
+@torch.no_grad()
+def test_what_training_gives_the_parts_is_what_they_compute_with(
+    nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+) -> None:
+    """Each part alone, made to matter, changes the loss of both branches."""
+    pipeline = load_base(nano_base)
+    parts = {
+        "hmg": quick.mild.hmg,
+        "offsets": OffsetSettings(spatial_offset=True, boundary_smoothing=True, width=4),
+        "prefix": PrefixSettings(tokens=2),
+    }
+    layered = LayeredUNet.create(pipeline.unet, quick.mild.model_copy(update=parts), seed=0)
+    loss = BranchLoss(pipeline, layered, quick)
+    sample = make_sample(0, height=32, width=32)
+    for branch in BRANCHES:
+        neutral = loss(pipeline.unet, branch, [sample], step=0).item()
+        for name, part in layered.parts().items():
+            before = {key: tensor.clone() for key, tensor in part.state_dict().items()}
+            for parameter in part.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+            changed = loss(pipeline.unet, branch, [sample], step=0).item()
+            part.load_state_dict(before)
+            assert abs(changed - neutral) > 1e-5 * neutral, (branch, name)
+
+
+@pytest.fixture
+def _accelerate_afresh() -> Iterator[None]:
+    """accelerate fixes the precision for a whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("_accelerate_afresh")
+def test_precision_may_be_mixed(samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path) -> None:
+    settings = _changed(quick, steps=1, mixed_precision="bf16", warm_up=WarmUpSettings(start=0, end=0))
+    result = train(settings, samples, nano_base, str(tmp_path), _silent)
+    assert math.isfinite(result.last_loss)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "hmg.safetensors").values()} == {torch.float32}
 
 
 def test_progress_is_reported_every_so_often_and_at_the_end(
@@ -139,6 +222,91 @@ def test_the_crop_is_a_full_square_that_holds_the_chosen_person(index: int, make
     assert batch.target_mask.sum() == sample.people[index].mask.sum()
 
 
+@pytest.mark.parametrize("index", [0, 2])
+def test_the_parts_are_given_the_faulty_mask_of_the_person_or_of_all(
+    index: int, make_sample: Callable[..., Sample]
+) -> None:
+    sample = make_sample(0, height=32, width=32, people=3)
+    foreground, background = (make_batch(branch, [sample], [index], resolution=32) for branch in BRANCHES)
+    assert np.array_equal(foreground.given_mask[0, 0].numpy(), sample.people[index].augmented_mask)
+    assert torch.equal(background.given_mask, background.hole)
+
+
+def test_cues_lie_where_the_picture_shows_them(make_sample: Callable[..., Sample]) -> None:
+    """A joint in a white pixel, which is a label and a mask of its own: all peak at one place of the crop."""
+    sample = make_sample(0, height=48, width=96, people=2)
+    sample.image[:], sample.parsing[:] = 0, 0
+    for person in sample.people:
+        person.keypoints[:] = 0
+        person.augmented_mask = np.zeros_like(person.mask)
+    row, column = (int(axis.mean()) // 3 * 3 for axis in np.nonzero(sample.people[1].mask))
+    spot = np.s_[row : row + 3, column : column + 3]
+    sample.image[spot], sample.parsing[spot] = 255, 1
+    for person, joint in zip(sample.people, ("nose", "neck"), strict=True):
+        person.keypoints[KEYPOINTS.index(joint)] = (column + 1, row + 1, 1)
+    sample.people[1].augmented_mask[spot] = True  # type: ignore[index]
+    batch = make_batch("fg", [sample], [1], resolution=16)
+    settings = HmgSettings(map_side=16, joint_width=0.05)
+    cues = make_cues("fg", [sample], [1], [np.zeros(3, bool)], settings)
+    place = int(batch.picture[0].mean(0).argmax())
+    assert cues["pose"] is not None and cues["parsing"] is not None and cues["others"] is not None
+    for maps, channel in [
+        (cues["pose"].maps, KEYPOINTS.index("nose")),
+        (cues["pose"].maps, KEYPOINTS.index("neck")),
+        (cues["parsing"].maps, COMMON_LABELS.index("head")),
+        (cues["others"].maps, 0),
+        (batch.given_mask, 0),
+    ]:
+        assert int(maps[0, channel].argmax()) == place
+        assert maps[0, channel].max() == 1
+    assert cues["others"].maps[0, 1].max() == 0, "nobody else"
+
+
+def test_cues_that_are_withheld_or_unknown_are_marked_as_absent(make_sample: Callable[..., Sample]) -> None:
+    samples = [make_sample(index, height=32, width=32) for index in range(4)]
+    samples[3].label_set = "none"
+    for person in samples[3].people:
+        person.keypoints[:] = 0
+    withheld = [np.eye(3, dtype=bool)[index] for index in range(3)] + [np.zeros(3, bool)]
+    cues = make_cues("fg", samples, [0] * 4, withheld, HmgSettings())
+    present = {name: cue.present.tolist() for name, cue in cues.items() if cue is not None}
+    assert present == {
+        "pose": [False, True, True, False],
+        "parsing": [True, False, True, False],
+        "others": [True, True, False, True],
+    }
+    assert make_cues("bg", samples, [0] * 4, withheld, HmgSettings())["others"] is None
+
+
+def test_how_often_cues_are_withheld_is_a_setting_that_leaves_noise_and_time_as_they_were(
+    nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, seen, withheld = load_base(nano_base), [], []
+
+    def zeros(sample: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
+        seen.append((sample, timestep))
+        return type("Output", (), {"sample": torch.zeros_like(sample[:, :4])})
+
+    def no_cues(branch: str, samples: Any, chosen: Any, flags: list[np.ndarray], settings: HmgSettings) -> Any:
+        withheld.append(np.stack(flags))
+        return {}
+
+    monkeypatch.setattr("mild.training.make_cues", no_cues)
+    samples = [make_sample(index, height=32, width=32) for index in range(20)]
+    for dropout in (0.0, 0.5, 1.0):
+        settings = _changed(quick, mild=quick.mild.model_copy(update={"hmg": HmgSettings(dropout=dropout)}))
+        layered = LayeredUNet.create(pipeline.unet, settings.mild, seed=0)
+        for branch in BRANCHES:
+            BranchLoss(pipeline, layered, settings)(zeros, branch, samples, step=0)  # type: ignore[arg-type]
+        layered.remove()
+    for (noisy, time), (expected_noisy, expected_time) in zip(seen[2:], [*seen[:2], *seen[:2]], strict=True):
+        assert torch.equal(noisy, expected_noisy) and torch.equal(time, expected_time)
+    shares = [flags.mean() for flags in withheld]
+    assert shares[:2] == [0, 0] and shares[4:] == [1, 1]
+    assert shares[2] == shares[3] == pytest.approx(0.5, abs=0.2), "one draw for both branches"
+    assert (withheld[2].any(1) & ~withheld[2].all(1)).any(), "each cue by itself"
+
+
 def test_a_branch_is_judged_on_what_it_alone_predicts(
     nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
 ) -> None:
@@ -152,7 +320,8 @@ def test_a_branch_is_judged_on_what_it_alone_predicts(
             return type("Output", (), {"sample": torch.zeros_like(sample[:, :4])})
 
     sample = make_sample(0, height=32, width=32)
-    loss = BranchLoss(pipeline, quick)(Zeros(), "bg", [sample], step=0)
+    layered = LayeredUNet.create(pipeline.unet, quick.mild, seed=0)
+    loss = BranchLoss(pipeline, layered, quick)(Zeros(), "bg", [sample], step=0)
     plate = torch.from_numpy(sample.background.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]  # type: ignore[union-attr]
     latent = pipeline.vae.encode(plate).latent_dist.mean * pipeline.vae.config.scaling_factor
     assert loss.item() == pytest.approx(latent.square().mean().item(), rel=1e-4)

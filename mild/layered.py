@@ -1,0 +1,361 @@
+"""A UNet of an SDXL inpainting base with all that MILD adds to it: the one place that knows how a branch is run.
+
+Saved, it is one directory:
+
+===================================== ===================================================================
+file                                  content
+===================================== ===================================================================
+``pytorch_lora_weights.safetensors``  the adapter ``bg``, as a stock pipeline's ``load_lora_weights`` reads it
+``fg/`` and the same name             the adapter ``fg``
+``sma.safetensors``                   the scalars of SMA, a (2, 2) tensor a self-attention
+``hmg.safetensors``                   encoders and gates of HMG
+``offsets.safetensors``               spatial offset, layer exchange, boundary smoothing
+``prefix.safetensors``                the prompt prefix
+``mild.json``                         format, base, resolution, `MildSettings`, and what the trainer recorded
+``README.md``                         the model card
+===================================== ===================================================================
+
+Parts that the settings leave out have no file. Equal weights and records give equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import UNet2DConditionModel
+from huggingface_hub import HfApi, snapshot_download
+from pydantic import ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dataset_tools.errors import UserError
+from dataset_tools.settings import Settings
+from mild.attention import SpatialModulation, install_sma, remove_sma
+from mild.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
+from mild.model_card import HUB_ID, model_card
+from mild.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
+from mild.offsets import Offsets, install_offsets, remove_offsets
+from mild.prefix import PromptPrefix
+from mild.seeds import derived_seed
+from mild.settings import MildSettings
+
+FORMAT = 2
+"""Version of the directory's layout."""
+CONFIG = "mild.json"
+
+
+class SavedConfig(Settings):
+    """What ``mild.json`` says about the parts beside it; it holds more, which loading does not need."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    base: str
+    """Hub id or folder of the base that the parts were trained on."""
+    resolution: int = Field(ge=1)
+    """Pixels of the training crops' side."""
+    mild: MildSettings
+    """Which parts there are, and their sizes."""
+
+
+class LayeredUNet:
+    """A UNet of an SDXL inpainting base with all that MILD adds to it. Make one with `create` or `load`.
+
+    No weight of the UNet is touched; it is frozen, and `remove` gives it back as it was. The parts are kept in
+    float32 whatever the UNet's precision. With SMA or offsets, the UNet runs inside `branch` only.
+    """
+
+    unet: Any
+    """The UNet, on which the parts are installed."""
+    settings: MildSettings
+    resolution: int | None
+    """Pixels of the side of the crops that the parts were trained on; None for fresh ones."""
+    sma: SpatialModulation | None
+    hmg: HumanMorphologyGuidance | None
+    offsets: Offsets | None
+    prefix: PromptPrefix | None
+
+    def __init__(self, unet: UNet2DConditionModel, settings: MildSettings, seed: int) -> None:
+        self.unet = unet
+        self.settings = settings
+        self.resolution = None
+        self.sma = self.hmg = self.offsets = self.prefix = None
+        if set(BRANCHES) & set(getattr(unet, "peft_config", None) or {}):
+            raise ValueError("this UNet has adapters of MILD already: remove them first")
+        self._trained_before = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        try:
+            add_layered_lora(unet, settings.lora, seed)
+            if settings.hmg is not None:
+                self.hmg = HumanMorphologyGuidance(unet, settings.hmg, derived_seed(seed, "hmg"))
+                install_morphology(unet, self.hmg)
+            if settings.offsets.any:
+                self.offsets = Offsets(unet, settings.offsets, derived_seed(seed, "offsets"))
+                install_offsets(unet, self.offsets)
+            if settings.prefix is not None:
+                self.prefix = PromptPrefix(int(unet.config.cross_attention_dim), settings.prefix)
+            if settings.sma:
+                self.sma = install_sma(unet)
+        except BaseException:
+            self.remove()
+            raise
+        self.to(unet.device)
+
+    @classmethod
+    def create(cls, unet: UNet2DConditionModel, settings: MildSettings, seed: int) -> Self:
+        """Freeze the UNet and add fresh parts, all trainable. They do not change its output yet.
+
+        Args:
+            seed: decides the initial weights.
+
+        Raises:
+            UserError: a setting does not fit the UNet.
+            ValueError: the UNet has such parts already.
+        """
+        return cls(unet, settings, seed)
+
+    @classmethod
+    def load(cls, unet: UNet2DConditionModel, folder_or_hub_id: str | Path) -> Self:
+        """Add the parts that `save` wrote, from a folder or from the Hugging Face hub.
+
+        Raises:
+            UserError: there is no such folder or hub id, the hub cannot be reached, a file is missing or broken, or
+                the parts were made for another base or by another version. The UNet is then as it was.
+        """
+        folder = _fetched(folder_or_hub_id)
+        config = read_config(folder)
+        layered = cls(unet, config.mild, seed=0)
+        try:
+            for name, tensors in layered._tensors().items():
+                _read_into(tensors, folder / name, config.base)
+        except BaseException:
+            layered.remove()
+            raise
+        layered.resolution = config.resolution
+        return layered
+
+    def parts(self) -> dict[str, nn.Module]:
+        """``sma``, ``hmg``, ``offsets``, ``prefix``: those that are switched on. Adapters live in the UNet."""
+        parts = {"sma": self.sma, "hmg": self.hmg, "offsets": self.offsets, "prefix": self.prefix}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the parts, not the UNet, to where the UNet computes."""
+        for part in self.parts().values():
+            part.to(device)
+        return self
+
+    @contextlib.contextmanager
+    def branch(
+        self,
+        branch: Branch,
+        masks: torch.Tensor,
+        *,
+        pose: Cue | None = None,
+        parsing: Cue | None = None,
+        others: Cue | None = None,
+        pictures: torch.Tensor | None = None,
+        guidance: bool = False,
+    ) -> Iterator[None]:
+        """Let the UNet's forward passes inside the context run as one branch.
+
+        For training, run one forward pass in the context; its backward pass may come after the context, but before
+        the next one: with gradient checkpointing it computes again with the adapter that is active then.
+
+        Args:
+            branch: whose adapter computes.
+            masks: (B, 1, H, W) in 0..1, at any size of the picture's aspect: M_k, the person of each row, for the
+                foreground; the union of those who are erased for the background.
+            pose, parsing: cues of the B rows, for HMG; None where unknown.
+            others: the cue ``masks`` of HMG, M_k and M_others; foreground only.
+            pictures: (B,) int, which picture each row is a layer of; needed for layer exchange.
+            guidance: the UNet is given 2 B rows, negative prompts first and then prompts, as classifier-free
+                guidance does; the negative rows have no cues.
+
+        Raises:
+            ValueError: something has another shape, is needed and missing, or is for a part that is not there.
+        """
+        if self.hmg is None and any(cue is not None for cue in (pose, parsing, others)):
+            raise ValueError("cues are given, but this model has no HMG to use them")
+        if pictures is not None and len(pictures) != len(masks):
+            raise ValueError(f"{len(pictures)} pictures do not go with {len(masks)} masks")
+        with contextlib.ExitStack() as stack:
+            if self.sma is not None:
+                stack.enter_context(self.sma.masks(masks))
+            if self.hmg is not None:
+                tokens = self.hmg(branch, len(masks), pose=pose, parsing=parsing, masks=others)
+                if guidance:
+                    tokens = torch.cat([self.hmg(branch, len(masks)), tokens])
+                stack.enter_context(self.hmg.condition(tokens))
+            if self.offsets is not None:
+                stack.enter_context(self.offsets.masks(masks, pictures=pictures))
+            activate(self.unet, branch)
+            yield
+
+    def text(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """Prompt embeddings (B, L, D) with the learned prefix, or as they are; not for negative prompts."""
+        if self.prefix is None:
+            return prompt_embeds
+        prefixed: torch.Tensor = self.prefix(prompt_embeds)
+        return prefixed
+
+    def project_(self) -> None:
+        """Enforce the hard constraints of SMA; call it after every optimizer step."""
+        if self.sma is not None:
+            self.sma.project_()
+
+    def remove(self) -> None:
+        """Give the UNet back as it was; the parts stay in memory, uninstalled."""
+        if self.sma is not None:
+            remove_sma(self.unet)
+        if self.hmg is not None and self.hmg.door is not None:
+            remove_morphology(self.unet, self.hmg)
+        if self.offsets is not None:
+            remove_offsets(self.offsets)
+        adapters = set(getattr(self.unet, "peft_config", None) or {})
+        if adapters <= set(BRANCHES):
+            self.unet.unload_lora()
+        else:
+            self.unet.delete_adapters([branch for branch in BRANCHES if branch in adapters])
+        for parameter in self._trained_before:
+            parameter.requires_grad_(True)
+
+    def save(self, folder: Path, *, base: str, resolution: int, record: dict[str, Any], about: str = "") -> None:
+        """Write the directory that the module describes, into an existing folder.
+
+        Use `mild.folders.folder_written_whole` around it, so that it appears whole or not at all.
+
+        Args:
+            base: hub id or folder of the base.
+            resolution: in pixels, that the parts were trained at.
+            record: what else ``mild.json`` holds, JSON-compatible.
+            about: Markdown list items for the model card, on training and data.
+        """
+        save_adapters(self.unet, folder)
+        for name, part in self.parts().items():
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in part.state_dict().items()}
+            save_file(tensors, folder / _file(name))
+        saved = SavedConfig(base=base, resolution=resolution, mild=self.settings)
+        config = {"format": FORMAT, **saved.model_dump(mode="json"), **record}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        card = model_card(self.settings, base=base, resolution=resolution, about=about)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """File name in the directory to the tensors that it holds: name there to the tensor in use here."""
+        files: dict[str, dict[str, torch.Tensor]] = {}
+        for branch, name in (("bg", WEIGHTS), ("fg", f"fg/{WEIGHTS}")):
+            files[name] = {
+                f"unet.{key.replace(f'.{branch}.', '.')}": parameter.detach()
+                for key, parameter in adapter_parameters(self.unet, branch).items()  # type: ignore[arg-type]
+            }
+        return files | {_file(name): part.state_dict() for name, part in self.parts().items()}
+
+
+def read_config(folder: Path) -> SavedConfig:
+    """What the ``mild.json`` of a directory says about it.
+
+    Raises:
+        UserError: it is missing or broken, or of another format.
+    """
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no MILD directory: {CONFIG} is missing; name the folder that training wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {_one_line(error)}; copy or download the directory again") from None
+    version = values.get("format") if isinstance(values, dict) else None
+    if version != FORMAT:
+        raise UserError(
+            f"{path} is of format {version!r}, and this version of mild reads format {FORMAT}: train again, or use the "
+            "version of mild that wrote it"
+        )
+    return SavedConfig.check(values, origin=str(path))
+
+
+def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, private: bool = False) -> str:
+    """Upload a saved directory to a model repository of the Hugging Face hub, which is created if need be.
+
+    Args:
+        folder: what `LayeredUNet.save` wrote, with whatever else lies in it.
+        repo_id: ``owner/name``.
+        token: with write access; None for that of ``hf auth login`` or of the environment variable ``HF_TOKEN``.
+        private: nobody else may see a repository that is newly created.
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        UserError: the folder is no MILD directory, or the hub cannot be reached or refuses.
+    """
+    read_config(Path(folder))
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a MILD model")
+    except Exception as error:  # The hub's errors have no common base class.
+        raise UserError(
+            f"{folder} cannot be uploaded to {repo_id}: {_one_line(error)}; check the name, the network and the token"
+        ) from error
+    return str(commit.commit_url)
+
+
+def _fetched(folder_or_hub_id: str | Path) -> Path:
+    """A local folder of the directory: itself, or fetched from the hub into its cache."""
+    folder, name = Path(folder_or_hub_id), str(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{name} is a file; name the MILD directory that it lies in")
+    if HUB_ID.fullmatch(name) is None:
+        raise UserError(f"MILD directory {name} does not exist; give a folder that training wrote, or a hub id")
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, "*.safetensors", "fg/*.safetensors"]))
+    except Exception as error:  # The hub's errors have no common base class.
+        raise UserError(
+            f"{name} is no folder here and cannot be fetched from the hub: {_one_line(error)}; check the name and the "
+            "network, or download it and give the folder"
+        ) from error
+
+
+def _read_into(tensors: dict[str, torch.Tensor], path: Path, base: str) -> None:
+    """Copy a file's tensors into those of the same name, after checking that they are the same set."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing, but {CONFIG} speaks of it: copy or download the whole directory again")
+    try:
+        found = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path} is broken: {_one_line(error)}; copy or download it again") from None
+    problems = [
+        *(f"tensor {name} is missing" for name in tensors if name not in found),
+        *(f"tensor {name} is not known" for name in found if name not in tensors),
+        *(
+            f"tensor {name} is {found[name].dtype} of shape {tuple(found[name].shape)}, expected {tuple(like.shape)}"
+            for name, like in tensors.items()
+            if name in found and (found[name].shape != like.shape or not found[name].is_floating_point())
+        ),
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(
+            f"{path} does not fit this base: {problems[0]}{more}; use the base that it was trained on, {base}, or copy "
+            "or download the directory again"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(found[name])
+
+
+def _file(part: str) -> str:
+    return f"{part}.safetensors"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

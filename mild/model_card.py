@@ -1,0 +1,86 @@
+"""The model card of a saved MILD directory."""
+
+from __future__ import annotations
+
+import re
+
+from mild.settings import MildSettings
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+CARD = """\
+---
+library_name: diffusers
+{base_model}pipeline_tag: image-to-image
+tags: [lora, inpainting, object-removal, stable-diffusion-xl]
+---
+# MILD: layered LoRA for erasing people
+
+What MILD adds to the UNet of an SDXL inpainting base: the branch `bg` paints the background where people were, the
+branch `fg` paints one person.
+
+- Base: `{base}`, without which this folder does nothing
+- Trained at {resolution} px
+{about}
+## What is inside
+
+| File | Part |
+|---|---|
+{parts}
+| `mild.json` | format, base and all settings |
+
+## Use
+
+```python
+from mild.pipeline import MILDPipeline
+
+pipeline = MILDPipeline.from_pretrained("{base}", mild="this folder")
+```
+
+{stock}
+
+```python
+from diffusers import StableDiffusionXLInpaintPipeline
+
+pipeline = StableDiffusionXLInpaintPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("this folder")
+```
+"""
+
+
+def model_card(settings: MildSettings, *, base: str, resolution: int, about: str = "") -> str:
+    """The text of ``README.md`` for the hub: the parts that are there, and how to load them.
+
+    Args:
+        base: hub id or folder of the base; hubs link a card to an id only.
+        resolution: in pixels, that the parts were trained at.
+        about: Markdown list items on training and data.
+    """
+    lora = f"rank {settings.lora.rank}, alpha {settings.lora.alpha}, on {', '.join(settings.lora.target_modules)}"
+    rows = [
+        ("pytorch_lora_weights.safetensors", f"adapter `bg`: {lora}"),
+        ("fg/pytorch_lora_weights.safetensors", f"adapter `fg`: {lora}"),
+    ]
+    if settings.sma:
+        rows.append(("sma.safetensors", "Spatially-Modulated Attention: four scalars a self-attention"))
+    if settings.hmg is not None:
+        rows.append(("hmg.safetensors", "Human Morphology Guidance: pose, parsing and masks as tokens beside the text"))
+    if settings.offsets.any:
+        names = {
+            "spatial offset": settings.offsets.spatial_offset,
+            "layer exchange": settings.offsets.layer_exchange,
+            "boundary smoothing": settings.offsets.boundary_smoothing,
+        }
+        rows.append(("offsets.safetensors", ", ".join(name for name, there in names.items() if there)))
+    if settings.prefix is not None:
+        rows.append(("prefix.safetensors", f"learned prompt prefix of {settings.prefix.tokens} tokens"))
+    stock = "A stock pipeline loads the adapter `bg` (`fg` lies in the folder `fg`)"
+    stock += ", without the other parts, which it was trained with:" if len(rows) > 2 else ":"
+    return CARD.format(
+        base_model=f"base_model: {base}\n" if HUB_ID.fullmatch(base) else "",
+        base=base,
+        resolution=resolution,
+        about=about and about.rstrip("\n") + "\n",
+        parts="\n".join(f"| `{name}` | {part} |" for name, part in rows),
+        stock=stock,
+    )

@@ -1,0 +1,165 @@
+"""A photograph with masks and cues of its people, checked: what the pipeline is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dataset_tools.errors import UserError
+from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
+from mild.isolation import Protect, isolate
+from mild.layers import visible
+from mild.regions import editable
+
+Picture = Image.Image | np.ndarray
+
+
+@dataclass(eq=False)
+class Photo:
+    """A photograph and what is known and asked of its people."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    masks: np.ndarray
+    """(N, H, W) bool, one a person."""
+    remove: list[int]
+    """Indices of those who are to vanish."""
+    order: tuple[int, ...]
+    """Indices from back to front."""
+    pose: np.ndarray | None
+    """(N, 18, 3): x and y in pixels, score 0..1."""
+    parsing: np.ndarray | None
+    """(H, W) uint8 of ``label_set``."""
+    label_set: str
+    generator: torch.Generator | None
+    """Source of the noise; None for torch's global one."""
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """(N, H, W) bool: the part of each person that nobody in front covers."""
+        return visible(self.masks, self.order)
+
+    def hidden(self, everything: bool) -> np.ndarray:
+        """What of each person somebody in front hides and is to be shown, (N, H, W) bool.
+
+        Args:
+            everything: all that is hidden; otherwise what comes to light when those go who are to vanish.
+        """
+        if everything:
+            return self.masks & ~self.seen
+        uncovered = np.zeros_like(self.seen)
+        staying = sorted(set(self.order) - set(self.remove))
+        if staying:
+            ranks = [staying.index(k) for k in self.order if k in staying]
+            uncovered[staying] = visible(self.masks[staying], ranks)
+        return uncovered & ~self.seen
+
+
+def checked_photo(
+    image: Picture,
+    *,
+    masks: Sequence[Any],
+    remove: Sequence[int] | None,
+    order: Sequence[int] | None,
+    pose: Any,
+    parsing: Any,
+    generator: Any,
+    label_set: str,
+    protect: Protect | None,
+    name: str = "",
+) -> Photo:
+    """One picture and what belongs to it; the arguments are those of `mild.pipeline.MILDPipeline`.
+
+    Raises:
+        UserError: something cannot be used; the message begins with ``name``.
+    """
+    picture = _rgb(image, name)
+    if masks is None or len(masks) == 0:
+        raise UserError(f"{name}no mask is given: give one for each person")
+    people = np.stack([_mask(mask, k, picture.shape[:2], name) for k, mask in enumerate(masks)])
+    count = len(people)
+    chosen = list(range(count)) if remove is None else [int(k) for k in remove]
+    if wrong := [k for k in chosen if not 0 <= k < count]:
+        raise UserError(f"{name}remove names person {wrong[0]}, but there are masks 0 to {count - 1} only")
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"{name}remove names one person twice")
+    layering = tuple(range(count)) if order is None else tuple(int(k) for k in order)
+    if sorted(layering) != list(range(count)):
+        raise UserError(f"{name}order is {layering}; name each of 0 to {count - 1} once, from back to front")
+    if pose is not None and np.shape(pose) != (count, len(KEYPOINTS), 3):
+        raise UserError(f"{name}pose is of shape {np.shape(pose)}; give ({count}, {len(KEYPOINTS)}, 3): x, y, score")
+    if parsing is not None:
+        parsing = np.asarray(parsing)
+        if parsing.shape != picture.shape[:2] or parsing.dtype != np.uint8:
+            raise UserError(
+                f"{name}parsing is {parsing.dtype} of shape {parsing.shape}; give {picture.shape[:2]} uint8"
+            )
+        if label_set not in PARSING_LABELS or label_set == "none":
+            raise UserError(f"label_set {label_set!r} is not known; use lip, atr or pascal")
+        if (worst := parsing[parsing != NO_PARSING].max(initial=0)) >= len(PARSING_LABELS[label_set]):
+            raise UserError(f"{name}parsing holds label {worst}, which {label_set} does not have")
+    pose = None if pose is None else np.asarray(pose)
+    if protect is not None:
+        stay = [k for k in range(count) if k not in chosen]
+        cues = {"parsing": parsing, "label_set": label_set if parsing is not None else "none"}
+        joints = None if pose is None else pose[stay]
+        for k in chosen:
+            people[k] = isolate(people[k], people[stay], protect, **cues, keypoints=joints)
+            if not people[k].any():
+                raise UserError(f"{name}mask {k} lies wholly on {protect} that are to be protected")
+    if chosen and editable(people, chosen).all():
+        raise UserError(f"{name}the masks cover the whole picture: leave some background to go by")
+    return Photo(picture, people, chosen, layering, pose, parsing, label_set, generator)
+
+
+def checked_photos(
+    images: Sequence[Picture], label_set: str, protect: Protect | None, **lists: Sequence[Any] | None
+) -> list[Photo]:
+    """The pictures of a batch: each of ``lists``, the other arguments of `checked_photo`, has one entry a picture."""
+    if len(images) == 0:
+        raise UserError("no picture is given")
+    for name, values in lists.items():
+        if values is not None and len(values) != len(images):
+            raise UserError(f"{name} has {len(values)} entries for {len(images)} pictures: give one a picture")
+    rows: list[dict[str, Any]] = [
+        {name: None if values is None else values[number] for name, values in lists.items()}
+        for number in range(len(images))
+    ]
+    return [
+        checked_photo(picture, label_set=label_set, protect=protect, name=f"picture {number}: ", **row)
+        for number, (picture, row) in enumerate(zip(images, rows, strict=True))
+    ]
+
+
+def _rgb(image: Picture, name: str) -> np.ndarray:
+    """(H, W, 3) uint8; transparency is laid on white."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise UserError(f"{name}the picture is {image.dtype} of shape {image.shape}; give (H, W, 3) uint8 RGB")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(f"{name}the picture is a {type(image).__name__}; give a PIL image or a uint8 array")
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{name}the picture has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _mask(mask: Any, k: int, size: tuple[int, ...], name: str) -> np.ndarray:
+    """(H, W) bool; half and more counts."""
+    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
+    if array.shape != size:
+        raise UserError(f"{name}mask {k} is of shape {array.shape}, the picture {tuple(size)}: give them one size")
+    if array.dtype != np.bool_:
+        array = array >= (0.5 if array.max(initial=0) <= 1 else 128)
+    if not array.any():
+        raise UserError(f"{name}mask {k} is empty: it must be set where the person is")
+    return array

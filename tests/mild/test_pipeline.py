@@ -1,0 +1,419 @@
+"""MILDPipeline on a tiny base of the true architecture: what is painted, what is left alone, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLInpaintPipeline,
+)
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataset_tools.errors import UserError
+from mild.backbone import BRANCHES, adapter_parameters
+from mild.folders import folder_written_whole
+from mild.layered import LayeredUNet
+from mild.morphology import map_size
+from mild.pipeline import Erased, MILDPipeline, recompose
+from mild.regions import editable
+from mild.settings import HmgSettings, LoraSettings, MildSettings, OffsetSettings, PrefixSettings
+
+STEPS = 2
+EVERYTHING = MildSettings(
+    lora=LoraSettings(rank=2, alpha=2),
+    hmg=HmgSettings(grid=2, width=8, map_side=32),
+    offsets=OffsetSettings(spatial_offset=True, layer_exchange=True, boundary_smoothing=True),
+    prefix=PrefixSettings(tokens=2),
+)
+
+
+@pytest.fixture(scope="module")
+def mild_folder(nano_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MILD directory with every part, none of them neutral."""
+    pipeline = MILDPipeline.from_pretrained(nano_base)
+    layered = LayeredUNet.create(pipeline.unet, EVERYTHING, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    trained = [p for branch in BRANCHES for p in adapter_parameters(pipeline.unet, branch).values()]
+    trained += [p for part in layered.parts().values() for p in part.parameters()]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    layered.project_()
+    folder = tmp_path_factory.mktemp("mild") / "folder"
+    with folder_written_whole(folder) as place:
+        layered.save(place, base=nano_base, resolution=64, record={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(nano_base: str, mild_folder: Path) -> MILDPipeline:
+    pipeline = MILDPipeline.from_pretrained(nano_base, mild=mild_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def base_alone(nano_base: str) -> MILDPipeline:
+    pipeline = MILDPipeline.from_pretrained(nano_base)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def photo(height: int = 90, width: int = 120, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def box(height: int, width: int, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def people(height: int = 90, width: int = 120) -> list[np.ndarray]:
+    """Two who overlap, and one apart."""
+    rows = height // 4, 3 * height // 4
+    places = [(0.1, 0.3), (0.2, 0.4), (0.7, 0.85)]
+    return [box(height, width, *rows, int(a * width), int(b * width)) for a, b in places]
+
+
+def erase(pipe: MILDPipeline, image: Any, masks: Any, *, seed: int = 0, **options: Any) -> Any:
+    options = {"num_inference_steps": STEPS, "output_type": "np", "generator": torch.manual_seed(seed)} | options
+    return pipe(image, masks, **options)
+
+
+def branches_run(pipe: MILDPipeline, *given: Any, **options: Any) -> list[tuple[str, int]]:
+    """Branch and rows of every batch that a call runs."""
+    assert pipe.layered is not None
+    with mock.patch.object(pipe.layered, "branch", wraps=pipe.layered.branch) as branch:
+        erase(pipe, *given, **options)
+    return [(call.args[0], len(call.args[1])) for call in branch.call_args_list]
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    height=st.integers(3, 150),
+    width=st.integers(3, 150),
+    remove=st.sets(st.integers(0, 1)),
+    layers=st.booleans(),
+    data=st.data(),
+)
+def test_pixels_outside_the_refined_mask_come_back_bit_identical(
+    base_alone: MILDPipeline, height: int, width: int, remove: set[int], layers: bool, data: st.DataObject
+) -> None:
+    image, masks = photo(height, width), []
+    for _ in range(2):
+        top, left = data.draw(st.integers(0, height // 2)), data.draw(st.integers(0, width // 2))
+        masks.append(box(height, width, top, top + 1 + height // 4, left, left + 1 + width // 4))
+    assume(not editable(np.stack(masks), sorted(remove)).all())
+    result = erase(base_alone, image, masks, remove=sorted(remove), layers=layers, num_inference_steps=1)
+    assert result.image.shape == image.shape
+    assert np.array_equal(result.image[~result.removed], image[~result.removed])
+    assert np.array_equal(result.background[~result.parts.painted], image[~result.parts.painted])
+    gone = np.logical_or.reduce([masks[k] for k in remove]) if remove else np.zeros((height, width), bool)
+    kept = np.logical_or.reduce([masks[k] for k in (0, 1) if k not in remove] or [np.zeros_like(gone)])
+    assert result.removed[gone & ~kept].all()
+
+
+def test_what_the_network_paints_is_what_stands_in_the_hole(base_alone: MILDPipeline) -> None:
+    """A UNet that always answers with the latent of one known picture (x_0): the hole shows what that decodes to."""
+    truth, mask = photo(128, 128, seed=1), box(128, 128, 40, 80, 50, 70)
+    assert base_alone.scheduler.config.prediction_type == "sample"
+    latent = base_alone._encode(truth[None])
+    to_the_end = DDIMScheduler.from_config(base_alone.scheduler.config, set_alpha_to_one=True)
+    with (
+        mock.patch.object(base_alone, "scheduler", to_the_end),
+        mock.patch.object(base_alone.unet, "forward", return_value=(latent,)),
+    ):
+        result = erase(base_alone, photo(128, 128), [mask])
+    with torch.no_grad():
+        decoded = base_alone.vae.decode(latent / base_alone.vae.config.scaling_factor).sample[0]
+    expected = base_alone.image_processor.pt_to_numpy(decoded[None] / 2 + 0.5)[0].clip(0, 1) * 255
+    assert np.abs(result.image - expected)[mask].max() <= 1
+
+
+def test_the_unet_is_asked_as_a_stock_pipeline_asks_it(nano_base: str, base_alone: MILDPipeline) -> None:
+    """Text, pooled text, size and crop, mask and first time step: equal to those of the stock inpainting pipeline."""
+    image = photo(128, 128)
+    mask = box(128, 128, 32, 96, 40, 88)
+    hole = editable(mask[None], [0])
+    asked: list[tuple[Any, Any]] = []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        asked.append((args, kwargs))
+
+    stock = StableDiffusionXLInpaintPipeline.from_pretrained(nano_base, add_watermarker=False)
+    stock.set_progress_bar_config(disable=True)
+    hooks = [unet.register_forward_pre_hook(note, with_kwargs=True) for unet in (stock.unet, base_alone.unet)]
+    try:
+        erase(base_alone, image, [mask], prompt="a street", negative_prompt="a person", guidance_scale=3.0)
+        stock(
+            prompt="a street", negative_prompt="a person", image=Image.fromarray(image),
+            mask_image=Image.fromarray(hole.astype(np.uint8) * 255), height=128, width=128, strength=1.0,
+            num_inference_steps=STEPS, guidance_scale=3.0,
+        )  # fmt: skip
+    finally:
+        for hook in hooks:
+            hook.remove()
+    (our_args, ours), (stock_args, theirs) = asked[0], asked[STEPS]
+    channels = base_alone.vae.config.latent_channels
+    assert int(our_args[1]) == int(stock_args[1])
+    assert our_args[0].shape == stock_args[0].shape
+    assert torch.equal(our_args[0][:, channels], stock_args[0][:, channels])
+    assert torch.equal(ours["encoder_hidden_states"], theirs["encoder_hidden_states"])
+    for name in ("text_embeds", "time_ids"):
+        assert torch.equal(ours["added_cond_kwargs"][name], theirs["added_cond_kwargs"][name])
+
+
+def test_nothing_of_a_person_reaches_the_background_branch(pipe: MILDPipeline) -> None:
+    """Two photographs that differ in the people alone give one background."""
+    image, masks = photo(), people()
+    other = image.copy()
+    other[np.logical_or.reduce(masks)] = 255 - other[np.logical_or.reduce(masks)]
+    first, second = (erase(pipe, picture, masks) for picture in (image, other))
+    core = np.logical_or.reduce(masks)
+    assert np.array_equal(first.background[core], second.background[core])
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_seed_another(pipe: MILDPipeline) -> None:
+    first, again, other = (erase(pipe, photo(), people(), seed=seed) for seed in (3, 3, 4))
+    assert np.array_equal(first.image, again.image)
+    assert not np.array_equal(first.image, other.image)
+
+
+def test_erasing_everybody_runs_the_background_branch_alone(pipe: MILDPipeline) -> None:
+    assert {name for name, _ in branches_run(pipe, photo(), people())} == {"bg"}
+
+
+def test_a_foreground_branch_runs_for_somebody_whom_the_erased_one_hid(pipe: MILDPipeline) -> None:
+    """Person 1 stands in front of person 0: when 1 goes, what it hid of 0 has to be painted; not the other way."""
+    assert branches_run(pipe, photo(), people(), remove=[1]) == [("bg", 1), ("fg", 1)]
+    assert branches_run(pipe, photo(), people(), remove=[0]) == [("bg", 1)]
+    assert branches_run(pipe, photo(), people(), remove=[0], order=[1, 0, 2]) == [("bg", 1), ("fg", 1)]
+
+
+def test_all_foreground_branches_of_a_picture_run_as_one_batch(pipe: MILDPipeline) -> None:
+    stack = [box(90, 120, 20, 70, 20 + 12 * k, 44 + 12 * k) for k in range(4)]
+    assert branches_run(pipe, photo(), stack, layers=True) == [("bg", 1), ("fg", 3)]
+
+
+def test_nothing_runs_when_nobody_is_to_vanish(pipe: MILDPipeline) -> None:
+    result = erase(pipe, photo(), people(), remove=[])
+    assert branches_run(pipe, photo(), people(), remove=[]) == []
+    assert np.array_equal(result.image, photo()) and not result.removed.any()
+
+
+def test_what_was_hidden_is_painted_and_what_was_seen_is_the_photograph(pipe: MILDPipeline) -> None:
+    image, masks = photo(), people()
+    result = erase(pipe, image, masks, layers=True)
+    hidden = masks[0] & masks[1]
+    assert np.array_equal(result.layers[0][..., 3] > 0, masks[0])
+    assert np.array_equal(result.layers[0][masks[0] & ~hidden][:, :3], image[masks[0] & ~hidden])
+    assert (result.layers[0][hidden][:, :3] != image[hidden]).any(-1).mean() > 0.9
+    kept = erase(pipe, image, masks, remove=[1])
+    assert np.array_equal(kept.image[hidden], kept.layers[0][hidden][:, :3])
+
+
+def test_any_combination_can_be_made_from_complete_layers(pipe: MILDPipeline) -> None:
+    """Eq. 2: keeping all gives the photograph, keeping nobody the background, and PIL comes back as PIL."""
+    image, masks = photo(), people()
+    result: Erased = erase(pipe, Image.fromarray(image), masks, layers=True, remove=[1], output_type="pil")
+    assert np.array_equal(np.asarray(recompose(result, keep=[0, 1, 2])), image)
+    assert np.array_equal(np.asarray(recompose(result, keep=[])), np.asarray(result.background))
+    assert np.array_equal(np.asarray(recompose(result, keep=[0, 2])), np.asarray(result.image))
+    partial = erase(pipe, image, masks, remove=[1])
+    with pytest.raises(UserError, match="layers=True"):
+        recompose(partial, keep=[1])
+
+
+def test_people_far_apart_get_a_window_each_in_one_batch(pipe: MILDPipeline) -> None:
+    height, width = 80, 600
+    masks = [box(height, width, 30, 50, left, left + 12) for left in (40, 540)]
+    image = photo(height, width)
+    assert branches_run(pipe, image, masks) == [("bg", 2)]
+    together, apart = (erase(pipe, image, masks, batch_size=size) for size in (8, 1))
+    assert np.abs(together.image.astype(int) - apart.image.astype(int)).max() <= 1
+    alone = erase(pipe, image, masks, remove=[0])
+    assert np.array_equal(alone.image[:, 300:], image[:, 300:])
+    # The first window's noise comes first, so it is what it was.
+    assert np.abs(alone.image[:, :300].astype(int) - together.image[:, :300].astype(int)).max() <= 1
+
+
+def test_a_batch_of_pictures_of_any_sizes_gives_what_each_gives_alone(pipe: MILDPipeline) -> None:
+    sizes = [(90, 120), (64, 64), (120, 90)]
+    images, masks = [photo(*size) for size in sizes], [people(*size) for size in sizes]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    batch = erase(pipe, images, masks, generator=generators, remove=[[0], None, [1, 2]])
+    for seed, (image, mask, remove, result) in enumerate(zip(images, masks, [[0], None, [1, 2]], batch, strict=True)):
+        alone = erase(pipe, image, mask, seed=seed, remove=remove)
+        assert np.array_equal(alone.removed, result.removed)
+        assert np.abs(alone.image.astype(int) - result.image.astype(int)).max() <= 1
+
+
+def test_guidance_and_prompt_have_an_effect(pipe: MILDPipeline) -> None:
+    results = [
+        erase(pipe, photo(), people(), **options).image
+        for options in (
+            {},
+            {"prompt": "grass"},
+            {"guidance_scale": 4.0},
+            {"guidance_scale": 4.0, "negative_prompt": "a"},
+        )
+    ]
+    assert len({result.tobytes() for result in results}) == 4
+
+
+def test_each_cue_has_an_effect(pipe: MILDPipeline) -> None:
+    pose = np.concatenate([np.random.default_rng(0).uniform(20, 80, (3, 18, 2)), np.ones((3, 18, 1))], -1)
+    parsing = (np.logical_or.reduce(people()) * 5).astype(np.uint8)
+    results = [
+        erase(pipe, photo(), people(), **cues).image
+        for cues in ({}, {"pose": pose}, {"parsing": parsing}, {"parsing": parsing, "label_set": "atr"})
+    ]
+    assert len({result.tobytes() for result in results}) == 4
+
+
+def test_cues_are_drawn_where_the_window_shows_them(pipe: MILDPipeline) -> None:
+    """A nose in the middle of a person who stands in the middle of a window: its map peaks in the middle."""
+    assert pipe.layered is not None
+    height, width = 80, 600
+    masks = [box(height, width, 30, 50, 540, 552)]
+    pose = np.zeros((1, 18, 3))
+    pose[0, 0] = [545.5, 39.5, 1]
+    with mock.patch.object(pipe.layered, "branch", wraps=pipe.layered.branch) as branch:
+        erase(pipe, photo(height, width), masks, pose=pose)
+    nose = branch.call_args.kwargs["pose"].maps[0, 0].numpy()
+    row, column = np.unravel_index(nose.argmax(), nose.shape)
+    rows, columns = map_size((64, 64), pipe.layered.hmg.settings)
+    assert nose.shape == (rows, columns)
+    assert abs(row - rows / 2) <= 1.5 and abs(column - columns / 2) <= 1.5
+
+
+def test_protected_bodies_and_faces_stay_as_they_are(pipe: MILDPipeline) -> None:
+    """Person 1 goes and reaches over person 0, who stays: without protection the overlap is painted anew."""
+    image, masks = photo(), people()
+    overlap = masks[0] & masks[1]
+    assert erase(pipe, image, masks, remove=[1]).removed[overlap].all()
+    safe = erase(pipe, image, masks, remove=[1], protect="bodies")
+    assert np.array_equal(safe.image[masks[0]], image[masks[0]])
+    parsing = np.zeros((90, 120), np.uint8)
+    face = overlap & (np.arange(90)[:, None] < 35)
+    parsing[face] = 13
+    safe = erase(pipe, image, masks, remove=[1], protect="faces", parsing=parsing)
+    assert np.array_equal(safe.image[face], image[face]) and safe.removed[overlap & ~face].any()
+
+
+def test_the_schedule_becomes_ddim_that_does_not_clip_latents(nano_base: str, tmp_path: Path) -> None:
+    """SDXL bases come with Euler; DDIM made from that must keep its noise levels and must not clip x_0."""
+    stock = StableDiffusionXLInpaintPipeline.from_pretrained(nano_base, add_watermarker=False)
+    euler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    stock.scheduler = euler
+    stock.save_pretrained(tmp_path / "base")
+    scheduler = MILDPipeline.from_pretrained(str(tmp_path / "base")).scheduler
+    assert isinstance(scheduler, DDIMScheduler) and not scheduler.config.clip_sample
+    assert torch.equal(scheduler.alphas_cumprod, euler.alphas_cumprod)
+    given = MILDPipeline.from_pretrained(str(tmp_path / "base"), scheduler=euler).scheduler
+    assert isinstance(given, EulerDiscreteScheduler)
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_other_schedulers_run_and_are_deterministic(base_alone: MILDPipeline, kind: Any) -> None:
+    scheduler = kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    with mock.patch.object(base_alone, "scheduler", scheduler):
+        first, again = (erase(base_alone, photo(), people(), num_inference_steps=3) for _ in range(2))
+    assert np.array_equal(first.image, again.image)
+    assert np.isfinite(first.image).all() and first.removed.any()
+
+
+def test_a_saved_pipeline_loads_again_with_the_same_result(pipe: MILDPipeline, nano_base: str, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "copy")
+    again = MILDPipeline.from_pretrained(nano_base, mild=tmp_path / "copy")
+    assert again.resolution == 64
+    assert np.array_equal(erase(again, photo(), people()).image, erase(pipe, photo(), people()).image)
+
+
+def test_half_precision_runs_and_the_vae_is_lifted_where_it_overflows(nano_base: str, mild_folder: Path) -> None:
+    pipeline = MILDPipeline.from_pretrained(nano_base, mild=mild_folder, torch_dtype=torch.bfloat16)
+    assert pipeline.unet.dtype == torch.bfloat16
+    assert erase(pipeline, photo(), people()).removed.any()
+    pipeline.to(dtype=torch.float16)
+    pipeline.vae.register_to_config(force_upcast=True)
+    with pipeline._precise_vae():
+        assert pipeline.vae.dtype == torch.float32
+    assert pipeline.vae.dtype == torch.float16
+
+
+def test_vae_tiling_and_a_compiled_unet_pass_through(nano_base: str, mild_folder: Path, pipe: MILDPipeline) -> None:
+    pipeline = MILDPipeline.from_pretrained(nano_base, mild=mild_folder)
+    pipeline.vae.enable_tiling()
+    pipeline.unet = torch.compile(pipeline.unet, backend="eager")
+    compiled, plain = (erase(p, photo(), people(), layers=True).image for p in (pipeline, pipe))
+    assert np.abs(compiled.astype(int) - plain.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_unusual_pictures_give_a_sensible_result(base_alone: MILDPipeline, mode: str) -> None:
+    """Gray, alpha, palette, CMYK, black and white: the result is RGB, equal to the picture outside the hole."""
+    image = Image.fromarray(photo()).convert(mode)
+    result = erase(base_alone, image, people(), output_type="pil")
+    assert result.image.mode == "RGB" and result.image.size == image.size
+    if mode != "RGBA":
+        outside = ~np.asarray(result.removed, bool)
+        assert np.array_equal(np.asarray(result.image)[outside], np.asarray(image.convert("RGB"))[outside])
+
+
+def test_masks_may_be_pictures_bytes_or_shares(base_alone: MILDPipeline) -> None:
+    mask = people()[0]
+    forms = [mask, mask * np.uint8(255), mask.astype(np.uint8), mask.astype(np.float32), Image.fromarray(mask)]
+    results = {erase(base_alone, photo(), [form]).image.tobytes() for form in forms}
+    assert len(results) == 1
+
+
+FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"masks": []}, "no mask is given"),
+        ({"masks": [people()[0], EMPTY]}, "mask 1 is empty"),
+        ({"masks": [np.ones((9, 9), bool)]}, r"mask 0 is of shape \(9, 9\), the picture \(90, 120\)"),
+        ({"masks": [FULL]}, "cover the whole picture"),
+        ({"remove": [3]}, "remove names person 3, but there are masks 0 to 2 only"),
+        ({"remove": [-1]}, "remove names person -1"),
+        ({"remove": [1, 1]}, "remove names one person twice"),
+        ({"order": [0, 0, 1]}, "name each of 0 to 2 once"),
+        ({"pose": np.zeros((2, 18, 3))}, r"pose is of shape \(2, 18, 3\); give \(3, 18, 3\)"),
+        ({"parsing": np.zeros((3, 3), np.uint8)}, "parsing is uint8 of shape"),
+        ({"parsing": np.full((90, 120), 30, np.uint8)}, "holds label 30"),
+        ({"parsing": np.zeros((90, 120), np.uint8), "label_set": "coco"}, "label_set 'coco' is not known"),
+        ({"image": np.zeros((90, 120, 3), np.float32)}, "give .H, W, 3. uint8"),
+        ({"image": "photo.jpg"}, "entries for 9 pictures"),
+        ({"image": Image.fromarray(np.zeros((90, 120), np.uint16))}, "more than 8 bits"),
+        ({"image": photo(1, 1), "masks": [np.ones((1, 1), bool)]}, "cover the whole picture"),
+        ({"image": [photo(), photo()], "masks": [people()]}, "masks has 1 entries for 2 pictures"),
+        ({"image": [photo(), photo()], "masks": [people(), [EMPTY]]}, "picture 1: mask 0 is empty"),
+        ({"image": [], "masks": []}, "no picture is given"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"layers": True, "batch_size": 1, "masks": [people()[0], *people()]}, "raise batch_size"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_refused_by_name(pipe: MILDPipeline, change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        erase(pipe, **{"image": photo(), "masks": people(), **change})
+
+
+def test_a_base_alone_has_nothing_to_save(base_alone: MILDPipeline, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="base alone"):
+        base_alone.save_pretrained(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
