@@ -124,6 +124,81 @@ def quickstart(
 
 
 @app.command()
+def erase(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Photographs: files, folders or globs.")],
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Masks of the people: for one photograph an index PNG, or a PNG a person (repeat the option); for "
+            "any number a folder of PNGs with the photographs' names (NAME.png, or NAME_0.png, NAME_1.png, ...), or "
+            "a COCO json. Where people overlap, later masks are in front.",
+        ),
+    ] = None,
+    remove: Annotated[
+        str | None,
+        typer.Option(metavar="1,3", help="Who vanishes, counted from 1 in the order of the masks; default: everybody."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File for one photograph, folder for several; default: NAME-erased.png beside the photograph. PNG, "
+            "TIFF and WEBP keep all other pixels exactly.",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Also save background and people, for mild recompose.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="SDXL inpainting pipeline, folder or hub id; default: the one that --mild was trained on."),
+    ] = None,
+    mild: Annotated[
+        str | None, typer.Option(help="Folder that training wrote, or hub id; without it the base works alone.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise; the same seed gives the same picture.")] = 0,
+    prompt: Annotated[str, typer.Option(help="What is to be seen where people were.")] = "",
+) -> None:
+    """Erase people from photographs; all other pixels stay exactly as they are."""
+    from flows.erase import EraseOptions
+    from flows.erase import erase as erase_people
+
+    if not mask:
+        raise UserError("say where the people are: --mask MASK.png, a folder of masks, or a COCO json")
+    options = EraseOptions(base, mild, steps, seed, prompt)
+    if erase_people(
+        photos,
+        mask,
+        options,
+        remove=remove,
+        output=output,
+        layers=layers,
+        force=force,
+        console=console,
+        complaints=Console(stderr=True),
+    ):
+        raise typer.Exit(1)
+
+
+@app.command()
+def recompose(
+    layers: Annotated[str, typer.Argument(metavar="FOLDER", help="What mild erase --layers saved.")],
+    keep: Annotated[str, typer.Option(metavar="1,3", help="Who stays, counted from 1; none for nobody.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="File of the picture.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+) -> None:
+    """Put a picture together again with some of its people."""
+    from flows.erase import recompose as recompose_picture
+
+    recompose_picture(layers, keep, output, force=force)
+    console.print(Text(output), soft_wrap=True)
+
+
+@app.command()
 def inspect(
     dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     picture: Annotated[Path, typer.Option(help="Where to write the contact sheet (PNG).")] = Path("contact-sheet.png"),

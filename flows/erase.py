@@ -1,0 +1,381 @@
+"""``mild erase`` and ``mild recompose``: which photographs, which masks, where results go; then the pipeline on each.
+
+No Prefect here: a person with a photograph should not wait for a server.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+
+from dataset_tools.errors import Rejected, UserError
+from dataset_tools.photo_masks import PHOTO_SUFFIXES, NamedMasks, PhotoMasks, Place, open_masks
+from dataset_tools.photographs import Photograph, read_photograph
+from dataset_tools.records import Rejection
+from dataset_tools.storage import write_bytes
+from mild.regions import editable
+
+if TYPE_CHECKING:
+    from mild.pipeline import MILDPipeline
+
+LAYERS_INDEX = "layers.json"
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".jpg": {"quality": 95, "subsampling": 0},
+    ".jpeg": {"quality": 95, "subsampling": 0},
+    ".webp": {"lossless": True},
+}
+"""What Pillow is told for a suffix."""
+
+
+@dataclass(frozen=True)
+class EraseOptions:
+    """How the pipeline is run."""
+
+    base: str | None
+    """Folder or hub id; None: the base that the parts of ``mild`` were trained on."""
+    mild: str | None
+    """Folder or hub id; None: the base alone."""
+    steps: int
+    seed: int
+    """Of the noise of every photograph: a photograph's result does not depend on those beside it."""
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photograph and where its results go."""
+
+    name: str
+    """By which masks know the photograph."""
+    photo: Path
+    output: Path
+    layers: Path | None
+
+
+def erase(
+    photos: Sequence[str],
+    masks: Sequence[str],
+    options: EraseOptions,
+    *,
+    remove: str | None,
+    output: str | None,
+    layers: str | None,
+    force: bool,
+    console: Console,
+    complaints: Console,
+) -> int:
+    """Erase people from photographs and save the results.
+
+    Args:
+        photos: files, folders and globs.
+        masks: files of one photograph's people, or one folder of masks or COCO json for all photographs.
+        options: of the pipeline.
+        remove: people by number, such as ``1,3``; None for everybody.
+        output: file for a single photograph, else a folder; None for beside the photographs.
+        layers: folder for the layers; with several photographs, each gets a subfolder of it.
+        force: overwrite what is there.
+        console: is told where the results are.
+        complaints: is told what was set aside, and shows the progress.
+
+    Returns:
+        How many of several photographs were set aside.
+
+    Raises:
+        UserError: there is nothing to work on, a result has no place, or the only photograph cannot be used.
+    """
+    numbers = None if remove is None else _numbers(remove, "--remove")
+    jobs, several = _plan(photos, masks, output, layers)
+    rejected: list[Rejection] = []
+    finder = _open_masks(masks, jobs, rejected)
+    _check_outputs(jobs, force)
+
+    aside = 0
+
+    def complain(where: object, what: str) -> None:
+        complaints.print(Text(f"{where}: {what}"), soft_wrap=True)
+
+    def set_aside(job: Job, error: Rejected | UserError) -> None:
+        nonlocal aside
+        what = error.message if isinstance(error, Rejected) else str(error)
+        if not several:
+            raise UserError(f"{job.photo}: {what}") from None
+        complain(job.photo, what)
+        aside += 1
+
+    for row in rejected:
+        if row.reason != "missing-image":  # a COCO json may well speak of more photographs than these
+            complain(masks[0], row.message)
+    pipeline: MILDPipeline | None = None
+    # While the bar is shown, rich sends stdout to the bar's stream; a pipe must not lose it.
+    bar = Progress(console=complaints, redirect_stdout=console.is_terminal, disable=not complaints.is_terminal)
+    with bar:
+        for job in bar.track(jobs, description="erase"):
+            try:
+                photograph = read_photograph(job.photo, job.name, finder)
+                for note in photograph.notes:
+                    complain(job.photo, note)
+                chosen = _chosen(numbers, photograph, job.layers is not None)
+            except Rejected as error:
+                set_aside(job, error)
+                continue
+            pipeline = pipeline or _load(options)  # once there is something to erase
+            try:
+                _erase_one(pipeline, job, photograph, chosen, options)
+            except (Rejected, UserError) as error:
+                set_aside(job, error)
+                continue
+            people = f"{len(chosen)} of {len(photograph.people)} people erased"
+            console.print(Text(f"{job.output}: {people}"), soft_wrap=True)
+    if aside:
+        complaints.print(f"{aside} of {len(jobs)} photographs were set aside", highlight=False)
+    return aside
+
+
+def recompose(folder: str, keep: str, output: str, *, force: bool) -> None:
+    """Put a picture together again from its layers.
+
+    Args:
+        folder: of layers.
+        keep: people who stay, such as ``1,3``, or ``none``.
+        output: file.
+        force: overwrite what is there.
+
+    Raises:
+        UserError: the folder holds no layers, there is no such person, or the result has no place.
+    """
+    numbers = [] if keep == "none" else _numbers(keep, "--keep")
+    target = _file(output)
+    _check_free([target], force)
+    _check_writable([target.parent])
+    from mild.layers import LayeredPicture
+
+    picture = LayeredPicture.load(folder)
+    _check_numbers(numbers, len(picture.layers), "--keep")
+    _save(picture.recompose([number - 1 for number in numbers]), target, None)
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    """People by number, from 1, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        none = ", or none" if option == "--keep" else ""
+        raise UserError(f"{option} {text!r}: give people by number, counted from 1, such as 1,3{none}")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def _check_numbers(numbers: Sequence[int], people: int, option: str) -> None:
+    for number in numbers:
+        if not 1 <= number <= people:
+            there = "there is 1 person" if people == 1 else f"there are {people} people"
+            raise UserError(f"{option} {number}: {there}, counted from 1")
+
+
+def _plan(
+    photos: Sequence[str], masks: Sequence[str], output: str | None, layers: str | None
+) -> tuple[list[Job], bool]:
+    """The photographs, and whether they are to be treated as several: as any folder or glob is."""
+    found, several = _find_photos(photos, [Path(text) for text in (*masks, output, layers) if text is not None])
+    if several and output is not None and not Path(output).is_dir() and Path(output).suffix.lower() in PHOTO_SUFFIXES:
+        raise UserError(f"--output {output} is a file; several photographs need a folder")
+    jobs = []
+    for name, photo in found.items():
+        result = photo.with_name(f"{photo.stem}-erased.png")
+        if output is not None and several:
+            result = Path(output, name).with_name(result.name)
+        elif output is not None:
+            result = Path(output, result.name) if Path(output).is_dir() else _file(output)
+        apart = Path(name).with_suffix("") if several else ""
+        jobs.append(Job(name, photo, result, None if layers is None else Path(layers, apart)))
+    first: dict[Path, Path] = {}
+    for job in jobs:
+        other = first.setdefault(job.output, job.photo)
+        if other != job.photo:
+            raise UserError(f"{other} and {job.photo} would both be saved as {job.output}; run them one by one")
+    return jobs, several
+
+
+def _find_photos(given: Sequence[str], others: Sequence[Path]) -> tuple[dict[str, Path], bool]:
+    """Photographs by their names: below the folder given, the fixed part of a glob, or the files' common folder.
+
+    Args:
+        given: files, folders and globs.
+        others: folders of masks and results; where one lies in a folder of photographs, what it holds is none.
+    """
+    files = [Path(text) for text in given if not Path(text).is_dir() and not _is_glob(text)]
+    found = [(_common_folder(files), file) for file in files]
+    for text in given:
+        if Path(text).is_dir():
+            found += [(Path(text), Path(text, name)) for name in Place(text).photographs()]
+        elif _is_glob(text):
+            root = Path(*takewhile(lambda part: not _has_magic(part), Path(text).parts))
+            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+            photos = [path for path in matches if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
+            if not photos:
+                raise UserError(f"{text} matches no photographs ({', '.join(PHOTO_SUFFIXES)})")
+            found += [(root, photo) for photo in photos]
+    # What an earlier run left beside its photographs is no photograph to work on.
+    results = {photo.with_name(f"{photo.stem}-erased.png") for _, photo in found}
+    names: dict[str, Path] = {}
+    for root, photo in found:
+        if photo in results or any(_is_below(other, root) and _is_below(photo, other) for other in others):
+            continue
+        name = Path(os.path.relpath(photo, root)).as_posix()
+        other = names.setdefault(name, photo)
+        if os.path.abspath(other) != os.path.abspath(photo):
+            raise UserError(f"{other} and {photo} are both called {name}; give the folder that they have in common")
+    return names, len(given) > 1 or len(files) == 0
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
+
+
+def _common_folder(files: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([os.path.abspath(file.parent) for file in files])) if files else Path()
+
+
+def _has_magic(text: str) -> bool:
+    return glob.escape(text) != text
+
+
+def _is_glob(text: str) -> bool:
+    return _has_magic(text) and not Path(text).exists()
+
+
+def _open_masks(masks: Sequence[str], jobs: Sequence[Job], rejected: list[Rejection]) -> PhotoMasks:
+    place = Place(masks[0])
+    if not place.filesystem.exists(place.path):
+        raise UserError(f"--mask {masks[0]} does not exist")
+    if len(masks) == 1 and place.is_file:
+        return open_masks(place, [job.name for job in jobs], rejected)
+    if len(masks) == 1 and place.filesystem.isdir(place.path):
+        inside = [job.photo for job in jobs if os.path.abspath(job.photo.parent) == os.path.abspath(place.path)]
+        if inside:
+            raise UserError(f"--mask {masks[0]} is the folder of {inside[0].name}; masks need a folder of their own")
+        return open_masks(place, [job.name for job in jobs], rejected)
+    if len(jobs) > 1:
+        raise UserError(
+            f"{len(jobs)} photographs with --mask {masks[0]}: several need one folder of masks, or one COCO json; for "
+            "one photograph repeat --mask before each file"
+        )
+    return NamedMasks(masks)
+
+
+def _file(output: str) -> Path:
+    """The file of one result."""
+    path = Path(output)
+    if path.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file in it")
+    if path.suffix.lower() not in PHOTO_SUFFIXES:
+        raise UserError(f"--output {output}: name a file that ends in one of {', '.join(PHOTO_SUFFIXES)}")
+    return path
+
+
+def _check_outputs(jobs: Sequence[Job], force: bool) -> None:
+    layers = [job.layers for job in jobs if job.layers is not None]
+    for folder in layers:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--layers {folder} is a file; name a folder")
+        if folder.exists() and any(folder.iterdir()) and not (folder / LAYERS_INDEX).is_file():
+            # Saving replaces the whole folder.
+            raise UserError(f"--layers {folder} holds something else than layers; name a new folder")
+    _check_free([*(job.output for job in jobs), *(folder / LAYERS_INDEX for folder in layers)], force)
+    _check_writable({place.parent for place in [*(job.output for job in jobs), *layers]})
+
+
+def _check_free(results: Sequence[Path], force: bool) -> None:
+    there = [result for result in results if result.exists()]
+    if there and not force:
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise UserError(f"{there[0]} exists already{more}; --force overwrites it")
+
+
+def _check_writable(folders: Iterable[Path]) -> None:
+    for folder in sorted(folders):
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        try:
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+        except OSError as error:
+            raise UserError(f"nothing can be written into {folder}: {nearest}: {error.strerror}") from None
+
+
+def _chosen(numbers: Sequence[int] | None, photograph: Photograph, layers: bool) -> list[int]:
+    """Indices of the people who are to vanish."""
+    everybody = list(range(len(photograph.people)))
+    try:
+        _check_numbers(numbers or [], len(everybody), "--remove")
+    except UserError as error:
+        raise Rejected("no-such-person", str(error)) from None
+    chosen = everybody if numbers is None else [number - 1 for number in numbers]
+    # For layers, everybody is painted out.
+    if editable(np.stack(photograph.people), everybody if layers else chosen).all():
+        raise Rejected("nothing-left", "the masks cover the whole picture; leave some background to go by")
+    return chosen
+
+
+def _load(options: EraseOptions) -> MILDPipeline:
+    import torch
+
+    from mild.backbone import SUGGESTED_BASE
+    from mild.layered import read_config
+    from mild.pipeline import MILDPipeline
+
+    base = options.base
+    if base is None:
+        own = options.mild is not None and Path(options.mild).is_dir()
+        base = read_config(Path(str(options.mild))).base if own else SUGGESTED_BASE
+    cuda = torch.cuda.is_available()
+    pipeline = MILDPipeline.from_pretrained(base, mild=options.mild, dtype=torch.float16 if cuda else torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to("cuda" if cuda else "cpu")
+
+
+def _erase_one(
+    pipeline: MILDPipeline, job: Job, photograph: Photograph, chosen: list[int], options: EraseOptions
+) -> None:
+    import torch
+
+    try:
+        result = pipeline(
+            photograph.image,
+            photograph.people,
+            chosen,
+            prompt=options.prompt,
+            layers=job.layers is not None,
+            num_inference_steps=options.steps,
+            generator=torch.Generator("cpu").manual_seed(options.seed),
+            output_type="np",
+        )
+    except torch.OutOfMemoryError:
+        raise Rejected("out-of-memory", "the GPU's memory does not suffice for it") from None
+    _save(result.image, job.output, photograph.icc_profile)
+    if job.layers is not None:
+        result.parts.save(job.layers)
+
+
+def _save(image: np.ndarray, target: Path, icc_profile: bytes | None) -> None:
+    """Write a picture (H, W, 3) uint8 whole; its suffix decides the format. Raises `UserError`."""
+    buffer = io.BytesIO()
+    suffix = target.suffix.lower()
+    try:
+        Image.fromarray(image).save(
+            buffer, Image.registered_extensions()[suffix], icc_profile=icc_profile, **SAVE_OPTIONS.get(suffix, {})
+        )
+        write_bytes(LocalFileSystem(), str(target.absolute()), buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,96 @@
+"""One photograph with its people: whatever way both are stored, they agree, upright."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from dataset_tools.errors import Rejected
+from dataset_tools.photo_masks import NamedMasks
+from dataset_tools.photographs import read_photograph
+
+HEIGHT, WIDTH = 40, 60
+ANN, BOB = np.zeros((2, HEIGHT, WIDTH), bool)
+ANN[5:30, 5:20] = True
+BOB[10:35, 30:50] = True
+
+
+def save(array: np.ndarray, path: Path, **options: object) -> Path:
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def turned(array: np.ndarray, exif: Image.Exif) -> np.ndarray:
+    """Upright, by Pillow."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG", exif=exif)
+    return np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+@pytest.mark.parametrize("stored_like_the_photo", [True, False])
+def test_photo_and_masks_come_upright(tmp_path: Path, code: int, stored_like_the_photo: bool) -> None:
+    """Where both orientations of a mask have the photograph's shape, it can only be taken as upright."""
+    exif = Image.Exif()
+    exif[0x0112] = code
+    file = save(noise(), tmp_path / "photo.png", exif=exif)
+    mask = save(ANN if stored_like_the_photo and code >= 5 else turned(ANN, exif), tmp_path / "mask.png")
+    found = read_photograph(file, "photo.png", NamedMasks([str(mask)]))
+    assert np.array_equal(found.image, turned(noise(), exif))
+    assert len(found.people) == 1 and np.array_equal(found.people[0], turned(ANN, exif))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([ANN, BOB], [ANN, BOB]),
+        ([BOB * np.uint8(255), ANN], [BOB, ANN]),
+        ([(ANN * 1 + BOB * 2).astype(np.uint8)], [ANN, BOB]),
+        ([(ANN * 1 + BOB * 2).astype(np.uint16)], [ANN, BOB]),
+        ([ANN * np.uint8(255)], [ANN]),
+        ([np.dstack([ANN * np.uint8(9)] * 3)], [ANN]),
+        ([np.dstack([noise(), BOB * np.uint8(255)])], [BOB]),
+        ([BOB * np.uint16(65535) + ANN * np.uint16(9)], [ANN | BOB]),
+        ([(ANN * 1 + BOB * 2).astype(np.uint8), ANN], [ANN | BOB, ANN]),
+    ],
+    ids=[
+        "two files",
+        "grey",
+        "index",
+        "16-bit index",
+        "one person",
+        "colour",
+        "alpha",
+        "soft",
+        "no index among several",
+    ],
+)
+def test_mask_files_are_an_index_or_one_person_each(
+    tmp_path: Path, files: list[np.ndarray], expected: list[np.ndarray]
+) -> None:
+    masks = NamedMasks([str(save(array, tmp_path / f"{k}.png")) for k, array in enumerate(files)])
+    people = read_photograph(save(noise(), tmp_path / "photo.png"), "photo.png", masks).people
+    assert [person.tolist() for person in people] == [mask.tolist() for mask in expected]
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path, turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    file, mask = save(noise(), tmp_path / "photo.png", exif=exif), save(ANN[:-1], tmp_path / "mask.png")
+    with pytest.raises(Rejected, match=rf"mask.png is 60x39 pixels, the photo {'60x40' if turn == 1 else '40x60'}"):
+        read_photograph(file, "photo.png", NamedMasks([str(mask)]))
+
+
+def test_a_one_pixel_photo_is_read(tmp_path: Path) -> None:
+    file, mask = save(noise()[:1, :1], tmp_path / "photo.png"), save(ANN[5:6, 5:6], tmp_path / "mask.png")
+    found = read_photograph(file, "photo.png", NamedMasks([str(mask)]))
+    assert found.image.shape == (1, 1, 3) and found.people[0].shape == (1, 1)

@@ -1,0 +1,432 @@
+"""``mild erase`` and ``mild recompose``: a person with photographs gets pictures, or one clear line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLInpaintPipeline
+from PIL import Image, ImageCms
+
+from dataset_tools.schema import encode_rle
+from flows import cli
+from mild.folders import folder_written_whole
+from mild.layered import LayeredUNet
+from mild.layers import LayeredPicture
+from mild.nano import write_nano_base
+from mild.regions import editable
+from mild.settings import LoraSettings, MildSettings
+
+HEIGHT, WIDTH = 64, 96
+LEFT, RIGHT = np.zeros((2, HEIGHT, WIDTH), bool)
+LEFT[20:50, 14:30] = True
+RIGHT[24:54, 60:76] = True
+BOTH = np.stack([LEFT, RIGHT])
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def photo(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def save(array: np.ndarray, path: Path, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.set_num_threads(1)
+    folder = str(tmp_path_factory.mktemp("nano") / "base")
+    write_nano_base(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A MILD folder as training leaves it: it names the base that it belongs to."""
+    unet = StableDiffusionXLInpaintPipeline.from_pretrained(base).unet
+    folder = tmp_path_factory.mktemp("mild") / "parts"
+    layered = LayeredUNet.create(unet, MildSettings(lora=LoraSettings(rank=2, alpha=2)), seed=0)
+    with folder_written_whole(folder) as place:
+        layered.save(place, base=base, resolution=64, record={})
+    return str(folder)
+
+
+@pytest.fixture
+def mild(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command as the shell starts it; gives exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mild", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def erase(mild: Command, parts: str) -> Command:
+    """``mild erase`` with few steps."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        return mild("erase", *arguments, "--mild", parts, "--steps", 1)
+
+    return run
+
+
+def assert_erased(result: Path, image: np.ndarray, people: np.ndarray) -> None:
+    """Only what the masks allow has changed, and that has."""
+    allowed = editable(people, range(len(people)))
+    differs = (read(result) != image).any(axis=2)
+    assert not (differs & ~allowed).any()
+    assert all(differs[mask].any() for mask in people)
+
+
+def write_people(folder: Path) -> list[object]:
+    files = [save(mask, folder / f"{name}.png") for name, mask in (("ann", LEFT), ("bob", RIGHT))]
+    return ["--mask", files[0], "--mask", files[1]]
+
+
+def write_index(folder: Path) -> list[object]:
+    return ["--mask", save((LEFT * 1 + RIGHT * 2).astype(np.uint8), folder / "people.png")]
+
+
+def write_mirror(folder: Path) -> list[object]:
+    save(LEFT, folder / "one_0.png")
+    save(RIGHT, folder / "one_1.png")
+    return ["--mask", folder]
+
+
+def write_coco(folder: Path) -> list[object]:
+    document = {
+        "images": [
+            {"id": 1, "file_name": "one.png", "height": HEIGHT, "width": WIDTH},
+            {"id": 2, "file_name": "elsewhere.png", "height": 5, "width": 5},
+        ],
+        "annotations": [{"id": k, "image_id": 1, "segmentation": encode_rle(mask)} for k, mask in enumerate(BOTH)],
+    }
+    folder.mkdir()
+    (folder / "people.json").write_text(json.dumps(document))
+    return ["--mask", folder / "people.json"]
+
+
+@pytest.mark.parametrize("write", [write_people, write_index, write_mirror, write_coco])
+def test_every_way_of_giving_masks_erases_the_same_people(
+    tmp_path: Path, erase: Command, write: Callable[[Path], list[object]]
+) -> None:
+    image = photo()
+    file = save(image, tmp_path / "one.png")
+    code, out, err = erase(file, *write(tmp_path / "masks"))
+    result = tmp_path / "one-erased.png"
+    assert (code, out.strip(), err) == (0, f"{result}: 2 of 2 people erased", "")
+    assert_erased(result, image, BOTH)
+
+
+def test_people_are_counted_from_1_and_the_others_stay(tmp_path: Path, erase: Command) -> None:
+    image = photo()
+    file = save(image, tmp_path / "one.png")
+    code, out, _ = erase(file, *write_people(tmp_path / "masks"), "--remove", "2", "-o", tmp_path / "out/result.tif")
+    assert (code, "1 of 2 people erased" in out) == (0, True)
+    assert_erased(tmp_path / "out/result.tif", image, RIGHT[None])
+
+
+def test_the_same_seed_gives_the_same_bytes_alone_or_among_others(tmp_path: Path, erase: Command) -> None:
+    for number, name in enumerate(("one", "two")):
+        save(photo(number), tmp_path / f"photos/{name}.png")
+        save(LEFT, tmp_path / f"masks/{name}.png")
+    masks = ["--mask", tmp_path / "masks"]
+    assert erase(tmp_path / "photos", *masks, "-o", tmp_path / "all", "--seed", 7)[0] == 0
+    assert erase(tmp_path / "photos/two.png", *masks, "-o", tmp_path / "seven.png", "--seed", 7)[0] == 0
+    assert erase(tmp_path / "photos/two.png", *masks, "-o", tmp_path / "eight.png", "--seed", 8)[0] == 0
+    among = (tmp_path / "all/two-erased.png").read_bytes()
+    assert among == (tmp_path / "seven.png").read_bytes() != (tmp_path / "eight.png").read_bytes()
+
+
+def test_layers_can_be_put_together_again_with_anybody(tmp_path: Path, erase: Command, mild: Command) -> None:
+    image = photo()
+    file, layers = save(image, tmp_path / "one.png"), tmp_path / "layers"
+    assert erase(file, *write_people(tmp_path / "masks"), "--layers", layers, "--remove", "1")[0] == 0
+    assert_erased(tmp_path / "one-erased.png", image, LEFT[None])
+    for keep, people in (("1", RIGHT[None]), ("none", BOTH)):
+        code, out, _ = mild("recompose", layers, "--keep", keep, "-o", tmp_path / f"{keep}.png")
+        assert (code, out.strip()) == (0, str(tmp_path / f"{keep}.png"))
+        assert_erased(tmp_path / f"{keep}.png", image, people)
+    assert mild("recompose", layers, "--keep", "2, 1", "-o", tmp_path / "all.png")[0] == 0
+    assert np.array_equal(read(tmp_path / "all.png"), image)
+    assert np.array_equal(read(tmp_path / "none.png"), LayeredPicture.load(layers).recompose([]))
+
+
+def test_a_folder_keeps_its_subfolders_and_each_photo_has_its_layers(tmp_path: Path, erase: Command) -> None:
+    for number, name in enumerate(("a/one", "b/one")):
+        save(photo(number), tmp_path / f"photos/{name}.png")
+        save(BOTH[number], tmp_path / f"masks/{name}.png")
+    code, _, err = erase(
+        tmp_path / "photos", "--mask", tmp_path / "masks", "-o", tmp_path / "out", "--layers", tmp_path / "layers"
+    )
+    assert (code, err) == (0, "")
+    for number, name in enumerate(("a/one", "b/one")):
+        assert_erased(tmp_path / f"out/{name}-erased.png", photo(number), BOTH[number][None])
+        assert np.array_equal(LayeredPicture.load(tmp_path / "layers" / name).original, photo(number))
+
+
+def test_a_glob_that_no_shell_expanded_finds_photos_and_their_masks(
+    tmp_path: Path, erase: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("a/one.png", "b/two.png", "b/[x].png")):
+        save(photo(number), tmp_path / "photos" / name)
+        save(LEFT, tmp_path / "masks" / name)
+    (tmp_path / "photos/notes.txt").write_text("no photo")
+    assert erase("photos/**/*o*", "--mask", "masks", "-o", "out")[0] == 0
+    assert [path.relative_to("out").as_posix() for path in sorted(Path("out").rglob("*.png"))] == [
+        "a/one-erased.png",
+        "b/two-erased.png",
+    ]
+    save(LEFT, tmp_path / "masks/[x].png")
+    assert erase("photos/b/[x].png", "--mask", "masks")[0] == 0, "a file that exists is no pattern"
+    assert_erased(Path("photos/b/[x]-erased.png"), photo(2), LEFT[None])
+
+
+def test_rows_of_a_coco_json_that_cannot_be_used_are_named(tmp_path: Path, erase: Command) -> None:
+    """Other photographs that the json speaks of are not."""
+    file, (_, masks) = save(photo(), tmp_path / "one.png"), write_coco(tmp_path / "masks")
+    document = json.loads(Path(str(masks)).read_text())
+    document["annotations"].insert(0, {"id": 9, "image_id": 1, "segmentation": [[1, 2, 3]]})
+    Path(str(masks)).write_text(json.dumps(document))
+    code, out, err = erase(file, "--mask", masks)
+    assert (code, "2 of 2 people" in out) == (0, True)
+    assert err.startswith(f"{masks}: annotations[0]: ") and len(err.splitlines()) == 1
+
+
+def test_one_bad_photo_or_mask_is_set_aside_and_the_others_are_done(tmp_path: Path, erase: Command) -> None:
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    for number, name in enumerate(("good", "bare", "small", "void", "cut", "better")):
+        save(photo(number), photos / f"{name}.png")
+        save(LEFT, masks / f"{name}_0.png")
+    (masks / "bare_0.png").unlink()
+    save(LEFT[:40], masks / "small_0.png")
+    save(LEFT & False, masks / "void_0.png")
+    (masks / "cut_0.png").write_bytes((masks / "good_0.png").read_bytes()[:60])
+    (photos / "text.jpg").write_text("<html>")
+    code, out, err = erase(photos, tmp_path / "gone.png", "--mask", masks, "-o", tmp_path / "out")
+    assert code == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["better-erased.png", "good-erased.png"]
+    assert out.count("1 of 1 people erased") == 2
+    lines = err.strip().splitlines()
+    assert lines.pop() == "6 of 8 photographs were set aside"
+    for name, reason in {
+        "gone.png": "there is no such file",
+        "bare.png": "looked for bare.png, bare_0.png",
+        "cut.png": "mask cut_0.png: the PNG file ends early",
+        "small.png": "mask small_0.png is 96x40 pixels, the photo 96x64",
+        "text.jpg": "not a JPEG",
+        "void.png": "mask void_0.png is empty",
+    }.items():
+        (line,) = (line for line in lines if f"/{name}: " in line)
+        assert reason in line
+
+
+def test_what_an_earlier_run_left_is_no_photo(tmp_path: Path, erase: Command) -> None:
+    """A second run over a folder works on the same photographs, wherever masks and results lie below it."""
+    save(photo(), tmp_path / "one.png")
+    save(LEFT, tmp_path / "masks/one.png")
+    options = ["--mask", tmp_path / "masks", "--layers", tmp_path / "layers"]
+    for output in ([], ["-o", tmp_path / "results"]):
+        assert erase(tmp_path, *options, *output, "--force")[::2] == (0, "")
+        assert erase(tmp_path, *options, *output, "--force")[::2] == (0, "")
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-erased*"))
+    assert names == ["one-erased.png", "results/one-erased.png"]
+
+
+def test_nothing_is_overwritten_without_force(tmp_path: Path, erase: Command, mild: Command) -> None:
+    """That is found out before a model is loaded: this base does not exist."""
+    file, masks = save(photo(), tmp_path / "one.png"), write_people(tmp_path / "masks")
+    result = tmp_path / "one-erased.png"
+    result.write_bytes(b"precious")
+    code, _, err = mild("erase", file, *masks, "--base", tmp_path / "nowhere")
+    assert (code, err) == (2, f"error: {result} exists already; --force overwrites it\n")
+    assert result.read_bytes() == b"precious"
+    assert erase(file, *masks, "--force", "--layers", tmp_path / "layers")[0] == 0
+    assert_erased(result, photo(), BOTH)
+    result.unlink()
+    code, _, err = mild("erase", file, *masks, "--layers", tmp_path / "layers")
+    assert code == 2 and "layers.json exists already; --force overwrites it" in err
+    before = file.read_bytes()
+    code, _, err = mild("recompose", tmp_path / "layers", "--keep", "1", "-o", file)
+    assert code == 2 and f"{file} exists already" in err and file.read_bytes() == before
+
+
+def test_force_does_not_replace_a_folder_that_holds_no_layers(tmp_path: Path, mild: Command) -> None:
+    file, masks = save(photo(), tmp_path / "one.png"), write_people(tmp_path / "masks")
+    code, _, err = mild("erase", file, *masks, "--layers", tmp_path / "masks", "--force")
+    assert code == 2 and "masks holds something else than layers" in err
+    assert len(list((tmp_path / "masks").iterdir())) == 2
+
+
+@pytest.mark.parametrize("stored_like_the_photo", [True, False])
+def test_a_turned_photo_is_saved_upright(tmp_path: Path, erase: Command, stored_like_the_photo: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: 90 degrees clockwise bring it upright
+    stored, mask = photo(), LEFT
+    file = save(stored, tmp_path / "one.png", exif=exif)
+    mask = save(mask if stored_like_the_photo else np.rot90(mask, -1), tmp_path / "mask.png")
+    assert erase(file, "--mask", mask)[0] == 0
+    assert_erased(tmp_path / "one-erased.png", np.ascontiguousarray(np.rot90(stored, -1)), np.rot90(LEFT, -1)[None])
+
+
+def test_the_colour_profile_stays_with_the_colours(tmp_path: Path, erase: Command) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    file = save(photo(), tmp_path / "one.png", icc_profile=profile)
+    grey = save(photo()[..., 0], tmp_path / "grey.png", icc_profile=profile[:16] + b"GRAY" + profile[20:])
+    mask = save(LEFT, tmp_path / "mask.png")
+    for photograph, expected in ((file, profile), (grey, None)):
+        for suffix in ("png", "jpg"):
+            result = tmp_path / f"{photograph.stem}-result.{suffix}"
+            assert erase(photograph, "--mask", mask, "-o", result)[0] == 0
+            with Image.open(result) as picture:
+                assert picture.info.get("icc_profile") == expected
+                assert picture.mode == "RGB"
+
+
+def test_unusual_photos_are_used_and_their_owner_is_told(tmp_path: Path, erase: Command) -> None:
+    mask = save(LEFT, tmp_path / "mask.png")
+    rgba = np.dstack([photo(), np.full((HEIGHT, WIDTH), 255, np.uint8)])
+    rgba[:8, :8, 3] = 0
+    save(rgba, tmp_path / "alpha.png")
+    code, _, err = erase(tmp_path / "alpha.png", "--mask", mask)
+    assert code == 0 and err == f"{tmp_path}/alpha.png: transparency was composited on white\n"
+    white = photo()
+    white[:8, :8] = 255
+    assert_erased(tmp_path / "alpha-erased.png", white, LEFT[None])
+    Image.fromarray(photo()).convert("CMYK").save(tmp_path / "print.jpg")
+    code, _, err = erase(tmp_path / "print.jpg", "--mask", mask)
+    assert code == 0 and "CMYK was converted to RGB" in err
+
+
+def test_a_mask_with_soft_edges_is_one_person(tmp_path: Path, erase: Command) -> None:
+    soft = LEFT * np.uint8(255)
+    soft[19, 14:30], soft[50, 14:30] = 64, 128
+    file, mask = save(photo(), tmp_path / "one.png"), save(soft, tmp_path / "mask.png")
+    code, out, _ = erase(file, "--mask", mask)
+    assert code == 0 and "1 of 1 people erased" in out
+    assert_erased(tmp_path / "one-erased.png", photo(), (soft > 0)[None])
+
+
+def test_an_index_with_gaps_is_counted_and_its_owner_is_told_how(tmp_path: Path, erase: Command) -> None:
+    file = save(photo(), tmp_path / "one.png")
+    mask = save((LEFT * 2 + RIGHT * 5).astype(np.uint8), tmp_path / "mask.png")
+    code, _, err = erase(file, "--mask", mask, "--remove", "2")
+    assert code == 0 and err == f"{file}: {mask}: people 1 to 2 are its values 2, 5\n"
+    assert_erased(tmp_path / "one-erased.png", photo(), RIGHT[None])
+
+
+def test_what_the_user_must_mend_is_one_line_before_any_model_is_loaded(tmp_path: Path, mild: Command) -> None:
+    """The base does not exist: whoever looked for it would say so."""
+    file, mask = save(photo(), tmp_path / "one.png"), save(LEFT, tmp_path / "mask.png")
+    save(photo(), tmp_path / "two/one.png")
+    save(photo(), tmp_path / "two/one.jpg")
+    save(LEFT, tmp_path / "masks/one.png")
+    empty, small = save(LEFT & False, tmp_path / "empty.png"), save(LEFT[:, :50], tmp_path / "small.png")
+    full, cut = save(LEFT | True, tmp_path / "full.png"), tmp_path / "cut.jpg"
+    whole = save(photo(), tmp_path / "whole.jpg")
+    cut.write_bytes(whole.read_bytes()[:600])
+    (tmp_path / "text.jpg").write_text("not a picture at all")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "blocked").write_text("a file")
+    (tmp_path / "nothing").mkdir()
+    masks = ["--mask", mask]
+    for arguments, message in [
+        ([file], "say where the people are: --mask"),
+        ([file, "--mask", tmp_path / "gone.png"], "--mask .*gone.png does not exist"),
+        ([file, *masks, "--mask", tmp_path / "gone.png"], "mask .*gone.png does not exist"),
+        ([file, "--mask", tmp_path / "nothing"], r"one.png: no mask marks a person in it; looked for one.png"),
+        ([file, "--mask", empty], "one.png: mask .*empty.png is empty"),
+        ([file, "--mask", small], "mask .*small.png is 50x64 pixels, the photo 96x64"),
+        ([file, "--mask", cut], "mask .*cut.jpg: not a PNG"),
+        ([file, "--mask", full], "the masks cover the whole picture"),
+        ([file, "--mask", tmp_path], "is the folder of one.png; masks need a folder of their own"),
+        ([file, *masks, "--remove", "2"], "--remove 2: there is 1 person, counted from 1"),
+        ([file, *masks, "--remove", "0"], "--remove 0: there is 1 person"),
+        ([file, *masks, "--remove", "1,x"], "--remove '1,x': give people by number"),
+        ([file, *masks, "--remove", "-1"], "--remove '-1': give people by number"),
+        ([file, *masks, "--remove", ""], "--remove '': give people by number"),
+        ([tmp_path / "gone.jpg", *masks], "gone.jpg: there is no such file"),
+        ([tmp_path / "text.jpg", *masks], "text.jpg: not a JPEG"),
+        ([tmp_path / "empty.jpg", *masks], "empty.jpg: the file has 0 bytes"),
+        ([cut, *masks], "cut.jpg: the JPEG file ends early"),
+        ([tmp_path / "nothing", *masks], "nothing holds no photographs"),
+        ([tmp_path / "nothing/*.jpg", *masks], r"nothing/\*.jpg matches no photographs"),
+        ([file, *masks, "-o", tmp_path / "result"], "name a file that ends in one of .jpg"),
+        ([file, *masks, "-o", tmp_path / "blocked/result.png"], "nothing can be written into .*blocked"),
+        ([file, *masks, "-o", "/proc/result.png"], "nothing can be written into /proc"),
+        ([file, *masks, "--layers", tmp_path / "blocked"], "blocked is a file; name a folder"),
+        ([file, *masks, "--layers", "/proc/layers"], "nothing can be written into /proc"),
+        ([file, whole, *masks], "2 photographs with --mask .*mask.png: several need one folder of masks"),
+        ([file, whole, "--mask", tmp_path / "masks", "-o", tmp_path / "a.png"], "a.png is a file; several photographs"),
+        ([tmp_path / "two", "--mask", tmp_path / "masks"], "would both be saved as .*two/one-erased.png"),
+        (
+            [tmp_path / "two", tmp_path / "*.png", "--mask", tmp_path / "masks"],
+            "are both called one.png; give the folder",
+        ),
+        ([file, *masks, "--base", tmp_path / "no/base/here"], "base .*no/base/here does not exist"),
+        ([file, *masks, "--base", tmp_path / "masks"], "masks is not a diffusers pipeline folder"),
+        ([file, *masks, "--mild", tmp_path / "masks"], "masks is no MILD directory"),
+    ]:
+        nowhere = [] if {"--base", "--mild"} & set(arguments) else ["--base", tmp_path / "no/such/base"]
+        code, out, err = mild("erase", *arguments, *nowhere)
+        assert (code, out) == (2, ""), (arguments, err)
+        assert err.startswith("error: ") and len(err.splitlines()) == 1
+        assert re.search(message, err), err
+    assert not list(tmp_path.rglob("*-erased.png"))
+
+
+def test_a_folder_without_layers_or_a_person_who_is_not_there_is_one_line(tmp_path: Path, mild: Command) -> None:
+    layers = np.zeros((1, HEIGHT, WIDTH, 4), np.uint8)
+    layers[0, ..., 3] = LEFT * 255
+    LayeredPicture(photo(), photo(), LEFT, layers, (0,)).save(tmp_path / "layers")
+    for folder, keep, output, message in [
+        ("nowhere", "1", "out.png", "name a folder of layers"),
+        ("layers", "2", "out.png", "--keep 2: there is 1 person, counted from 1"),
+        ("layers", "all", "out.png", "--keep 'all': give people by number, counted from 1, such as 1,3, or none"),
+        ("layers", "1", "out.xyz", "name a file that ends in one of"),
+        ("layers", "1", "layers", "layers is a folder; name a file in it"),
+    ]:
+        code, out, err = mild("recompose", tmp_path / folder, "--keep", keep, "-o", tmp_path / output)
+        assert (code, out) == (2, "")
+        assert message in err and len(err.splitlines()) == 1
+
+
+def test_neither_help_nor_erasing_imports_prefect(tmp_path: Path, parts: str) -> None:
+    """In a process of its own; help loads nothing heavy at all."""
+    file, mask = save(photo(), tmp_path / "one.png"), save(LEFT, tmp_path / "mask.png")
+    program = (
+        "import sys; from flows.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print('loaded', *sorted({'prefect', 'torch', 'cv2', 'pyarrow'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, "erase"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "PHOTO" in done.stdout and done.stdout.splitlines()[-1] == "loaded"
+    options = [str(file), "--mask", str(mask), "--mild", parts, "--steps", "1"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded cv2 pyarrow torch"
+    assert_erased(tmp_path / "one-erased.png", photo(), LEFT[None])
