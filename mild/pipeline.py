@@ -112,7 +112,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         Args:
             base: folder or hub id of an SDXL inpainting pipeline (a UNet of 9 channels).
             mild: folder that training wrote, or hub id; None for the base alone.
-            options: as `DiffusionPipeline.from_pretrained` takes them, such as ``torch_dtype``, ``variant``.
+            options: as `DiffusionPipeline.from_pretrained` takes them, such as ``dtype``, ``variant``, ``vae``.
 
         Raises:
             UserError: the base or the MILD directory cannot be used.
