@@ -41,6 +41,10 @@ from mild.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.photo import Photo, checked_photo, checked_photos
 from mild.regions import Region, cut_mask, cut_picture, cut_soft, editable, paste, plan_regions, prefilled
 
+SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
+AESTHETIC_SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
+"""The stock pipeline's, for the few bases that ask for them."""
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -189,7 +193,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         """
         own: dict[str, Any] = {"masks": masks, "remove": remove, "order": order, "pose": pose, "parsing": parsing}
         common: dict[str, Any] = {"label_set": label_set, "protect": protect}
-        single = isinstance(image, Image.Image | np.ndarray)
+        single = not isinstance(image, list | tuple)
         if single:
             photos = [checked_photo(image, generator=generator, **own, **common)]
         else:
@@ -241,7 +245,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             for k in everybody:
                 if hidden[k][region.rows, region.columns].any():
                     others = editable(photo.masks, [j for j in everybody if j != k])
-                    yield self._job(number, photo, region, group, "fg", k, others & ~(photo.masks[k] & ~hidden[k]))
+                    yield self._job(number, photo, region, group, "fg", k, others & ~photo.seen[k])
 
     def _job(
         self, number: int, photo: Photo, region: Region, group: int, branch: Branch, k: int | None, hole: np.ndarray
@@ -250,7 +254,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         cut_hole = cut_mask(hole, region)
         mask = cut_hole.astype(np.float32) if k is None else cut_soft(photo.masks[k], region)
         shape = (self.vae.config.latent_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        noise = randn_tensor((1, *shape), generator=photo.generator, device=torch.device("cpu"))[0]
+        device = torch.device("cpu") if photo.generator is None else photo.generator.device
+        noise = randn_tensor((1, *shape), generator=photo.generator, device=device)[0]
         picture, cues = cut_picture(photo.image, region), self._cues(photo, region, k)
         return _Job(number, region, group, branch, k, picture, cut_hole, mask, noise, photo.generator, cues)
 
@@ -303,16 +308,9 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         latents = self.scheduler.add_noise(start, noise, timesteps[:1].repeat(count))
         fixed = torch.cat([hole_latents, seen], 1).repeat(copies, 1, 1, 1)
         time_ids, negative_time_ids = self._get_add_time_ids(
-            *(
-                jobs[0].region.size,
-                (0, 0),
-                jobs[0].region.size,
-                6.0,
-                2.5,
-                jobs[0].region.size,
-                (0, 0),
-                jobs[0].region.size,
-            ),
+            **dict.fromkeys(SIZES, jobs[0].region.size),
+            **dict.fromkeys(("crops_coords_top_left", "negative_crops_coords_top_left"), (0, 0)),
+            **AESTHETIC_SCORES,
             dtype=prompt_embeds.dtype,
             text_encoder_projection_dim=int(pooled.shape[-1]),
         )
@@ -430,24 +428,26 @@ def _assembled(photo: Photo, painted: list[tuple[_Job, np.ndarray]], layers: boo
     core, area = np.asarray(photo.seen[targets].any(0)), editable(photo.seen, targets)
     hidden = photo.hidden(layers)
     background = photo.image
-    people = np.repeat(photo.image[None], len(photo.masks), 0)
+    shown = photo.seen | hidden
+    layers_of = np.zeros((*shown.shape, 4), np.uint8)
+    for layer, where in zip(layers_of, shown, strict=True):
+        layer[where, :3], layer[where, 3] = photo.image[where], 255
     for job, picture in painted:
         if job.person is None:
             background = paste(background, picture, job.region, core, area)
         else:
             part = hidden[job.person]
-            people[job.person] = paste(people[job.person], picture, job.region, part, part)
-    alpha = (photo.seen | hidden).astype(np.uint8) * 255
-    rgba = np.concatenate([people * (alpha[..., None] > 0), alpha[..., None]], -1)
-    parts = LayeredPicture(photo.image, background, area, rgba, photo.order)
+            filled = paste(layers_of[job.person, ..., :3], picture, job.region, part, part)
+            layers_of[job.person, ..., :3] = filled
+    parts = LayeredPicture(photo.image, background, area, layers_of, photo.order)
     keep = [k for k in range(len(photo.masks)) if k not in photo.remove]
     image, removed = parts.recompose(keep), parts.changed(keep)
     if output_type == "np":
-        return Erased(image, background, list(rgba), removed, parts)
+        return Erased(image, background, list(layers_of), removed, parts)
     return Erased(
         Image.fromarray(image),
         Image.fromarray(background),
-        [Image.fromarray(layer) for layer in rgba],
+        [Image.fromarray(layer) for layer in layers_of],
         Image.fromarray(removed.astype(np.uint8) * 255),
         parts,
     )

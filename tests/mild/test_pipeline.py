@@ -186,6 +186,16 @@ def test_nothing_of_a_person_reaches_the_background_branch(pipe: MILDPipeline) -
     assert np.array_equal(first.background[core], second.background[core])
 
 
+def test_nothing_of_the_others_reaches_a_foreground_branch(base_alone: MILDPipeline) -> None:
+    """What is painted of person 0, whom two others hide, does not depend on their pixels; nor when only one goes."""
+    image, masks = photo(), [*people(), box(90, 120, 30, 50, 20, 60)]
+    other = image.copy()
+    other[masks[1] | masks[3]] = 255 - other[masks[1] | masks[3]]
+    for options in ({"layers": True}, {"remove": [1]}):
+        first, second = (erase(base_alone, picture, masks, **options).layers[0] for picture in (image, other))
+        assert np.array_equal(first, second) and (first[masks[0] & masks[1] & ~masks[3]][:, 3] == 255).all()
+
+
 def test_the_same_seed_gives_the_same_picture_and_another_seed_another(pipe: MILDPipeline) -> None:
     first, again, other = (erase(pipe, photo(), people(), seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(first.image, again.image)
@@ -430,7 +440,7 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
         ({"parsing": np.full((90, 120), 30, np.uint8)}, "holds label 30"),
         ({"parsing": np.zeros((90, 120), np.uint8), "label_set": "coco"}, "label_set 'coco' is not known"),
         ({"image": np.zeros((90, 120, 3), np.float32)}, "give .H, W, 3. uint8"),
-        ({"image": "photo.jpg"}, "entries for 9 pictures"),
+        ({"image": "photo.jpg"}, "the picture is a str"),
         ({"image": Image.fromarray(np.zeros((90, 120), np.uint16))}, "more than 8 bits"),
         ({"image": photo(1, 1), "masks": [np.ones((1, 1), bool)]}, "cover the whole picture"),
         ({"image": [photo(), photo()], "masks": [people()]}, "masks has 1 entries for 2 pictures"),
