@@ -456,7 +456,10 @@ class _Build:
         settings, jobs = self.settings, []
         cues = [self._cue(cue) for cue in (settings.pose, settings.parsing, settings.plate)]
         pose, parsing, plate = cues
-        side_cars = [cue and ("" if self.mirror else cue.open().fingerprint()) for cue in cues]
+        # Often one folder holds all three; a drawn world's are covered by its mirror.
+        places = {} if self.mirror else {cue.root: cue for cue in cues if cue is not None}
+        fingerprints = {root: cue.open().fingerprint() for root, cue in places.items()}
+        side_cars = [cue and fingerprints.get(cue.root, "") for cue in cues]
         for split in SPLITS:
             table, size = _table(self.work, split, "people"), settings.samples_per_shard
             count = len(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,15 @@ def test_a_broken_side_car_rejects_the_image(annotated: Annotated, tmp_path: Pat
         annotated.estimate_pose(image(4, 6), [], RECORD, [])
     with pytest.raises(Rejected, match="broken-annotation"):
         annotated.clean_plate(image(4, 6), RECORD)
+
+
+def test_side_cars_that_moved_keep_their_fingerprint_and_those_that_changed_do_not(
+    annotated: Annotated, tmp_path: Path
+) -> None:
+    """Cache keys hold no paths: a mirror that is copied elsewhere, times and all, rebuilds nothing."""
+    shutil.copytree(tmp_path / "sidecar", tmp_path / "elsewhere/sidecar", copy_function=shutil.copy2)
+    moved = AnnotatedSettings(root=str(tmp_path / "elsewhere")).open()
+    assert moved.fingerprint() == annotated.fingerprint()
+    (tmp_path / "elsewhere/sidecar/test/abc.json").write_text("{}")
+    changed = AnnotatedSettings(root=str(tmp_path / "elsewhere")).open()
+    assert changed.fingerprint() != annotated.fingerprint()
