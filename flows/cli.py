@@ -268,6 +268,8 @@ def _parsed(changes: list[str] | None) -> dict[str, Any]:
 def _prepare_prefect(verbose: bool) -> None:
     """Must run before Prefect is imported: it reads its settings then."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
+    # On a busy machine the temporary server needs more than the 20 seconds that Prefect gives it.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,9 @@ def erase(
             complain(masks[0], row.message)
     pipeline: MILDPipeline | None = None
     # While the bar is shown, rich sends stdout to the bar's stream; a pipe must not lose it.
-    bar = Progress(console=complaints, redirect_stdout=console.is_terminal, disable=not complaints.is_terminal)
+    # A single photograph shows the pipeline's own bar, of steps.
+    shown = complaints.is_terminal
+    bar = Progress(console=complaints, redirect_stdout=console.is_terminal, disable=not (shown and several))
     with bar:
         for job in bar.track(jobs, description="erase"):
             try:
@@ -132,7 +134,9 @@ def erase(
             except Rejected as error:
                 set_aside(job, error)
                 continue
-            pipeline = pipeline or _load(options)  # once there is something to erase
+            if pipeline is None:  # once there is something to erase
+                pipeline = _load(options)
+                pipeline.set_progress_bar_config(desc="erase", disable=several or not shown)
             try:
                 _erase_one(pipeline, job, photograph, chosen, options)
             except (Rejected, UserError) as error:
@@ -341,7 +345,6 @@ def _load(options: EraseOptions) -> MILDPipeline:
         base = read_config(Path(str(options.mild))).base if own else SUGGESTED_BASE
     cuda = torch.cuda.is_available()
     pipeline = MILDPipeline.from_pretrained(base, mild=options.mild, dtype=torch.float16 if cuda else torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if cuda else "cpu")
 
 
