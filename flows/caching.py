@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -133,22 +134,28 @@ def run_steps(
     jobs: Sequence[JobT],
     storage: Path | RemoteFileSystem,
     progress: Progress | None = None,
+    *,
+    in_this_thread: bool = False,
 ) -> list[Outcome[ResultT]]:
     """Run jobs through Prefect's task runner; results in the order of the jobs.
+
+    ``in_this_thread``: one after another without a task runner, for steps that must hear of signals: only a
+    process's main thread does.
 
     Remembered results whose files are gone or altered, or which tell of passing faults (time-outs), are
     redone. ``progress`` counts tasks; None where the step shows its own. Must be called from a flow: results
     of tasks called inside a task are kept only when that ends.
     """
     stored = step.with_options(result_storage=storage)
-    outcomes = _run(stored, jobs, progress)
+    run = _run_here if in_this_thread else partial(_run, progress=progress)
+    outcomes = run(stored, jobs)
     doubtful = [
         number
         for number, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True))
         if outcome.cached and not outcome.result.is_sound(job.root, job.work)
     ]
     if doubtful:
-        again = _run(stored.with_options(refresh_cache=True), [jobs[number] for number in doubtful], progress)
+        again = run(stored.with_options(refresh_cache=True), [jobs[number] for number in doubtful])
         for number, outcome in zip(doubtful, again, strict=True):
             outcomes[number] = outcome
     return outcomes
@@ -173,6 +180,11 @@ def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress |
         for _ in as_completed(futures):
             progress.advance()
     return [Outcome(result=future.result(), cached=future.state.name == "Cached") for future in futures]
+
+
+def _run_here(step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[Outcome[ResultT]]:
+    states = [step(job, return_state=True) for job in jobs]
+    return [Outcome(result=state.result(), cached=state.name == "Cached") for state in states]
 
 
 def _key_of_job(context: TaskRunContext, parameters: dict[str, Any]) -> str:

@@ -1,26 +1,46 @@
-"""From samples to training examples: crops, holes, targets and cues of one branch."""
+"""From samples to training examples: views (faulty masks, crops, flips), holes, targets and cues of one branch.
+
+What a branch is shown is made as `mild.pipeline` makes it at inference, with the same functions: holes are masks
+widened by `mild.regions.editable`, a person's own visible pixels are never hidden from their foreground branch, and
+M_k is soft. The masks are faulty ones, as users' and networks' are.
+
+=============  ==========================================  ====================================================
+configuration  background branch                           foreground branch
+=============  ==========================================  ====================================================
+composite      learns the clean plate, judged everywhere   learns the image, judged inside the person's mask
+paired         the same                                    the same
+real           learns the image, judged outside of all     the same
+               people only, where it is its own plate
+=============  ==========================================  ====================================================
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import torch
 
 from dataset_tools.errors import UserError
-from dataset_tools.schema import Person, Sample
+from dataset_tools.masks import AugmentSettings, augment_mask
+from dataset_tools.schema import KEYPOINTS, PARSING_LABELS, Sample
 from mild.backbone import Branch
+from mild.layers import visible
 from mild.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
-from mild.settings import HmgSettings
+from mild.regions import FILL, Region, cut_mask, cut_picture, cut_soft, editable, prefilled
+from mild.settings import CropSettings, HmgSettings, TrainSettings
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one branch. Pictures are (B, 3, H, W) float32 in -1..1, masks (B, 1, H, W) float32, 0 or 1."""
+    """Examples of one branch. Pictures are (B, 3, H, W) float32 in -1..1, masks (B, 1, H, W) float32 in 0..1."""
 
     picture: torch.Tensor
-    """What the branch learns to paint, x_0: the clean background, or the image with the person."""
+    """What the branch learns to paint, x_0: the image with the person; for the background the clean plate, or
+    without one the image with all people filled by smooth colours, as inference fills its holes to start from."""
     image: torch.Tensor
     """The image that the branch is shown, apart from the hole."""
     hole: torch.Tensor
@@ -29,42 +49,109 @@ class Batch:
     """What SMA and offsets are given: the person's faulty mask, as it would be at inference; for the background all
     people's, which is the hole."""
     target_mask: torch.Tensor
-    """M_k, where a foreground branch is judged; 1 everywhere for the background."""
+    """Where the branch is judged. Foreground: M_k, the person's true mask. Background: 1 everywhere where the sample
+    has a clean plate; otherwise 1 outside the true masks of all people, each widened by `mild.regions.editable` for
+    their soft edges, and 0 inside: there nobody knows the background."""
     weight: torch.Tensor
     """(B,): how often each example counts in the sum of eq. 5."""
+
+
+def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.random.Generator) -> Sample:
+    """A sample as one training step sees it: with faulty masks, cropped and perhaps mirrored.
+
+    Drawn in this order: faulty masks, person by person, where the sample has none; side, top and left of the crop,
+    where ``settings.crop`` asks for one; whether to mirror. Both branches of a step use one view.
+
+    Args:
+        index: the chosen person, whom the crop keeps.
+        draw: source of all randomness, seeded with the sample's key.
+
+    Raises:
+        UserError: the sample has no person or only empty masks, is smaller than ``settings.resolution``, or its
+            parts differ in size.
+    """
+    _check_sample(sample, settings.resolution)
+    view = with_faulty_masks(sample, draw)
+    if settings.crop is not None:
+        view = cropped(view, *_random_square(view.people[index].mask, settings.resolution, settings.crop, draw))
+    return mirrored(view) if draw.random() < settings.flip else view
+
+
+def with_faulty_masks(sample: Sample, draw: np.random.Generator) -> Sample:
+    """The sample with an augmented mask for everybody: those that it has, or else faulty versions of the true masks.
+
+    Only ``composite`` samples bring their own.
+    """
+    people = [
+        person
+        if person.augmented_mask is not None
+        else replace(person, augmented_mask=augment_mask(person.mask, person.keypoints, draw, AugmentSettings()))
+        for person in sample.people
+    ]
+    return replace(sample, people=people)
+
+
+def cropped(sample: Sample, rows: slice, columns: slice) -> Sample:
+    """The window of a sample: pictures, masks and label map cut, keypoints moved.
+
+    Everybody stays in the list, also who lies outside (then with empty masks), and keypoints may lie outside.
+    """
+    origin = np.array([columns.start, rows.start, 0], np.float32)
+    return _transformed(sample, lambda array: array[rows, columns], lambda keypoints: keypoints - origin)
+
+
+def mirrored(sample: Sample) -> Sample:
+    """A sample mirrored left to right.
+
+    Joints and labels of a left and a right side change places: the image of a left arm is a right arm.
+    """
+    last = sample.image.shape[1] - 1
+
+    def mirrored_keypoints(keypoints: np.ndarray) -> np.ndarray:
+        return np.array([last, 0, 0], np.float32) + keypoints * np.array([-1, 1, 1], np.float32)
+
+    view = _transformed(sample, lambda array: np.ascontiguousarray(array[:, ::-1]), mirrored_keypoints)
+    labels = np.arange(256, dtype=np.uint8)
+    names = PARSING_LABELS[sample.label_set]
+    labels[: len(names)] = _other_side(names)
+    for person in view.people:
+        person.keypoints = person.keypoints[_other_side(KEYPOINTS)]
+    return replace(view, parsing=labels[view.parsing])
 
 
 def make_batch(branch: Branch, samples: list[Sample], chosen: list[int], resolution: int) -> Batch:
     """Examples for one branch; each sample is cropped to the largest square around the chosen person.
 
     Args:
+        samples: views (`draw_view`). A view that is a square already is taken whole.
         chosen: index of one person a sample.
         resolution: side in pixels to which the crop is scaled down.
 
     Raises:
-        UserError: a sample has no clean background or no augmented masks, or is smaller than ``resolution``.
+        ValueError: a person has no augmented mask.
     """
     rows = []
     for sample, index in zip(samples, chosen, strict=True):
-        _check_sample(sample, resolution)
-        people, person = sample.people, sample.people[index]
-        window = _square_around(person.mask)
+        region = Region(*_square_around(sample.people[index].mask), (resolution, resolution))
+        faulty = _faulty_masks(sample)
+        everybody = range(len(faulty))
         if branch == "bg":
-            picture, shown, target = sample.background, _augmented(people), np.ones_like(person.mask)
-            given = shown
+            hole = cut_mask(editable(faulty, everybody), region)
+            given = hole
+            picture, judged = _background(sample, region)
         else:
-            others = [other for other in people if other is not person]
-            picture, shown, target = sample.image, _augmented(others, person.mask.shape), person.mask
-            given = _augmented([person])
-        assert picture is not None
+            others = editable(faulty, [k for k in everybody if k != index])
+            hole = cut_mask(others & ~visible(faulty, _order(sample))[index], region)
+            given = cut_soft(faulty[index], region)
+            picture, judged = cut_picture(sample.image, region), cut_mask(sample.people[index].mask, region)
         rows.append(
             (
-                _scaled_picture(picture[window], resolution),
-                _scaled_picture(sample.image[window], resolution),
-                _scaled_mask(shown[window], resolution),
-                _scaled_mask(given[window], resolution),
-                _scaled_mask(target[window], resolution),
-                1.0 if branch == "bg" else float(len(people)),
+                _picture_tensor(picture),
+                _picture_tensor(cut_picture(sample.image, region)),
+                _mask_tensor(hole),
+                _mask_tensor(given),
+                _mask_tensor(judged),
+                1.0 if branch == "bg" else float(len(faulty)),
             )
         )
     pictures, images, holes, given_masks, targets, weights = zip(*rows, strict=True)
@@ -87,32 +174,45 @@ def make_cues(
     None where no sample has the cue, or all are withheld.
 
     Args:
-        chosen: index of one person a sample.
+        samples, chosen: as for `make_batch`.
         withheld: (3,) bool a sample: whether pose, parsing and masks are kept from the model.
     """
     pose: list[torch.Tensor | None] = []
     parsing: list[torch.Tensor | None] = []
     others: list[torch.Tensor | None] = []
     for sample, index, (no_pose, no_parsing, no_masks) in zip(samples, chosen, withheld, strict=True):
-        people = sample.people
-        window = rows, columns = _square_around(people[index].mask)
-        keypoints = np.stack([person.keypoints for person in people]) - np.array(
-            [columns.start, rows.start, 0], np.float32
-        )
-        side = rows.stop - rows.start
+        view = cropped(sample, *_square_around(sample.people[index].mask))
+        keypoints = np.stack([person.keypoints for person in view.people])
         missing = no_pose or not keypoints[..., 2].any()
-        pose.append(None if missing else draw_pose(keypoints, (side, side), settings))
-        missing = no_parsing or sample.label_set == "none"
-        parsing.append(None if missing else draw_parsing(sample.parsing[window], sample.label_set, settings))
+        pose.append(None if missing else draw_pose(keypoints, view.parsing.shape, settings))
+        missing = no_parsing or view.label_set == "none"
+        parsing.append(None if missing else draw_parsing(view.parsing, view.label_set, settings))
         if branch == "fg":
-            masks = np.stack([_augmented([person])[window] for person in people])
-            others.append(None if no_masks else draw_masks(masks, index, settings))
+            others.append(None if no_masks else draw_masks(_faulty_masks(view), index, settings))
     return {"pose": stack_cue(pose), "parsing": stack_cue(parsing), "others": stack_cue(others)}
 
 
-def _augmented(people: list[Person], shape: tuple[int, int] = (0, 0)) -> np.ndarray:
-    masks = [person.augmented_mask for person in people if person.augmented_mask is not None]
-    return np.logical_or.reduce(masks) if masks else np.zeros(shape, bool)
+def _background(sample: Sample, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """What the background branch learns to paint in a window, (h, w, 3) uint8, and where it is known, (h, w) bool."""
+    if sample.background is not None:
+        return cut_picture(sample.background, region), np.ones(region.size, bool)
+    masks = np.stack([person.mask for person in sample.people])
+    people = cut_mask(editable(masks, range(len(masks))), region)
+    return prefilled(cut_picture(sample.image, region), people), ~people
+
+
+def _faulty_masks(sample: Sample) -> np.ndarray:
+    """(N, H, W) bool."""
+    masks = [person.augmented_mask for person in sample.people if person.augmented_mask is not None]
+    if len(masks) < len(sample.people):
+        raise ValueError(f"sample {sample.key} has people without an augmented mask: make a view of it first")
+    return np.stack(masks)
+
+
+def _order(sample: Sample) -> list[int]:
+    """Indices of the people from back to front; as they are listed where nobody knows, as at inference."""
+    ranks = [index if person.order is None else person.order for index, person in enumerate(sample.people)]
+    return [int(index) for index in np.argsort(ranks, kind="stable")]
 
 
 def _square_around(mask: np.ndarray) -> tuple[slice, slice]:
@@ -125,28 +225,84 @@ def _square_around(mask: np.ndarray) -> tuple[slice, slice]:
     return slice(top, top + side), slice(left, left + side)
 
 
-def _scaled_picture(picture: np.ndarray, side: int) -> torch.Tensor:
-    scaled = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(scaled.astype(np.float32) / 127.5 - 1.0).permute(2, 0, 1)
+def _random_square(
+    mask: np.ndarray, resolution: int, settings: CropSettings, draw: np.random.Generator
+) -> tuple[slice, slice]:
+    """A random square of the picture with as much of the mask's box in it as fits.
+
+    The person fills at most `mild.regions.FILL` of it, as at inference, where the picture is large enough for that.
+    """
+    largest = min(mask.shape)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    boxes = [(int(at[0]), int(at[-1]) + 1) if at.size else (0, 0) for at in (rows, columns)]
+    smallest = max(
+        resolution,
+        math.ceil(settings.smallest * largest),
+        math.ceil(math.sqrt(np.count_nonzero(mask) / FILL)),
+        *(end - start for start, end in boxes),
+    )
+    side = int(draw.integers(min(smallest, largest), largest, endpoint=True))
+    firsts = []
+    for (start, end), length in zip(boxes, mask.shape, strict=True):
+        # A box that is longer than the side is cut anywhere; one that is shorter is held.
+        low, high = (min(max(first, 0), length - side) for first in sorted((start, end - side)))
+        firsts.append(int(draw.integers(low, high, endpoint=True)))
+    top, left = firsts
+    return slice(top, top + side), slice(left, left + side)
 
 
-def _scaled_mask(mask: np.ndarray, side: int) -> torch.Tensor:
-    """Every pixel that the mask touches: what belongs to a hole must not shine through."""
-    covered = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) > 0
-    return torch.from_numpy(covered[None].astype(np.float32))
+def _transformed(
+    sample: Sample,
+    array: Callable[[np.ndarray], np.ndarray],
+    keypoints: Callable[[np.ndarray], np.ndarray],
+) -> Sample:
+    """The sample with ``array`` applied to everything that is a picture, and ``keypoints`` to joints that are found."""
+
+    def optional(picture: np.ndarray | None) -> np.ndarray | None:
+        return None if picture is None else array(picture)
+
+    people = [
+        replace(
+            person,
+            mask=array(person.mask),
+            keypoints=np.where(person.keypoints[:, 2:] > 0, keypoints(person.keypoints), person.keypoints),
+            complete_mask=optional(person.complete_mask),
+            augmented_mask=optional(person.augmented_mask),
+            layer=optional(person.layer),
+        )
+        for person in sample.people
+    ]
+    background = optional(sample.background)
+    return replace(
+        sample, image=array(sample.image), people=people, parsing=array(sample.parsing), background=background
+    )
+
+
+def _other_side(names: Sequence[str]) -> list[int]:
+    """Index of each name with left and right exchanged."""
+    exchange = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    mirrored_names = [re.sub("^(left|right|Left|Right)", lambda side: exchange[side[0]], name) for name in names]
+    return [names.index(name) for name in mirrored_names]
+
+
+def _picture_tensor(picture: np.ndarray) -> torch.Tensor:
+    """(3, h, w) float32 in -1..1 of (h, w, 3) uint8."""
+    return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1.0).permute(2, 0, 1)
+
+
+def _mask_tensor(mask: np.ndarray) -> torch.Tensor:
+    """(1, h, w) float32 of (h, w)."""
+    return torch.from_numpy(mask[None].astype(np.float32))
 
 
 def _check_sample(sample: Sample, resolution: int) -> None:
     name = f"sample {sample.key}"
-    if sample.background is None or any(person.augmented_mask is None for person in sample.people):
-        raise UserError(
-            f"{name} is {sample.configuration!r}: training needs composite samples (clean plate, faulty masks)"
-        )
-    if not sample.people:
-        raise UserError(f"{name} has no person")
+    if not any(person.mask.any() for person in sample.people):
+        raise UserError(f"{name} has no person, or empty masks only: leave it out, or build the dataset again")
     height, width = sample.image.shape[:2]
     if min(height, width) < resolution:
         raise UserError(f"{name} is {width}x{height}, smaller than resolution ({resolution}): lower resolution")
-    shapes = {sample.background.shape[:2], *(person.mask.shape for person in sample.people)}
-    if shapes != {(height, width)}:
-        raise UserError(f"{name}: background or masks differ in size from the image ({width}x{height})")
+    parts = [sample.parsing, sample.background, *(person.mask for person in sample.people)]
+    parts += [person.augmented_mask for person in sample.people]
+    if {part.shape[:2] for part in parts if part is not None} != {(height, width)}:
+        raise UserError(f"{name}: background, masks or parsing differ in size from the image ({width}x{height})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import uuid
@@ -46,3 +47,10 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_leftovers(path: str | Path) -> None:
+    """Delete what killed processes left of `folder_written_whole` for ``path``. Nobody may be writing it."""
+    target = Path(os.path.abspath(path))
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(leftover, ignore_errors=True)

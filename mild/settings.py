@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -94,21 +94,72 @@ class WarmUpSettings(Settings):
         return self
 
 
+class RegionLossSettings(Settings):
+    """Weights of the region-aware loss of the foreground (appendix D), which names its three terms without numbers."""
+
+    core: float = Field(1.0, ge=0)
+    """Squared error of the cells that lie inside the person."""
+    boundary: float = Field(2.0, ge=0)
+    """Squared error in the band along the person's outline, on its inner side. With 1 for both and no gradient term
+    the loss is that of eq. 4."""
+    gradient: float = Field(0.1, ge=0)
+    """Squared difference of the errors of neighbouring cells."""
+    width: int = Field(1, ge=1, le=16)
+    """Width of the band, in cells of the latent."""
+
+
+class CropSettings(Settings):
+    """Random square crops (section G.1). Each keeps the chosen person, or as much as fits, and the surroundings that
+    inference would show, and is no smaller than ``resolution``."""
+
+    smallest: float = Field(0.5, gt=0, le=1)
+    """Smallest side, as a share of the picture's shorter side, which is the largest."""
+
+
+HOW_NOT_WHAT = {
+    "gradient_accumulation",
+    "gradient_checkpointing",
+    "log_every",
+    "checkpoint_every",
+    "checkpoints_kept",
+}
+"""Settings of training that change its result by rounding at most."""
+
+
 class TrainSettings(Settings):
     """How layered LoRA is trained."""
 
     steps: int = Field(20000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(4, ge=1)
-    """Samples a step; each gives one background and, once lambda_s > 0, one foreground example."""
+    """Samples a step, on all processes together; each gives one background and, once lambda_s > 0, one foreground
+    example. Processes and ``gradient_accumulation`` share them out, and change the result by rounding only."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Passes in which a process takes its share of a step's samples, for less memory; ``batch_size`` must be a
+    multiple of processes times this."""
+    gradient_checkpointing: bool = False
+    """Activations of the UNet's blocks are computed again in the backward pass instead of kept: about a third more
+    time, a fraction of the memory."""
+    max_grad_norm: float | None = Field(None, gt=0)
+    """Gradients of everything that is trained are scaled down together to this norm where theirs is larger; null
+    leaves them as they are."""
     learning_rate: float = Field(1e-6, gt=0)
-    """AdamW's, constant, for both adapters."""
+    """AdamW's for both adapters, at its highest (see ``lr_scheduler``)."""
     guidance_learning_rate: float = Field(1e-3, gt=0)
     """AdamW's for HMG, offsets and prompt prefix. These start as small encoders behind gates of zero: an AdamW step
     moves a gate by about the rate, so that at the adapters' 1e-6 none would open within 20,000 steps."""
     sma_learning_rate: float = Field(1e-2, gt=0)
     """AdamW's for the scalars of SMA. They are biases on logits, which count from about 1 on; 20,000 steps of 1e-6
     would move them by 0.02 at most."""
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = "constant"
+    """What the three learning rates are multiplied by over the steps, by diffusers' names."""
+    lr_warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rates rise from zero; ``constant`` has none."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Exponential moving average of all that is trained, which is then what the run leaves; null leaves the last
+    step's. Early on the average forgets faster: (1 + step) / (10 + step)."""
     seed: int = Field(0, ge=0)
     """Decides the initial adapters, the order of samples, and noise, time step and person of each example."""
     resolution: int = Field(512, ge=8)
@@ -117,10 +168,47 @@ class TrainSettings(Settings):
     """Text for both branches."""
     mild: MildSettings = MildSettings()
     warm_up: WarmUpSettings = WarmUpSettings()
+    protect_background: int = Field(0, ge=0)
+    """Before this step the background's adapter is frozen, as Algorithm 2 does while the foreground is trained; 0:
+    never. ``warm_up`` then has to start before it."""
+    region_loss: RegionLossSettings | None = None
+    """The region-aware loss for the foreground; null: that of eq. 4."""
+    crop: CropSettings | None = None
+    """Random crops; null: always the largest square, with the chosen person in its middle."""
+    flip: float = Field(0.0, ge=0, le=1)
+    """Probability that an example is mirrored left to right."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; adapters and optimizer stay in float32."""
     log_every: int = Field(10, ge=1)
     """Steps between two calls of the progress callback; the loss of every step is in ``loss.csv`` anyway."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between two checkpoints, from which a run that was cut short goes on."""
+    checkpoints_kept: int = Field(2, ge=1)
+    """How many of the newest checkpoints are kept until the run is complete."""
+
+    def determines(self) -> dict[str, Any]:
+        """The settings that decide about the result; the others, how it is come by, may change within a run."""
+        return self.model_dump(mode="json", exclude=HOW_NOT_WHAT)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of gradient_accumulation "
+                f"({self.gradient_accumulation})"
+            )
+        if self.lr_warmup_steps and self.lr_scheduler == "constant":
+            raise ValueError("lr_warmup_steps would do nothing with lr_scheduler constant: use constant_with_warmup")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if 0 < self.protect_background <= self.warm_up.start:
+            raise ValueError(
+                f"protect_background ({self.protect_background}) leaves no adapter to train before step "
+                f"{self.protect_background}: set warm_up.start ({self.warm_up.start}) to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _layers_to_exchange(self) -> Self:

@@ -72,6 +72,15 @@ def test_recipes_of_the_package_are_valid(name: str) -> None:
     assert BuildSettings.load(recipe_path("build", name)).source.kind == name
 
 
+def test_the_papers_recipe_has_the_papers_numbers() -> None:
+    """Rank 16, alpha 16, rate 1e-6, 4 samples a step, 20,000 steps at 512 px, the foreground from step 8,000 on."""
+    recipe = TrainRecipe.load(recipe_path("train", "paper"))
+    train, lora = recipe.train, recipe.train.mild.lora
+    assert (lora.rank, lora.alpha, train.learning_rate, train.batch_size) == (16, 16, 1e-6, 4)
+    assert (train.steps, train.resolution, train.warm_up.start) == (20_000, 512, 8_000)
+    assert recipe.configurations == {"real": 1, "composite": 1}
+
+
 def test_the_sample_trains_for_a_minute_not_an_hour() -> None:
     """The quickstart's recipe is short."""
     assert TrainRecipe.load(recipe_path("train", "sample")).train.steps <= 100

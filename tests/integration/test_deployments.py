@@ -97,7 +97,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: Server) -> None:
-    """``prefect deploy --all`` makes the five, with schedule and automation."""
+    """``prefect deploy --all`` makes the six, with schedule and automation."""
     deployments = server.ask("/deployments/filter")
     flows = {flow["id"]: flow["name"] for flow in server.ask("/flows/filter")}
     names = {f"{flows[deployment['flow_id']]}/{deployment['name']}": deployment for deployment in deployments}
@@ -105,11 +105,13 @@ def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: 
         "build-dataset/sample",
         "build-dataset/openimages",
         "train/sample",
+        "train/sdxl",
         "evaluate/sample",
         "pipeline/sample",
     }
-    (schedule,) = names["train/sample"]["schedules"]
-    assert not schedule["active"]
+    for name in ("train/sample", "train/sdxl"):
+        (schedule,) = names[name]["schedules"]
+        assert not schedule["active"]
     automations = server.ask("/automations/filter")
     assert [automation["trigger"]["expect"] for automation in automations] == [["mild.dataset.ready"]]
 

@@ -1,18 +1,29 @@
-"""Training examples of each branch: crops, holes, targets and cues."""
+"""Training examples of each branch: views, crops, holes, targets and cues."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 
-from dataset_tools.schema import KEYPOINTS, Sample
-from mild.backbone import BRANCHES
-from mild.batches import make_batch, make_cues
+from dataset_tools.errors import UserError
+from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, Sample
+from mild.backbone import BRANCHES, load_base
+from mild.batches import cropped, draw_view, make_batch, make_cues, mirrored, with_faulty_masks
+from mild.layered import LayeredUNet
 from mild.morphology import COMMON_LABELS
-from mild.settings import HmgSettings
+from mild.photo import checked_photo
+from mild.pipeline import MILDPipeline
+from mild.regions import FILL, editable
+from mild.settings import CropSettings, HmgSettings, TrainSettings
+from mild.training import BranchLoss
 
 
 def test_a_background_example_hides_all_people_by_their_faulty_masks_and_wants_the_clean_plate(
@@ -20,8 +31,8 @@ def test_a_background_example_hides_all_people_by_their_faulty_masks_and_wants_t
 ) -> None:
     sample = make_sample(0, height=32, width=32)
     batch = make_batch("bg", [sample], [0], resolution=32)
-    faulty = np.logical_or(*(person.augmented_mask for person in sample.people))
-    assert np.array_equal(batch.hole[0, 0].numpy(), faulty)
+    hidden = editable(np.stack([person.augmented_mask for person in sample.people]), [0, 1])
+    assert np.array_equal(batch.hole[0, 0].numpy(), hidden)
     assert sample.background is not None
     for tensor, picture in [(batch.picture, sample.background), (batch.image, sample.image)]:
         assert np.allclose((tensor[0].permute(1, 2, 0).numpy() + 1) * 127.5, picture, atol=1e-3)
@@ -32,8 +43,8 @@ def test_a_background_example_hides_all_people_by_their_faulty_masks_and_wants_t
 def test_a_foreground_example_hides_the_others_and_wants_the_person(make_sample: Callable[..., Sample]) -> None:
     sample = make_sample(0, height=32, width=32, people=3)
     batch = make_batch("fg", [sample], [1], resolution=32)
-    others = np.logical_or(sample.people[0].augmented_mask, sample.people[2].augmented_mask)
-    assert np.array_equal(batch.hole[0, 0].numpy(), others)
+    masks = np.stack([person.augmented_mask for person in sample.people])
+    assert np.array_equal(batch.hole[0, 0].numpy(), editable(masks, [0, 2]) & ~masks[1])
     assert np.array_equal(batch.target_mask[0, 0].numpy(), sample.people[1].mask)
     assert torch.equal(batch.picture, batch.image)
     assert batch.weight.tolist() == [3], "one person stands for the sum over all three"
@@ -106,3 +117,313 @@ def test_cues_that_are_withheld_or_unknown_are_marked_as_absent(make_sample: Cal
         "others": [True, True, False, True],
     }
     assert make_cues("bg", samples, [0] * 4, withheld, HmgSettings())["others"] is None
+
+
+def test_a_branch_is_trained_on_what_the_pipeline_shows_it(nano_base: str, make_sample: Callable[..., Sample]) -> None:
+    """Two people whose masks overlap, in the order of the sample, as the user of a photo would give them."""
+    pipeline = MILDPipeline.from_pretrained(nano_base)
+    side = pipeline.resolution
+    sample = make_sample(3, height=side, width=side)
+    for person, rows, columns in zip(sample.people, [(5, 25), (9, 20)], [(3, 15), (9, 22)], strict=True):
+        person.augmented_mask = np.zeros((side, side), bool)
+        person.augmented_mask[slice(*rows), slice(*columns)] = True
+    sample.people[0].order, sample.people[1].order = 1, 0
+    photo = checked_photo(
+        sample.image,
+        masks=[person.augmented_mask for person in sample.people],
+        remove=None,
+        order=[1, 0],
+        pose=None,
+        parsing=None,
+        generator=None,
+        label_set="lip",
+        protect=None,
+    )
+    jobs = list(pipeline._plan(0, photo, True))
+    assert [(job.branch, job.person) for job in jobs] == [("bg", None), ("fg", 1)]
+    for job in jobs:
+        batch = make_batch(job.branch, [sample], [job.person or 0], side)
+        assert np.array_equal(batch.hole[0, 0].numpy(), job.hole)
+        assert np.array_equal(batch.given_mask[0, 0].numpy(), job.mask)
+        assert np.allclose((batch.image[0].permute(1, 2, 0).numpy() + 1) * 127.5, job.picture, atol=1e-3)
+
+
+def _arrays(sample: Sample) -> dict[str, np.ndarray]:
+    """Everything in a sample that is an array, by name."""
+    owners: list[tuple[str, Any]] = [("sample", sample), *((person.id, person) for person in sample.people)]
+    values = {f"{name}.{field.name}": getattr(owner, field.name) for name, owner in owners for field in fields(owner)}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def _parsed(sample: Sample, label_set: str, seed: int) -> Sample:
+    """The sample with a random label map of a set."""
+    rng = np.random.default_rng(seed)
+    labels = [*range(len(PARSING_LABELS[label_set])), NO_PARSING]
+    return replace(sample, label_set=label_set, parsing=rng.choice(np.array(labels, np.uint8), sample.parsing.shape))
+
+
+@pytest.mark.parametrize("label_set", PARSING_LABELS)
+@given(st.integers(0, 2**32), st.integers(20, 40), st.integers(30, 50), st.integers(1, 3))
+@settings(max_examples=10)
+def test_mirroring_twice_gives_the_sample_back(
+    make_sample: Callable[..., Sample], label_set: str, seed: int, height: int, width: int, people: int
+) -> None:
+    sample = _parsed(make_sample(seed, height=height, width=width, people=people), label_set, seed)
+    sample.people[0].keypoints[3] = 0
+    once, expected = mirrored(sample), _arrays(sample)
+    found = _arrays(mirrored(once))
+    assert found.keys() == expected.keys() == _arrays(once).keys()
+    for name, array in expected.items():
+        assert np.array_equal(found[name], array), name
+        assert found[name].dtype == array.dtype
+    assert not np.array_equal(once.image, sample.image)
+
+
+def test_mirrored_joints_are_those_of_torchvisions_flip(make_sample: Callable[..., Sample]) -> None:
+    """torchvision's detection reference flips COCO's 17 joints by this list; the neck, not among them, stays."""
+    flip = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+    coco: list[str] = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta["keypoint_names"]
+    expected = {name: coco[flip[index]] for index, name in enumerate(coco)} | {"neck": "neck"}
+    sample = make_sample(0, people=1)
+    for index, name in enumerate(KEYPOINTS):
+        sample.people[0].keypoints[:] = 0
+        sample.people[0].keypoints[index] = (7, 11, 0.5)
+        found = mirrored(sample).people[0].keypoints
+        assert found[KEYPOINTS.index(expected[name])].tolist() == [64 - 1 - 7, 11, 0.5]
+        assert np.count_nonzero(found) == 3, "joints that are not found stay at zero"
+
+
+@pytest.mark.parametrize(
+    ("label_set", "pairs"),
+    [
+        # SCHP's own augmentation exchanges these (right_idx and left_idx of its datasets).
+        ("lip", [(14, 15), (16, 17), (18, 19)]),
+        ("atr", [(9, 10), (12, 13), (14, 15)]),
+        ("pascal", []),
+        ("none", []),
+    ],
+)
+def test_mirrored_labels_change_sides(
+    make_sample: Callable[..., Sample], label_set: str, pairs: list[tuple[int, int]]
+) -> None:
+    sample = _parsed(make_sample(0), label_set, seed=0)
+    expected = sample.parsing[:, ::-1].copy()
+    for left, right in pairs:
+        assert PARSING_LABELS[label_set][left].replace("Left", "Right") == PARSING_LABELS[label_set][right]
+        lefts, rights = expected == left, expected == right
+        expected[lefts], expected[rights] = right, left
+    assert np.array_equal(mirrored(sample).parsing, expected)
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=30)
+def test_joints_stay_on_their_pixels(make_sample: Callable[..., Sample], seed: int) -> None:
+    """Each joint of the samples lies on a pixel of its person; so it does after cropping and mirroring."""
+    sample = make_sample(seed, height=40, width=60)
+    sample.image[:] = np.random.default_rng(seed).integers(0, 256, sample.image.shape)
+    asked = TrainSettings(resolution=16, crop=CropSettings(smallest=0.1), flip=0.5)
+    view = draw_view(sample, 1, asked, np.random.default_rng(seed))
+    found, original = view.people[1].keypoints.astype(int), sample.people[1].keypoints.astype(int)
+    assert view.people[1].mask[found[:, 1], found[:, 0]].all(), "the crop keeps the chosen person"
+    colours, expected = (
+        sorted(map(tuple, one.image[joints[:, 1], joints[:, 0]].tolist()))
+        for one, joints in [(view, found), (sample, original)]
+    )
+    assert colours == expected
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_mirroring_a_sample_mirrors_its_example_and_cues(branch: str, make_sample: Callable[..., Sample]) -> None:
+    sample = _parsed(make_sample(1, height=32, width=32), "lip", seed=1)
+    kinds = HmgSettings(map_side=16)
+    pairs = [
+        (make_batch(branch, [one], [0], 16), make_cues(branch, [one], [0], [np.zeros(3, bool)], kinds))  # type: ignore[arg-type]
+        for one in (sample, mirrored(sample))
+    ]
+    (batch, cues), (flipped_batch, flipped_cues) = pairs
+    for field in fields(batch):
+        expected = getattr(batch, field.name)
+        expected = expected.flip(-1) if expected.ndim == 4 else expected
+        torch.testing.assert_close(getattr(flipped_batch, field.name), expected)
+    for name, channels in [("pose", KEYPOINTS), ("parsing", COMMON_LABELS), ("others", ("M_k", "M_others"))]:
+        cue, flipped = cues[name], flipped_cues[name]
+        if cue is None or flipped is None:
+            assert name == "others" and branch == "bg" and cue is flipped
+            continue
+        for index, channel in enumerate(channels):
+            partner = channel.replace("left", "#").replace("right", "left").replace("#", "right")
+            expected = cue.maps[:, index].flip(-1)
+            torch.testing.assert_close(flipped.maps[:, channels.index(partner)], expected, atol=1e-5, rtol=1e-4)
+
+
+@given(
+    st.integers(0, 2**32),
+    st.tuples(st.integers(24, 60), st.integers(24, 60)),
+    st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+    st.sampled_from([8, 16, 24]),
+    st.sampled_from([0.1, 0.5, 1.0]),
+)
+@settings(max_examples=60)
+def test_a_random_crop_is_a_square_with_as_much_of_the_person_as_fits(
+    make_sample: Callable[..., Sample],
+    seed: int,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    resolution: int,
+    smallest: float,
+) -> None:
+    (height, width), (y0, y1, x0, x1) = size, box
+    sample = make_sample(0, height=height, width=width, people=1)
+    (top, bottom), (left, right) = (
+        sorted((int(a * (n - 1)), int(b * (n - 1)))) for a, b, n in [(y0, y1, height), (x0, x1, width)]
+    )
+    mask = sample.people[0].mask
+    mask[:] = False
+    mask[top : bottom + 1, left : right + 1] = True
+    area, (rows, columns) = np.count_nonzero(mask), (np.flatnonzero(mask.any(axis)).size for axis in (1, 0))
+    asked = TrainSettings(resolution=resolution, crop=CropSettings(smallest=smallest))
+    view = draw_view(sample, 0, asked, np.random.default_rng(seed))
+    side = view.image.shape[0]
+    assert {array.shape[:2] for name, array in _arrays(view).items() if "keypoints" not in name} == {(side, side)}
+    assert max(resolution, smallest * min(size)) <= side <= min(size)
+    assert area <= FILL * side**2 or side == min(size)
+    seen = view.people[0].mask
+    assert np.flatnonzero(seen.any(1)).size == min(rows, side)
+    assert np.flatnonzero(seen.any(0)).size == min(columns, side)
+
+
+def test_crops_and_flips_differ_from_draw_to_draw_and_reach_their_bounds(make_sample: Callable[..., Sample]) -> None:
+    sample = make_sample(0, height=48, width=64, people=1)
+    sample.image[:] = np.arange(48 * 64 * 3).reshape(48, 64, 3) % 251
+    asked = TrainSettings(resolution=16, crop=CropSettings(smallest=0.75), flip=0.5)
+    views = [draw_view(sample, 0, asked, np.random.default_rng(seed)) for seed in range(150)]
+    assert {view.image.shape[0] for view in views} == set(range(36, 49))
+    whole_height = [view for view in views if view.image.shape[0] == 48]
+    windows = [sample.image[:, left : left + 48] for left in range(17)]
+    kept = {index for view in whole_height for index, one in enumerate(windows) if np.array_equal(view.image, one)}
+    turned = {
+        index for view in whole_height for index, one in enumerate(windows) if np.array_equal(view.image[:, ::-1], one)
+    }
+    assert kept and turned, "some as they are, some mirrored"
+    assert max(kept | turned) <= 4, "the person begins at column 4"
+
+
+def test_a_view_without_crop_and_flip_is_the_sample(make_sample: Callable[..., Sample]) -> None:
+    sample = make_sample(0)
+    found = _arrays(draw_view(sample, 0, TrainSettings(resolution=16), np.random.default_rng(0)))
+    for name, array in _arrays(sample).items():
+        assert np.array_equal(found[name], array), name
+
+
+def _as(configuration: str, sample: Sample) -> Sample:
+    """The sample as another configuration knows it."""
+    people = [
+        replace(person, augmented_mask=None, complete_mask=None, layer=None, order=None, occlusion=None)
+        for person in sample.people
+    ]
+    background = None if configuration == "real" else sample.background
+    return replace(sample, configuration=configuration, people=people, background=background)
+
+
+def test_samples_without_faulty_masks_get_some_and_composites_keep_theirs(make_sample: Callable[..., Sample]) -> None:
+    """Over 40 draws most masks have a fault, though never so that another person would be meant."""
+    sample = make_sample(0, height=96, width=96)
+    bare = _as("paired", sample)
+    kept = with_faulty_masks(sample, np.random.default_rng(0))
+    assert all(a.augmented_mask is b.augmented_mask for a, b in zip(kept.people, sample.people, strict=True))
+    faulty, overlaps = 0, []
+    for seed in range(40):
+        drawn, again = (with_faulty_masks(bare, np.random.default_rng(seed)) for _ in range(2))
+        for person, same in zip(drawn.people, again.people, strict=True):
+            assert person.augmented_mask is not None and same.augmented_mask is not None
+            assert np.array_equal(person.augmented_mask, same.augmented_mask), "the same draw, the same mask"
+            faulty += not np.array_equal(person.augmented_mask, person.mask)
+            union = np.count_nonzero(person.mask | person.augmented_mask)
+            overlaps.append(np.count_nonzero(person.mask & person.augmented_mask) / union)
+    assert 40 < faulty < 80
+    assert min(overlaps) > 0.3
+    assert all(person.augmented_mask is None for person in bare.people), "the sample itself is left alone"
+
+
+def test_where_no_plate_is_known_the_background_is_judged_outside_of_all_people(
+    make_sample: Callable[..., Sample],
+) -> None:
+    """People in white on a dark background: their pixels are neither judged nor in what is to be painted."""
+    composite = make_sample(0, height=32, width=32)
+    assert composite.background is not None
+    composite.background //= 2
+    masks = np.stack([person.mask for person in composite.people])
+    composite.image[:] = np.where(masks.any(0)[..., None], 255, composite.background)
+    real, paired = _as("real", composite), _as("paired", composite)
+    for person in [*real.people, *paired.people]:
+        person.augmented_mask = np.roll(person.mask, 2, axis=1)
+    batch = make_batch("bg", [real], [0], 32)
+    people = editable(masks, [0, 1])
+    assert np.array_equal(batch.target_mask[0, 0].numpy(), ~people)
+    picture = (batch.picture[0].permute(1, 2, 0).numpy() + 1) * 127.5
+    assert np.allclose(picture[~people], composite.image[~people], atol=1e-3)
+    assert picture.max() <= composite.background.max() + 1e-3
+    hidden = batch.hole[0, 0].numpy() == 1
+    assert (hidden & ~people).any(), "what faulty masks hide beyond the people is learned"
+    same = make_batch("bg", [paired], [0], 32)
+    assert torch.equal(same.hole, batch.hole)
+    assert same.target_mask.min() == 1
+    assert np.allclose((same.picture[0].permute(1, 2, 0) + 1) * 127.5, composite.background, atol=1e-3)
+
+
+def test_without_a_plate_the_foreground_is_trained_alike(make_sample: Callable[..., Sample]) -> None:
+    view = with_faulty_masks(_as("paired", make_sample(0)), np.random.default_rng(0))
+    with_plate, without = (make_batch("fg", [one], [1], 32) for one in (view, replace(view, background=None)))
+    for field in fields(without):
+        assert torch.equal(getattr(with_plate, field.name), getattr(without, field.name))
+
+
+def test_without_a_plate_the_background_loss_does_not_know_what_people_look_like(
+    nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+) -> None:
+    """Faulty masks that miss nothing: repainting the people changes nothing; repainting the scene does."""
+    sample = make_sample(0, height=32, width=32)
+    for person in sample.people:
+        person.augmented_mask = person.mask
+    real = replace(sample, background=None, configuration="real")
+    people = np.logical_or.reduce([person.mask for person in sample.people])[..., None]
+    pipeline = load_base(nano_base)
+    loss = BranchLoss(pipeline, LayeredUNet.create(pipeline.unet, quick.mild, seed=0), quick)
+    other_people, other_scene = (
+        replace(real, image=np.where(where, 255 - real.image, real.image)) for where in (people, ~people)
+    )
+    before, same, changed = (
+        loss(pipeline.unet, "bg", [one], step=0).item() for one in (real, other_people, other_scene)
+    )
+    assert before == same > 0
+    assert changed != pytest.approx(before, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        ({"people": []}, "sample sample-0 has no person"),
+        ({"parsing": np.zeros((4, 4), np.uint8)}, r"differ in size from the image \(64x48\)"),
+        ({"background": np.zeros((48, 63, 3), np.uint8)}, "differ in size"),
+        ({"image": np.zeros((48, 31, 3), np.uint8)}, r"is 31x48, smaller than resolution \(32\)"),
+    ],
+)
+def test_samples_that_cannot_be_trained_on_are_named(
+    make_sample: Callable[..., Sample], spoil: dict[str, Any], named: str
+) -> None:
+    sample = replace(make_sample(0), **spoil)
+    with pytest.raises(UserError, match=named):
+        draw_view(sample, 0, TrainSettings(resolution=32, crop=CropSettings()), np.random.default_rng(0))
+
+
+def test_an_example_without_faulty_masks_is_no_example(make_sample: Callable[..., Sample]) -> None:
+    with pytest.raises(ValueError, match="sample-0 has people without an augmented mask"):
+        make_batch("bg", [_as("paired", make_sample(0))], [0], 32)
+
+
+def test_a_crop_keeps_everybody_in_the_list(make_sample: Callable[..., Sample]) -> None:
+    """So that indices of people stay valid: who lies outside has empty masks."""
+    sample = make_sample(0, height=48, width=64)
+    view = cropped(sample, slice(0, 48), slice(0, 30))
+    assert [person.mask.any() for person in view.people] == [True, False]
+    assert np.array_equal(view.people[1].keypoints, sample.people[1].keypoints), "the origin did not move"

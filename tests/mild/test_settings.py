@@ -36,3 +36,18 @@ def test_a_warm_up_that_ends_before_it_starts_is_refused() -> None:
 def test_layer_exchange_is_refused_in_training_where_no_picture_has_two_layers() -> None:
     with pytest.raises(UserError, match=r"layer_exchange would stay untrained"):
         TrainSettings.check({"mild": {"offsets": {"layer_exchange": True}}}, origin="test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (
+            {"batch_size": 4, "gradient_accumulation": 3},
+            r"batch_size \(4\) must be a multiple of gradient_accumulation",
+        ),
+        ({"lr_warmup_steps": 10}, "would do nothing with lr_scheduler constant: use constant_with_warmup"),
+    ],
+)
+def test_settings_of_training_that_contradict_each_other_are_refused(changes: dict[str, int], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        TrainSettings.check(changes, origin="test")

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
+from mild.attention import modulated_attention
 from mild.backbone import BRANCHES, load_base
 from mild.layered import LayeredUNet
+from mild.regions import editable
 from mild.settings import HmgSettings, OffsetSettings, PrefixSettings, TrainSettings, WarmUpSettings
-from mild.training import BranchLoss, train
+from mild.training import BranchLoss, Preempted, train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PARTS = ["sma.safetensors", "hmg.safetensors"]
@@ -181,7 +183,138 @@ def test_progress_is_reported_every_so_often_and_at_the_end(
     settings = _changed(quick, steps=3, log_every=2)
     train(settings, samples, nano_base, str(tmp_path), lambda step, values: calls.append((step, values)))
     assert [step for step, _ in calls] == [2, 3]
-    assert calls[0][1].keys() == {"loss", "background", "foreground", "lambda"}
+    measured = {"gradient_norm", "learning_rate", "samples_per_second"}
+    assert calls[0][1].keys() == {"loss", "background", "foreground", "lambda"} | measured
+    assert all(values[name] > 0 for _, values in calls for name in measured)
+
+
+def _everything(quick: TrainSettings, **changes: Any) -> TrainSettings:
+    """All parts switched on, and both branches trained from the second step on."""
+    mild = quick.mild.model_copy(
+        update={
+            "offsets": OffsetSettings(spatial_offset=True, boundary_smoothing=True, width=4),
+            "prefix": PrefixSettings(tokens=2),
+        }
+    )
+    return _changed(quick, mild=mild, batch_size=4, warm_up=WarmUpSettings(start=1, end=1), **changes)
+
+
+def _after_three_steps(settings: TrainSettings, samples: Any, base: str, folder: Path) -> dict[str, torch.Tensor]:
+    """What the checkpoint holds; AdamW's ``exp_avg`` is a weighted sum of the gradients so far.
+
+    The first step of an adapter moves its B alone, since B is zero and hides A.
+    """
+    answers = iter([False, False, True])
+    with pytest.raises(Preempted):
+        train(settings, samples, base, str(folder / "out"), _silent, stop=lambda: next(answers))
+    return load_file(folder / "out.work/checkpoints/step-00000003/tensors.safetensors")
+
+
+def _assert_same_gradients(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """To rounding, which AdamW's first steps enlarge: they move a weight by its rate however small the gradient."""
+    assert one.keys() == other.keys()
+    names = [name for name in one if name.endswith("/exp_avg")]
+    assert len({name.split("/")[1].split(".")[0] for name in names}) == 5, "adapters and all four parts"
+    for name in names:
+        size = one[name].norm().item()
+        assert size > 0, name
+        # Where a bias comes before a normalisation its gradient is nothing but rounding.
+        assert (other[name] - one[name]).norm().item() < 2e-3 * size + 1e-10, name
+
+
+def test_a_batch_in_several_passes_gives_the_gradients_of_one_pass(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures hold one to three people, who count as often."""
+    sizes: list[int] = []
+    compute = BranchLoss.__call__
+
+    def counted(self: BranchLoss, unet: Any, branch: Any, chosen: Any, step: int) -> torch.Tensor:
+        sizes.append(len(chosen))
+        return compute(self, unet, branch, chosen, step)
+
+    monkeypatch.setattr(BranchLoss, "__call__", counted)
+    one = _after_three_steps(_everything(quick), samples, nano_base, tmp_path / "one")
+    assert sizes == [4] * 5
+    for passes in (2, 4):
+        settings = _everything(quick, gradient_accumulation=passes)
+        sizes.clear()
+        several = _after_three_steps(settings, samples, nano_base, tmp_path / str(passes))
+        assert sizes == [4 // passes] * 5 * passes
+        _assert_same_gradients(one, several)
+        torch.testing.assert_close(several["losses"], one["losses"], rtol=1e-5, atol=0)
+
+
+def test_gradient_checkpointing_computes_twice_and_gives_the_same_gradients(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both branches and all parts: what is computed again must know masks, cues and the branch."""
+    calls = []
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return modulated_attention(*arguments, **options)
+
+    monkeypatch.setattr("mild.attention.modulated_attention", counted)
+    kept = _after_three_steps(_everything(quick), samples, nano_base, tmp_path / "kept")
+    once = len(calls)
+    settings = _everything(quick, gradient_checkpointing=True)
+    again = _after_three_steps(settings, samples, nano_base, tmp_path / "again")
+    assert len(calls) - once == 2 * once
+    _assert_same_gradients(kept, again)
+
+
+def test_gradients_are_clipped_to_a_norm_of_all_together(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
+) -> None:
+    """AdamW's moment of one step is a tenth of the gradient."""
+
+    def moment(settings: TrainSettings, name: str) -> torch.Tensor:
+        with pytest.raises(Preempted):
+            train(settings, samples, nano_base, str(tmp_path / name), _silent, stop=lambda: True)
+        tensors = load_file(tmp_path / f"{name}.work/checkpoints/step-00000001/tensors.safetensors")
+        return torch.cat([tensor.flatten() for key, tensor in tensors.items() if key.endswith("/exp_avg")])
+
+    free = moment(quick, "free")
+    norm = 10 * free.norm().item()
+    clipped = moment(_changed(quick, max_grad_norm=norm / 4), "clipped")
+    torch.testing.assert_close(clipped, free / 4, rtol=1e-4, atol=1e-9)
+    assert torch.equal(moment(_changed(quick, max_grad_norm=2 * norm), "wide"), free)
+
+
+def test_the_learning_rates_follow_their_schedule(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
+) -> None:
+    rates: list[float] = []
+
+    def log(step: int, values: dict[str, float]) -> None:
+        rates.append(values["learning_rate"] / quick.learning_rate)
+
+    settings = _changed(quick, steps=6, log_every=1, lr_scheduler="linear", lr_warmup_steps=2)
+    train(settings, samples, nano_base, str(tmp_path / "out"), log)
+    assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
+    with pytest.raises(Preempted):
+        train(settings, samples, nano_base, str(tmp_path / "first"), log, stop=lambda: True)
+    tensors = load_file(tmp_path / "first.work/checkpoints/step-00000001/tensors.safetensors")
+    still = [tensor for name, tensor in tensors.items() if "weights/" in name and ("lora_B" in name or "alpha" in name)]
+    assert len(still) > 10 and not any(tensor.any() for tensor in still), "a rate of zero moves nothing, in any group"
+
+
+def test_the_moving_average_is_what_a_run_leaves(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mild.checkpoints.Checkpoints.remove", lambda self: None)
+    settings = _changed(quick, ema_decay=0.15, checkpoint_every=1, checkpoints_kept=4)
+    train(settings, samples, nano_base, str(tmp_path / "out"), _silent)
+    left = load_file(tmp_path / "out/sma.safetensors")
+    states = [load_file(path / "tensors.safetensors") for path in sorted(tmp_path.glob("out.work/checkpoints/step-*"))]
+    for name, tensor in left.items():
+        first, *others = [state[f"weights/sma.{name}"] for state in states]
+        expected = first
+        for weights, decay in zip(others, [0.15, 0.15, 0.15], strict=True):
+            expected = decay * expected + (1 - decay) * weights
+        torch.testing.assert_close(tensor, expected)
+        assert not torch.equal(tensor, others[-1])
 
 
 def test_how_often_cues_are_withheld_is_a_setting_that_leaves_noise_and_time_as_they_were(
@@ -231,11 +364,11 @@ def test_a_branch_is_judged_on_what_it_alone_predicts(
     plate = torch.from_numpy(sample.background.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]  # type: ignore[union-attr]
     latent = pipeline.vae.encode(plate).latent_dist.mean * pipeline.vae.config.scaling_factor
     assert loss.item() == pytest.approx(latent.square().mean().item(), rel=1e-4)
-    faulty = np.logical_or(*(person.augmented_mask for person in sample.people))
-    assert np.array_equal(seen["sample"][0, 4].numpy(), faulty[::4, ::4]), (
+    hidden = editable(np.stack([np.asarray(person.augmented_mask) for person in sample.people]), range(2))
+    assert np.array_equal(seen["sample"][0, 4].numpy(), hidden[::4, ::4]), (
         "the mask as the pipeline brings it to the grid"
     )
-    shown = torch.from_numpy((sample.image.astype(np.float32) / 127.5 - 1) * ~faulty[..., None]).permute(2, 0, 1)[None]
+    shown = torch.from_numpy((sample.image.astype(np.float32) / 127.5 - 1) * ~hidden[..., None]).permute(2, 0, 1)[None]
     expected = pipeline.vae.encode(shown).latent_dist.mean * pipeline.vae.config.scaling_factor
     torch.testing.assert_close(seen["sample"][:, 5:], expected)
     kept = math.sqrt(pipeline.scheduler.alphas_cumprod[seen["timestep"][0]])
@@ -251,9 +384,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(
     make_sample: Callable[..., Sample],
     in_memory: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr(
-        "mild.training.background_loss", lambda prediction, target: prediction.mean((1, 2, 3)) * math.nan
-    )
+    monkeypatch.setattr("mild.training.background_loss", lambda prediction, *_: prediction.mean((1, 2, 3)) * math.nan)
     data = in_memory([make_sample(3), make_sample(8)])
     with pytest.raises(UserError, match=r"nan at step 1 \(samples sample-[38], sample-[38]\)"):
         train(quick, data, nano_base, str(tmp_path / "out"), _silent)
@@ -264,8 +395,9 @@ def _nothing(sample: Sample) -> Sample:
     return sample
 
 
-def _without_plate(sample: Sample) -> Sample:
-    sample.background, sample.configuration = None, "real"
+def _without_masks(sample: Sample) -> Sample:
+    for person in sample.people:
+        person.mask[:] = False
     return sample
 
 
@@ -276,7 +408,7 @@ def _without_plate(sample: Sample) -> Sample:
         (1, _nothing, {}, r"holds 1 samples, fewer than batch_size \(2\)"),
         (2, _nothing, {"resolution": 40}, "resolution: 40 must be a multiple of 16"),
         (2, _nothing, {"resolution": 64}, r"sample sample-\d is 64x48, smaller than resolution"),
-        (2, _without_plate, {}, r"sample sample-\d is 'real'.*composite"),
+        (2, _without_masks, {}, r"sample sample-\d has no person, or empty masks only"),
     ],
 )
 def test_data_that_cannot_be_trained_on_is_named_and_leaves_nothing(

@@ -1,0 +1,183 @@
+"""Training in processes of its own: how it is started, told to end, and heard.
+
+`launch` runs ``python -m mild.launch`` (or several of it, by ``torchrun`` or ``accelerate launch``), which calls
+`mild.training.train`. What it has to say comes as lines of JSON on its standard output; its log is standard error. It
+is asked to end by SIGTERM or SIGINT, or when its standard input is closed, which happens by itself when whoever
+started it is gone: it then finishes its step, saves a checkpoint and ends. Its exit codes are
+
+===== ================================================================================================
+code  meaning
+===== ================================================================================================
+0     the run is complete
+2     something that the user must mend
+75    `PREEMPTED`: asked to end, a checkpoint was saved; start again to go on
+other it crashed or was killed; starting again goes on from the last checkpoint
+===== ================================================================================================
+
+This module imports no torch until it trains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from dataset_tools.errors import UserError
+from dataset_tools.settings import Settings
+from dataset_tools.shards import ShardDataset
+from dataset_tools.storage import open_root, sha256_of_file
+from mild.settings import TrainSettings
+
+PREEMPTED = 75
+"""EX_TEMPFAIL of sysexits.h."""
+
+
+class TrainRequest(Settings):
+    """The arguments of `mild.training.train`, by name."""
+
+    settings: TrainSettings
+    dataset: str
+    """Folder or URL of a built dataset."""
+    configurations: dict[str, float]
+    """Those of the dataset that are mixed, and their weights."""
+    split: str
+    dataset_digest: str
+    base: str
+    base_digest: str
+    output: str
+
+
+class Interrupted(RuntimeError):
+    """Training ended before its time, by a fault of the machine; starting it again goes on from its checkpoint."""
+
+
+def launch(request: TrainRequest, log: Callable[[int, dict[str, float]], None], launcher: Sequence[str] = ()) -> None:
+    """Train in one process, or in several, and wait for the end.
+
+    Where this is interrupted (by any exception, that of a signal too), training saves a checkpoint and ends first.
+
+    Args:
+        log: see `mild.training.train`.
+        launcher: what starts several processes, a module and its arguments, such as ``("torch.distributed.run",
+            "--nproc_per_node", "4")`` or ``("accelerate.commands.launch", "--multi_gpu", "--num_processes", "4")``;
+            empty: one process. On processors alone the first, with ``ACCELERATE_USE_CPU=true`` in the environment.
+
+    Raises:
+        UserError: what training found wrong.
+        Interrupted: it was asked to end, crashed or was killed.
+    """
+    several = ["-m", *launcher] if launcher else []
+    process = subprocess.Popen(
+        [sys.executable, *several, "-m", "mild.launch", request.model_dump_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    told: dict[str, Any] = {}
+    try:
+        for line in process.stdout:
+            news = _parsed(line)
+            if "step" in news:
+                log(news["step"], news["values"])
+            told |= news
+    finally:
+        process.stdin.close()
+        code = process.wait()
+    if "error" in told:
+        raise UserError(told["error"])
+    if "preempted" in told:
+        raise Interrupted(f"training was asked to end; it goes on after step {told['preempted']}")
+    if code:
+        raise Interrupted(f"training ended with code {code}, see its log; it goes on from its last checkpoint")
+
+
+def main() -> None:
+    """What `launch` runs, with a `TrainRequest` as JSON for its only argument."""
+    asked_to_end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked_to_end.set())
+    threading.Thread(target=_await_end_of_input, args=(asked_to_end,), daemon=True).start()
+    request = TrainRequest.check(json.loads(sys.argv[1]), origin="request")
+    from mild.mixture import Mixture
+    from mild.training import Preempted, train
+
+    try:
+        datasets = {name: ShardDataset(request.dataset, name, request.split) for name in request.configurations}
+        if os.environ.get("RANK", "0") == "0":
+            for dataset in datasets.values():
+                check_shards(dataset)
+        train(
+            request.settings,
+            Mixture(datasets, request.configurations),
+            request.base,
+            request.output,
+            lambda step, values: _tell(step=step, values=values),
+            dataset_digest=request.dataset_digest,
+            base_digest=request.base_digest,
+            stop=asked_to_end.is_set,
+        )
+    except UserError as error:
+        _tell(error=str(error))
+        sys.exit(2)
+    except Preempted as error:
+        _tell(preempted=error.step)
+        sys.exit(PREEMPTED)
+
+
+def check_shards(samples: ShardDataset) -> None:
+    """Look at every shard before the first step, not when its turn comes.
+
+    Local shards are read and compared with the manifest's digest; of those elsewhere only the size is asked for.
+
+    Raises:
+        UserError: a shard is missing, or differs from the manifest.
+    """
+    filesystem, base = open_root(samples.root)
+    for shard in samples.shards:
+        path = f"{base}/{shard.path}"
+        try:
+            sound = filesystem.size(path) == shard.size
+            if sound and isinstance(filesystem, LocalFileSystem):
+                sound = sha256_of_file(filesystem, path) == shard.sha256
+        except FileNotFoundError:
+            raise UserError(f"{samples.root}/{shard.path} is missing: build the dataset again") from None
+        if not sound:
+            raise UserError(
+                f"{samples.root}/{shard.path} is not what the manifest says: building the dataset again mends it"
+            )
+
+
+def _await_end_of_input(ended: threading.Event) -> None:
+    # Not sys.stdin, whose lock a thread that waits for input would hold while the interpreter ends.
+    while os.read(0, 4096):
+        pass
+    ended.set()
+
+
+def _tell(**news: Any) -> None:
+    print(json.dumps(news), flush=True)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """News, or nothing if some library printed the line."""
+    try:
+        news = json.loads(line)
+    except ValueError:
+        news = None
+    if isinstance(news, dict):
+        return news
+    print(line, end="", file=sys.stderr)
+    return {}
+
+
+if __name__ == "__main__":
+    main()
