@@ -104,6 +104,22 @@ def evaluate(
 
 
 @app.command()
+def pretrain(
+    settings: Annotated[Path, typer.Argument(help="YAML file of a pretraining recipe.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder of the base.")] = "build/base",
+    set_: Changes = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train a very small base from nothing on the drawn world; an hour or more on a laptop."""
+    _prepare_prefect(verbose)
+    from flows.pretrain_base import pretrain_base
+
+    result = pretrain_base(str(settings), output, _parsed(set_))
+    cached = f" (cached: {', '.join(result['cached'])})" if result["cached"] else ""
+    console.print(f"base in {result['base']}{cached}")
+
+
+@app.command()
 def quickstart(
     output: Annotated[str, typer.Option("--output", "-o", help="Folder for everything.")] = "quickstart",
     verbose: Verbose = False,

@@ -1,17 +1,19 @@
-"""A very small base: a `StableDiffusionXLInpaintPipeline` folder with SDXL's architecture and its own vocabulary."""
+"""A very small base: a `StableDiffusionXLInpaintPipeline` folder with SDXL's architecture and its own vocabulary.
+
+Torch and diffusers are imported when they are needed: the processes that draw pictures do without.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLInpaintPipeline, UNet2DConditionModel
-from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from typing import TYPE_CHECKING, Any
 
 from mild.folders import folder_written_whole
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLInpaintPipeline
+    from transformers import CLIPTokenizer
 
 TEXT_WIDTH = 32
 PROJECTION = 32
@@ -49,32 +51,44 @@ pipeline = StableDiffusionXLInpaintPipeline.from_pretrained("this folder")
 def write_nano_base(folder: str, seed: int) -> None:
     """Write the nano base with random weights drawn from ``seed``; the same seed gives the same bytes.
 
-    Sizes are chosen so that the base can later be trained well on a CPU: VAE (32, 64, 64) with a factor of
+    Sizes are chosen so that the base can later be trained well on a CPU: VAE of 48 channels with a factor of
     4, UNet (48, 96, 128) with attention on its two lower levels, two-layer text encoders of width 32. The
     folder appears whole or not at all and replaces an older one.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = build_nano_pipeline()
+    card = CARD.format(factor=pipeline.vae_scale_factor, parameters=count_parameters(pipeline), seed=seed)
     with folder_written_whole(folder) as partial:
-        pipeline.save_pretrained(partial, safe_serialization=True)
-        for name in ("tokenizer", "tokenizer_2"):
-            _write_vocabulary(getattr(pipeline, name), partial / name)
-        parameters = sum(
-            parameter.numel()
-            for part in pipeline.components.values()
-            if isinstance(part, torch.nn.Module)
-            for parameter in part.parameters()
-        )
-        card = CARD.format(factor=pipeline.vae_scale_factor, parameters=parameters, seed=seed)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        save_nano_pipeline(pipeline, partial, card)
+
+
+def save_nano_pipeline(pipeline: StableDiffusionXLInpaintPipeline, folder: Path, card: str) -> None:
+    """Write a pipeline in the precision that it has, as safetensors, with both readings of its vocabulary."""
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for name in ("tokenizer", "tokenizer_2"):
+        _write_vocabulary(getattr(pipeline, name), folder / name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def count_parameters(pipeline: StableDiffusionXLInpaintPipeline) -> int:
+    """Of all the networks together."""
+    import torch
+
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
 def build_nano_pipeline() -> StableDiffusionXLInpaintPipeline:
     """The nano pipeline in memory, with weights drawn from torch's global generator."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLInpaintPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
     vocabulary, merges = _vocabulary()
     text: dict[str, Any] = {
         "vocab_size": len(vocabulary),
@@ -89,12 +103,15 @@ def build_nano_pipeline() -> StableDiffusionXLInpaintPipeline:
     }
     tokens: dict[str, Any] = {"vocab": vocabulary, "merges": merges, "model_max_length": LONGEST_PROMPT}
     return StableDiffusionXLInpaintPipeline(
+        # Few layers, and convolutions alone: quickly trained, and on small crops, for pictures of any size.
         vae=AutoencoderKL(
-            block_out_channels=(32, 64, 64),
+            block_out_channels=(48, 48, 48),
             down_block_types=("DownEncoderBlock2D",) * 3,
             up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=0,
             latent_channels=4,
-            norm_num_groups=16,
+            norm_num_groups=1,
+            mid_block_add_attention=False,
             sample_size=128,
             scaling_factor=1.0,
             force_upcast=False,
@@ -114,7 +131,7 @@ def build_nano_pipeline() -> StableDiffusionXLInpaintPipeline:
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=(3, 6, 8),
+            attention_head_dim=(2, 3, 4),
             transformer_layers_per_block=1,
             use_linear_projection=True,
             cross_attention_dim=2 * TEXT_WIDTH,
@@ -139,6 +156,8 @@ def build_nano_pipeline() -> StableDiffusionXLInpaintPipeline:
 
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Entries in CLIP's order: 256 byte symbols, the same at word ends, one a merge, start, end; and the merges."""
+    from tokenizers import pre_tokenizers
+
     merges = [(left, right) for left, right in (line.split(" ") for line in json.loads(MERGES.read_text("utf-8")))]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     entries = [*alphabet, *(f"{symbol}</w>" for symbol in alphabet), *("".join(pair) for pair in merges), START, END]

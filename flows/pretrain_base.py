@@ -1,0 +1,209 @@
+"""The flow ``pretrain-base``: the nano base from nothing, drawn pictures to a folder with its card."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from pydantic import Field
+
+from dataset_tools.settings import Settings
+from flows.caching import Files, Job, cached_step, result_storage, run_steps
+from flows.progress import Progress
+from mild.nano.export import export_base
+from mild.nano.pictures import DrawingSettings, draw_pictures
+from mild.nano.pretraining import PretrainSettings, encode_examples, train_unet, train_vae
+
+
+class PretrainRecipe(Settings):
+    """Everything that the flow ``pretrain-base`` needs to know but where things lie."""
+
+    pretrain: PretrainSettings = PretrainSettings()
+    """Pictures, networks, steps."""
+    scenes: int = Field(24, ge=1)
+    """Scenes of the sample world's test split on which the base is measured."""
+    judgement: str = ""
+    """For the card: what a person says who has looked at the pictures."""
+
+
+class DrawJob(Job):
+    """Draw the pictures, ``work/pictures``."""
+
+    step: ClassVar[str] = "draw-pictures"
+    version: ClassVar[int] = 1
+    settings: DrawingSettings
+
+
+class VaeJob(Job):
+    """Train the VAE, ``work/vae``."""
+
+    step: ClassVar[str] = "train-vae"
+    version: ClassVar[int] = 1
+    settings: PretrainSettings
+    pictures: str
+    """Digest."""
+
+    def determines(self) -> Any:
+        """All but how the UNet is trained."""
+        return [self.pictures, self.settings.model_dump(mode="json", exclude={"unet"})]
+
+
+class UnetJob(Job):
+    """Encode the examples and train the UNet, ``work/examples`` and ``work/trained``."""
+
+    step: ClassVar[str] = "train-unet"
+    version: ClassVar[int] = 1
+    settings: PretrainSettings
+    pictures: str
+    """Digest."""
+    vae: str
+    """Digest."""
+
+
+class EncodeJob(UnetJob):
+    """Encode the examples, ``work/examples``."""
+
+    step: ClassVar[str] = "encode-examples"
+
+    def determines(self) -> Any:
+        """What the latents depend on: not how long the UNet is trained on them."""
+        return [self.pictures, self.vae, self.settings.seed, self.settings.unet.holes, self.settings.mixed_precision]
+
+
+class ExportJob(Job):
+    """Write the base with its card, ``root``."""
+
+    step: ClassVar[str] = "export-base"
+    version: ClassVar[int] = 1
+    recipe: PretrainRecipe
+    pictures: str
+    """Digest."""
+    trained: str
+    """Digest."""
+    command: str
+
+
+@cached_step
+def draw(job: DrawJob) -> Files:
+    """See `draw_pictures`."""
+    draw_pictures(job.settings, f"{job.work}/pictures", os.cpu_count() or 1)
+    return Files.of(job, "work", ["pictures"], job.settings.scenes * job.settings.crops)
+
+
+@cached_step
+def pretrain_vae(job: VaeJob) -> Files:
+    """See `train_vae`."""
+    with _Curve("vae", job.settings.vae.steps) as curve:
+        train_vae(job.settings, f"{job.work}/pictures", f"{job.work}/vae", curve.log)
+    return Files.of(job, "work", ["vae"])
+
+
+@cached_step
+def encode(job: EncodeJob) -> Files:
+    """See `encode_examples`."""
+    count = job.settings.drawing.scenes * job.settings.drawing.crops
+    with _Curve("latents", count) as curve:
+        encode_examples(job.settings, f"{job.work}/pictures", f"{job.work}/vae", f"{job.work}/examples", curve.log)
+    return Files.of(job, "work", ["examples"], count)
+
+
+@cached_step
+def pretrain_unet(job: UnetJob) -> Files:
+    """See `train_unet`."""
+    places = [f"{job.work}/{name}" for name in ("pictures", "vae", "examples", "trained")]
+    with _Curve("unet", job.settings.unet.steps) as curve:
+        train_unet(job.settings, places[0], places[1], places[2], places[3], curve.log)
+    return Files.of(job, "work", ["trained"])
+
+
+@cached_step
+def export(job: ExportJob) -> Files:
+    """See `export_base`."""
+    numbers = export_base(
+        job.recipe.pretrain,
+        f"{job.work}/pictures",
+        f"{job.work}/vae",
+        f"{job.work}/trained",
+        job.root,
+        data_digest=job.pictures,
+        command=job.command,
+        judgement=job.recipe.judgement,
+        scenes=job.recipe.scenes,
+    )
+    create_table_artifact(
+        [{"what": name, "dB": round(value, 2)} for name, value in numbers.items()],
+        key="pretrain-base-quality",
+        description=f"PSNR of {job.root}",
+    )
+    return Files.of(job, "root", [""])
+
+
+@flow(name="pretrain-base", persist_result=False)
+def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train the nano base, unless the same was trained before and lies there unaltered.
+
+    Pictures, latents and checkpoints lie in ``output.work``; an interrupted run goes on from there.
+
+    Args:
+        settings: path of a YAML file of `PretrainRecipe`.
+        output: folder of the base.
+        changes: settings to change, dotted name to value.
+
+    Returns:
+        ``base`` (path), and ``cached``: the names of the steps that were not run again.
+
+    Raises:
+        UserError: settings cannot be used, or ``output`` cannot be written.
+    """
+    recipe = PretrainRecipe.load(settings, changes)
+    root = output.rstrip("/")
+    place = {"root": root, "work": f"{root}.work"}
+    storage = result_storage(place["work"])
+    cached = []
+
+    def run(step: Any, job: Job) -> str:
+        outcome = run_steps(step, [job], storage)[0]
+        if outcome.cached:
+            cached.append(job.step)
+        digest: str = outcome.result.digest
+        return digest
+
+    chosen = recipe.pretrain
+    pictures = run(draw, DrawJob(**place, settings=chosen.drawing))
+    vae = run(pretrain_vae, VaeJob(**place, settings=chosen, pictures=pictures))
+    run(encode, EncodeJob(**place, settings=chosen, pictures=pictures, vae=vae))
+    trained = run(pretrain_unet, UnetJob(**place, settings=chosen, pictures=pictures, vae=vae))
+    command = " ".join(
+        ["mild pretrain", os.path.basename(settings), *(f"--set {k}={v}" for k, v in (changes or {}).items())]
+    )
+    run(export, ExportJob(**place, recipe=recipe, pictures=pictures, trained=trained, command=command))
+    create_link_artifact(root, link_text="base", key="pretrain-base")
+    return {"base": root, "cached": cached}
+
+
+class _Curve(Progress):
+    """Progress of one stage of training, and some points of its loss as an artifact."""
+
+    def __init__(self, stage: str, steps: int) -> None:
+        super().__init__(f"pretrain-{stage}")
+        self._stage, self._steps, self._last = stage, steps, 0
+        self._rows: list[dict[str, float]] = []
+
+    def __enter__(self) -> _Curve:
+        super().__enter__()
+        self.stage(self._stage)
+        self.expect(self._steps)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        create_table_artifact(self._rows, key=f"pretrain-{self._stage}-loss")
+
+    def log(self, stage: str, step: int, loss: float) -> None:
+        """To be called after every step."""
+        self.advance(step - self._last)
+        self._last = step
+        if step % max(1, self._steps // 50) == 0 or step == self._steps:
+            self._rows.append({"step": step, "loss": loss})

@@ -1,0 +1,482 @@
+"""Training of the nano base from nothing: first the VAE, then UNet and text encoders, as SDXL-inpaint is trained.
+
+The UNet sees noisy latents, the hole, and the latents of the picture without what is in the hole; it predicts the
+picture's latents (``prediction_type="sample"``). Pictures show people and holes lie anywhere (`mild.nano.pictures`),
+so the base paints people too where they are likely.
+
+Everything random in step s follows from (seed, s): a run that was interrupted goes on from its checkpoint as if
+nothing had happened; on a CPU, with as many threads and the same machine, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dataset_tools.errors import UserError
+from dataset_tools.settings import Settings
+from mild.folders import folder_written_whole
+from mild.nano import build_nano_pipeline, save_nano_pipeline
+from mild.nano.pictures import DrawingSettings, Pictures, random_hole
+from mild.seeds import derived_seed
+
+CHECKPOINT = "checkpoint.safetensors"
+STATES = ("weights", "average", "exp_avg", "exp_avg_sq")
+"""What a checkpoint holds of each parameter: itself, its moving average, and AdamW's two moments."""
+ENCODED_AT_ONCE = 16
+
+Log = Callable[[str, int, float], None]
+"""Called with the stage (``vae``, ``latents``, ``unet``), how many of its steps are done, and the loss."""
+
+
+class LoopSettings(Settings):
+    """How long and how fast one network is trained."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(16, ge=1)
+    """Examples a step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of AdamW, at its highest."""
+    warm_up: int = Field(200, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    decay: float = Field(0.3, ge=0, le=1)
+    """Share of the steps, the last ones, over which the learning rate falls to zero."""
+    average: float = Field(0.998, ge=0, lt=1)
+    """Decay of the moving average of the weights; the average is what is kept."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between two checkpoints."""
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rise = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        falling = self.decay * self.steps
+        fall = min(1.0, (self.steps - step) / falling) if falling else 1.0
+        return self.learning_rate * rise * fall
+
+
+class VaeSettings(LoopSettings):
+    """How the VAE is trained: mean squared error, and a little of the Kullback-Leibler divergence."""
+
+    steps: int = Field(4000, ge=1)
+    """Optimizer steps."""
+    crop: int = Field(64, ge=16, multiple_of=8)
+    """Side of the squares of pictures that the VAE sees, in pixels."""
+    divergence: float = Field(1e-6, ge=0)
+    """Weight of the divergence (mean of the latents, in nats); it keeps the latents' noise small but not zero."""
+
+
+class UnetSettings(LoopSettings):
+    """How the UNet and the text encoders are trained: mean squared error of the predicted latents."""
+
+    steps: int = Field(5000, ge=1)
+    """Optimizer steps."""
+    holes: int = Field(2, ge=1)
+    """Random holes that each picture is encoded with."""
+    outside: float = Field(0.2, gt=0, le=1)
+    """Weight of the error outside the hole, where the answer is given; 1 inside."""
+    empty_prompt: float = Field(0.4, ge=0, le=1)
+    """Share of the examples whose caption is replaced by the empty prompt."""
+    no_text: float = Field(0.1, ge=0, le=1)
+    """Share of the examples whose text is all zeros, which is what stock pipelines guide away from."""
+    compile: bool = True
+    """Whether the UNet is compiled: some minutes at the beginning, twice as fast afterwards."""
+
+
+class PretrainSettings(Settings):
+    """All that determines the weights of the nano base."""
+
+    seed: int = Field(0, ge=0)
+    """Of the first weights, the holes, the noise and the order of the pictures."""
+    drawing: DrawingSettings = DrawingSettings()
+    """The pictures."""
+    vae: VaeSettings = VaeSettings()
+    """First stage."""
+    unet: UnetSettings = UnetSettings()
+    """Second stage."""
+    mixed_precision: Literal["no", "bf16"] = "bf16"
+    """Precision of the forward passes; weights and optimizer stay in float32."""
+
+
+def train_vae(settings: PretrainSettings, pictures: str | Path, folder: str | Path, log: Log) -> None:
+    """Train the VAE on crops of the pictures and write it with its loss curve; the folder appears whole.
+
+    Its latents are scaled to mean 0 and variance 1 a channel by its own last and first 1x1 convolutions, so that
+    ``scaling_factor`` is 1. An unfinished run leaves its checkpoint beside ``folder`` and is taken up again.
+
+    Args:
+        pictures: folder that `draw_pictures` wrote.
+
+    Raises:
+        UserError: the loss is no longer finite, or the folder cannot be written.
+    """
+    data = Pictures.open(pictures)
+    vae = _first_pipeline(settings.seed).vae
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(settings.seed, "first weights of the VAE"))
+        _keep_variance(vae)
+    vae.to(_device())
+    crop, options = min(settings.vae.crop, data.pictures.shape[1]), settings.vae
+
+    def loss_of(step: int) -> Tensor:
+        rng = np.random.default_rng(derived_seed(settings.seed, "vae", step))
+        seen = torch.from_numpy(_crops(rng, data.pictures, options.batch_size, crop)).to(_device())
+        target = _as_floats(seen)
+        with _autocast(settings):
+            mean, spread = vae._encode(target).float().chunk(2, dim=1)
+        spread = spread.clamp(-30, 20)
+        noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), np.float32)).to(mean)
+        with _autocast(settings):
+            result = vae._decode(mean + noise * (0.5 * spread).exp(), return_dict=False)[0].float()
+        divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
+        return (result - target).square().mean() + options.divergence * divergence
+
+    checkpoint = _checkpoint_beside(folder)
+    losses = _optimise({"vae": vae}, loss_of, options, checkpoint, _mark(settings, "vae"), "vae", log)
+    _standardise(vae, data.pictures, settings)
+    with folder_written_whole(folder) as place:
+        vae.to("cpu").save_pretrained(place)
+        write_curve(losses, place, "loss-vae")
+    checkpoint.unlink(missing_ok=True)
+
+
+def encode_examples(
+    settings: PretrainSettings, pictures: str | Path, vae: str | Path, folder: str | Path, log: Log
+) -> None:
+    """Encode every picture whole and with each of its holes; the folder appears whole.
+
+    Arrays: ``latents`` (P, C, h, w) and ``seen`` (P, holes, C, h, w), float16; ``holes`` (P, holes, S, S / 8) uint8,
+    packed to bits.
+
+    Args:
+        pictures: folder that `draw_pictures` wrote.
+        vae: folder that `train_vae` wrote.
+    """
+    data = Pictures.open(pictures)
+    model = AutoencoderKL.from_pretrained(vae).to(_device()).eval()
+    count, side, holes = len(data.pictures), data.pictures.shape[1], settings.unet.holes
+    grid = side // 2 ** (len(model.config.block_out_channels) - 1)
+    shape = (model.config.latent_channels, grid, grid)
+
+    def encoded(batch: Tensor) -> np.ndarray:
+        with torch.no_grad(), _autocast(settings):
+            latents = model._encode(batch)[:, : shape[0]]
+        kept: np.ndarray = latents.to(torch.float16).cpu().numpy()
+        return kept
+
+    with folder_written_whole(folder) as place:
+        latents = _new_array(place / "latents.npy", np.float16, (count, *shape))
+        seen = _new_array(place / "seen.npy", np.float16, (count, holes, *shape))
+        packed = _new_array(place / "holes.npy", np.uint8, (count, holes, side, side // 8))
+        for start in range(0, count, ENCODED_AT_ONCE):
+            window = slice(start, min(count, start + ENCODED_AT_ONCE))
+            batch = _as_floats(torch.from_numpy(np.array(data.pictures[window])).to(_device()))
+            latents[window] = encoded(batch)
+            for number in range(holes):
+                drawn = np.stack(
+                    [
+                        random_hole(
+                            np.random.default_rng(derived_seed(settings.seed, "hole", index, number)),
+                            side,
+                            data.outlines,
+                        )
+                        for index in range(window.start, window.stop)
+                    ]
+                )
+                packed[window, number] = np.packbits(drawn, axis=-1)
+                shown = torch.from_numpy(~drawn)[:, None].to(batch)
+                seen[window, number] = encoded(batch * shown)
+            log("latents", window.stop, 0.0)
+        for array in (latents, seen, packed):
+            array.flush()
+
+
+def train_unet(
+    settings: PretrainSettings,
+    pictures: str | Path,
+    vae: str | Path,
+    examples: str | Path,
+    folder: str | Path,
+    log: Log,
+) -> None:
+    """Train UNet and text encoders, and write the whole pipeline in float32; the folder appears whole.
+
+    An unfinished run leaves its checkpoint beside ``folder`` and is taken up again.
+
+    Args:
+        pictures: folder that `draw_pictures` wrote.
+        vae: folder that `train_vae` wrote.
+        examples: folder that `encode_examples` wrote.
+
+    Raises:
+        UserError: the loss is no longer finite, or the folder cannot be written.
+    """
+    captions = Pictures.open(pictures).captions
+    latents, seen, holes = (np.load(Path(examples) / f"{name}.npy", mmap_mode="r") for name in STORED)
+    pipeline = _first_pipeline(settings.seed)
+    pipeline.register_modules(vae=AutoencoderKL.from_pretrained(vae))
+    pipeline.to(_device())
+    trained = {name: getattr(pipeline, name) for name in ("unet", "text_encoder", "text_encoder_2")}
+    # On a CPU, the fused kernel's backward pass is several times slower than plain matrix products.
+    pipeline.unet.set_attn_processor(AttnProcessor() if _device().type == "cpu" else AttnProcessor2_0())
+    unet = torch.compile(pipeline.unet, dynamic=False) if settings.unet.compile else pipeline.unet
+    options, side = settings.unet, holes.shape[2]
+    alphas = pipeline.scheduler.alphas_cumprod.to(_device())
+
+    def loss_of(step: int) -> Tensor:
+        rng = np.random.default_rng(derived_seed(settings.seed, "unet", step))
+        chosen = rng.integers(len(latents), size=options.batch_size)
+        numbers = rng.integers(holes.shape[1], size=options.batch_size)
+        target = torch.from_numpy(latents[chosen].astype(np.float32)).to(_device())
+        shown = torch.from_numpy(seen[chosen, numbers].astype(np.float32)).to(_device())
+        unpacked = np.unpackbits(holes[chosen, numbers], axis=-1)[:, None]
+        hole = torch.from_numpy(unpacked.astype(np.float32)).to(_device())
+        timesteps = torch.from_numpy(rng.integers(len(alphas), size=options.batch_size)).to(_device())
+        noise = torch.from_numpy(rng.standard_normal(tuple(target.shape), np.float32)).to(_device())
+        share = alphas[timesteps, None, None, None]
+        noisy = share.sqrt() * target + (1 - share).sqrt() * noise
+        fate = rng.random(options.batch_size)
+        texts = ["" if f < options.empty_prompt else captions[i] for f, i in zip(fate, chosen, strict=True)]
+        blank = torch.from_numpy(fate >= 1 - options.no_text).to(_device())
+        # Sizes as SDXL is told them, drawn at random: none that a picture may have is new to the network.
+        sizes = torch.from_numpy(rng.uniform(side / 2, 2 * side, (options.batch_size, 2)).astype(np.float32))
+        sizes = torch.cat([sizes, torch.zeros_like(sizes), sizes], 1).to(_device())
+        with _autocast(settings):
+            text, _, pooled, _ = pipeline.encode_prompt(texts, device=_device(), do_classifier_free_guidance=False)
+            prediction = unet(
+                # As pipelines do it: the mask channel is taken at the nearest pixel.
+                torch.cat([noisy, F.interpolate(hole, size=target.shape[-2:]), shown], 1),
+                timesteps,
+                encoder_hidden_states=torch.where(blank[:, None, None], 0, text),
+                added_cond_kwargs={"text_embeds": torch.where(blank[:, None], 0, pooled), "time_ids": sizes},
+                return_dict=False,
+            )[0]
+        weight = options.outside + (1 - options.outside) * F.adaptive_max_pool2d(hole, target.shape[-2:])
+        return (weight * (prediction.float() - target).square()).mean() / weight.mean()
+
+    checkpoint = _checkpoint_beside(folder)
+    losses = _optimise(trained, loss_of, options, checkpoint, _mark(settings, "unet"), "unet", log)
+    pipeline.unet.set_attn_processor(AttnProcessor2_0())
+    with folder_written_whole(folder) as place:
+        save_nano_pipeline(pipeline.to("cpu"), place, "")
+        write_curve(losses, place, "loss-unet")
+    checkpoint.unlink(missing_ok=True)
+
+
+STORED = ("latents", "seen", "holes")
+
+
+def write_curve(losses: list[float], folder: Path, name: str) -> None:
+    """The loss of every step as ``name.csv``, and as ``name.svg`` on a logarithmic scale."""
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("step", "loss"))
+        rows.writerows((step, f"{loss:.6g}") for step, loss in enumerate(losses, start=1))
+    (folder / f"{name}.svg").write_text(_curve(losses), encoding="utf-8")
+
+
+def _curve(losses: list[float], width: int = 720, height: int = 280, margin: int = 56, points: int = 240) -> str:
+    """SVG of the loss: means of equal stretches of the run on a logarithmic scale."""
+    stretches = np.array_split(np.asarray(losses), min(points, len(losses)))
+    means = np.log10([max(float(part.mean()), 1e-12) for part in stretches])
+    low, high = math.floor(means.min() * 5) / 5, math.ceil(means.max() * 5) / 5
+    high = max(high, low + 0.2)
+    x = np.linspace(margin, width - 16, len(means))
+    y = np.interp(means, [low, high], [height - 40, 16])
+    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    parts = []
+    for tick in np.linspace(low, high, 5):
+        place = np.interp(tick, [low, high], [height - 40, 16])
+        parts.append(f'<line x1="{margin}" x2="{width - 16}" y1="{place:.1f}" y2="{place:.1f}" class="grid"/>')
+        parts.append(f'<text x="{margin - 8}" y="{place + 4:.1f}" text-anchor="end">{10**tick:.3g}</text>')
+    parts.append(f'<text x="{width / 2}" y="{height - 10}" text-anchor="middle">step 1 to {len(losses)}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="Loss over {len(losses)} steps">'
+        "<style>text{font:12px system-ui,sans-serif;fill:#555}.grid{stroke:#8884}"
+        "@media(prefers-color-scheme:dark){text{fill:#bbb}}</style>"
+        + "".join(parts)
+        + f'<polyline points="{line}" fill="none" stroke="#2a78b8" stroke-width="2"/></svg>\n'
+    )
+
+
+def _optimise(
+    networks: Mapping[str, nn.Module],
+    loss_of: Callable[[int], Tensor],
+    settings: LoopSettings,
+    checkpoint: Path,
+    mark: str,
+    stage: str,
+    log: Log,
+) -> list[float]:
+    """Train with AdamW from the checkpoint, where there is one, to the end; the networks then hold the average.
+
+    Args:
+        loss_of: the loss of a step, counted from 0.
+        mark: says which run it is; a checkpoint of another run is not taken up.
+
+    Returns:
+        The loss of every step.
+    """
+    named = {f"{name}.{key}": p for name, network in networks.items() for key, p in network.named_parameters()}
+    weights = list(named.values())
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+    for p in weights:
+        moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+    average = [p.detach().clone() for p in weights]
+    held = {
+        "weights": [p.detach() for p in weights],
+        "average": average,
+        **{name: [optimizer.state[p][name] for p in weights] for name in STATES[2:]},
+    }
+    losses = _take_up(checkpoint, mark, held, named)
+    for p in weights:
+        optimizer.state[p]["step"].fill_(len(losses))
+    for step in range(len(losses), settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate(step)
+        loss = loss_of(step)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise UserError(f"the loss of the {stage} is {losses[-1]} at step {step + 1}: lower {stage}.learning_rate")
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        kept = min(settings.average, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, held["weights"], 1 - kept)
+        log(stage, step + 1, losses[-1])
+        if (step + 1) % settings.checkpoint_every == 0:
+            _save(checkpoint, mark, held, named, losses)
+    with torch.no_grad():
+        for p, mean in zip(weights, average, strict=True):
+            p.copy_(mean)
+    return losses
+
+
+def _save(
+    checkpoint: Path, mark: str, held: Mapping[str, list[Tensor]], named: Mapping[str, Any], losses: list[float]
+) -> None:
+    """Replace the checkpoint; a process killed meanwhile leaves the older one."""
+    tensors = {f"{kind}.{name}": t for kind, values in held.items() for name, t in zip(named, values, strict=True)}
+    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
+    partial = checkpoint.with_suffix(".partial")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata={"mark": mark})
+    os.replace(partial, checkpoint)
+
+
+def _take_up(checkpoint: Path, mark: str, held: Mapping[str, list[Tensor]], named: Mapping[str, Any]) -> list[float]:
+    """Copy a checkpoint of the same run into ``held``; gives the losses so far, none without a checkpoint."""
+    if not checkpoint.exists():
+        return []
+    with safe_open(checkpoint, "pt") as file:
+        if (file.metadata() or {}).get("mark") != mark:
+            return []
+        for kind, values in held.items():
+            for name, tensor in zip(named, values, strict=True):
+                tensor.copy_(file.get_tensor(f"{kind}.{name}"))
+        losses: list[float] = file.get_tensor("losses").tolist()
+    return losses
+
+
+def _checkpoint_beside(folder: str | Path) -> Path:
+    place = Path(folder).absolute()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place.with_name(f"{place.name}.{CHECKPOINT}")
+
+
+def _mark(settings: PretrainSettings, stage: str) -> str:
+    own = {"vae": {"unet"}, "unet": set()}[stage]
+    return json.dumps(settings.model_dump(mode="json", exclude=own), sort_keys=True)
+
+
+def _first_pipeline(seed: int) -> StableDiffusionXLInpaintPipeline:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "first weights"))
+        pipeline = build_nano_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _keep_variance(vae: AutoencoderKL) -> None:
+    """First weights with which signals keep their size from layer to layer, and residual branches start at zero.
+
+    With torch's own, each layer shrinks the picture's part of the signal and not the biases' part, and the VAE needs
+    twice as long to learn the first colours.
+    """
+    for name, layer in vae.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.bias)
+            if name.endswith("conv2"):
+                nn.init.zeros_(layer.weight)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+
+
+def _standardise(vae: AutoencoderKL, pictures: np.ndarray, settings: PretrainSettings, count: int = 256) -> None:
+    """Fold mean and deviation of each channel of the latents into the 1x1 convolutions around them."""
+    rng = np.random.default_rng(derived_seed(settings.seed, "statistics"))
+    chosen = rng.choice(len(pictures), min(count, len(pictures)), replace=False)
+    channels = vae.config.latent_channels
+    with torch.no_grad():
+        means = [
+            vae._encode(_as_floats(torch.from_numpy(np.array(pictures[index : index + 1])).to(_device()))).float()[
+                0, :channels
+            ]
+            for index in chosen
+        ]
+        flat = torch.stack(means).transpose(0, 1).flatten(1)
+        mean, deviation = flat.mean(1), flat.std(1)
+        before, after = vae.quant_conv, vae.post_quant_conv
+        before.weight[:channels] /= deviation[:, None, None, None]
+        before.bias[:channels] = (before.bias[:channels] - mean) / deviation
+        before.bias[channels:] -= 2 * deviation.log()
+        after.bias += after.weight[:, :, 0, 0] @ mean
+        after.weight *= deviation[None, :, None, None]
+
+
+def _crops(rng: np.random.Generator, pictures: np.ndarray, count: int, side: int) -> np.ndarray:
+    """Squares (count, side, side, 3) uint8 of random pictures, half of them mirrored."""
+    chosen = rng.integers(len(pictures), size=count)
+    corners = rng.integers(0, pictures.shape[1] - side + 1, (count, 2))
+    mirrored = rng.random(count) < 0.5
+    return np.stack(
+        [
+            pictures[index, top : top + side, left : left + side][:, :: -1 if mirror else 1]
+            for index, (top, left), mirror in zip(chosen, corners, mirrored, strict=True)
+        ]
+    )
+
+
+def _as_floats(pictures: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 as (B, 3, H, W) float32 in -1..1."""
+    # Not channels last: on a CPU, the group norms' backward pass is many times slower in that order.
+    return pictures.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def _autocast(settings: PretrainSettings) -> torch.autocast:
+    return torch.autocast(_device().type, torch.bfloat16, enabled=settings.mixed_precision == "bf16")
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

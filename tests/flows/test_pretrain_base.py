@@ -1,0 +1,55 @@
+"""The flow ``pretrain-base`` at toy size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dataset_tools.errors import UserError
+from flows.pipeline import recipe_path
+from flows.pretrain_base import PretrainRecipe, pretrain_base
+from mild.backbone import load_base
+
+TOY: dict[str, Any] = {
+    "pretrain": {
+        "drawing": {"scenes": 2, "crops": 1, "held_out": 1, "drawn": 64, "side": 32},
+        "vae": {"steps": 2, "batch_size": 2, "crop": 32},
+        "unet": {"steps": 2, "batch_size": 2, "holes": 1, "compile": False},
+        "mixed_precision": "no",
+    },
+    "scenes": 1,
+}
+STEPS = ["draw-pictures", "train-vae", "encode-examples", "train-unet", "export-base"]
+
+
+def test_the_shipped_recipe_is_valid() -> None:
+    recipe = PretrainRecipe.load(recipe_path("pretrain", "nano"))
+    assert recipe.pretrain.unet.compile
+
+
+def test_a_base_is_trained_once_and_only_what_changed_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five steps; run again nothing is done, with other UNet settings the pictures and the VAE stay."""
+    monkeypatch.setattr("flows.pretrain_base.os.cpu_count", lambda: 1)
+    settings, base = tmp_path / "toy.yaml", str(tmp_path / "base")
+    settings.write_text(yaml.safe_dump(TOY))
+    assert pretrain_base(str(settings), base) == {"base": base, "cached": []}
+    assert load_base(base).unet.config.in_channels == 9
+    assert "mild pretrain toy.yaml" in (tmp_path / "base" / "README.md").read_text()
+    assert pretrain_base(str(settings), base)["cached"] == STEPS
+    changed = pretrain_base(str(settings), base, {"pretrain.unet.steps": 3})
+    assert changed["cached"] == STEPS[:3]
+    assert "--set pretrain.unet.steps=3" in (tmp_path / "base" / "README.md").read_text()
+    (tmp_path / "base" / "README.md").unlink()
+    assert pretrain_base(str(settings), base, {"pretrain.unet.steps": 3})["cached"] == STEPS[:4]
+
+
+def test_an_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    settings = tmp_path / "toy.yaml"
+    settings.write_text(yaml.safe_dump(TOY))
+    with pytest.raises(UserError, match=r"pretrain.vae.step.*'steps'"):
+        pretrain_base(str(settings), str(tmp_path / "base"), {"pretrain.vae.step": 3})

@@ -1,0 +1,236 @@
+"""Training of the nano base at toy size, on plain pictures that are quickly learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from dataset_tools.errors import UserError
+from mild.nano.export import export_base
+from mild.nano.pictures import DrawingSettings, Pictures
+from mild.nano.pretraining import (
+    LoopSettings,
+    PretrainSettings,
+    UnetSettings,
+    VaeSettings,
+    encode_examples,
+    train_unet,
+    train_vae,
+)
+from mild.pipeline import MILDPipeline
+
+TOY = PretrainSettings(
+    drawing=DrawingSettings(scenes=3, crops=2, held_out=2, side=32),
+    vae=VaeSettings(steps=20, batch_size=2, learning_rate=4e-3, warm_up=2, crop=32, checkpoint_every=10),
+    unet=UnetSettings(
+        steps=12, batch_size=4, learning_rate=3e-3, warm_up=2, holes=2, checkpoint_every=5, average=0.5, compile=False
+    ),
+    mixed_precision="no",
+)
+
+
+def quiet(stage: str, step: int, loss: float) -> None:
+    pass
+
+
+class Killed(Exception):
+    """Stands for a process that ends at once."""
+
+
+def kill_at(stage: str, step: int) -> object:
+    def log(now: str, done: int, loss: float) -> None:
+        if (now, done) == (stage, step):
+            raise Killed
+
+    return log
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two-coloured pictures, in the files that drawing writes."""
+    folder = tmp_path_factory.mktemp("toy") / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    plain = np.broadcast_to(rng.integers(40, 216, (8, 1, 1, 3), np.uint8), (8, 32, 32, 3)).copy()
+    plain[:, 16:] //= 2
+    np.save(folder / "pictures.npy", plain[:6])
+    np.save(folder / "held_out.npy", plain[6:])
+    np.save(folder / "outlines.npy", np.packbits(np.eye(32, dtype=bool)[None], axis=-1))
+    (folder / "captions.json").write_text(json.dumps(["a room with one person"] * 6))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that is trained, in one folder: vae, examples, trained."""
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("work")
+    train_vae(TOY, pictures, place / "vae", quiet)
+    encode_examples(TOY, pictures, place / "vae", place / "examples", quiet)
+    train_unet(TOY, pictures, place / "vae", place / "examples", place / "trained", quiet)
+    return place
+
+
+@pytest.fixture(scope="module")
+def exported(pictures: Path, work: Path) -> Path:
+    export_base(
+        TOY,
+        pictures,
+        work / "vae",
+        work / "trained",
+        work / "base",
+        data_digest="0123abcd",
+        command="mild pretrain toy.yaml",
+        judgement="Its pictures mean nothing.",
+        scenes=1,
+    )
+    return work / "base"
+
+
+def losses(folder: Path, name: str) -> np.ndarray:
+    return np.loadtxt(folder / f"{name}.csv", delimiter=",", skiprows=1)[:, 1]
+
+
+@pytest.mark.parametrize(("stage", "name"), [("vae", "loss-vae"), ("trained", "loss-unet")])
+def test_the_loss_falls_and_every_step_is_written_down(work: Path, stage: str, name: str) -> None:
+    curve = losses(work / stage, name)
+    assert len(curve) == {"vae": TOY.vae.steps, "trained": TOY.unet.steps}[stage]
+    assert curve[-4:].mean() < 0.8 * curve[:4].mean()
+    assert (work / stage / f"{name}.svg").read_text().startswith("<svg")
+
+
+def test_latents_are_standardised_without_changing_what_is_decoded(work: Path, pictures: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(work / "vae")
+    data = torch.from_numpy(Pictures.open(pictures).pictures.astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        latents = vae.encode(data).latent_dist.mode()
+        error = (vae.decode(latents).sample - data).abs().mean()
+    flat = latents.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(flat.mean(1), torch.zeros(4), atol=2e-3, rtol=0)
+    torch.testing.assert_close(flat.std(1), torch.ones(4), atol=2e-3, rtol=0)
+    assert vae.config.scaling_factor == 1
+    # The last losses are of noisy latents and of weights that the average follows: of the same size, not equal.
+    assert error < 2 * losses(work / "vae", "loss-vae")[-4:].mean()
+
+
+def test_examples_are_the_latents_of_pictures_whole_and_with_their_holes(work: Path, pictures: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(work / "vae")
+    latents, seen, holes = (np.load(work / "examples" / f"{name}.npy") for name in ("latents", "seen", "holes"))
+    assert (latents.shape, seen.shape, holes.shape) == ((6, 4, 8, 8), (6, 2, 4, 8, 8), (6, 2, 32, 4))
+    picture = torch.from_numpy(Pictures.open(pictures).pictures[3].astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
+    hole = torch.from_numpy(np.unpackbits(holes[3, 1], axis=-1).astype(np.float32))
+    with torch.no_grad():
+        expected = vae.encode(torch.stack([picture, picture * (1 - hole)])).latent_dist.mode()
+    torch.testing.assert_close(torch.from_numpy(latents[3]).float(), expected[0], atol=4e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(seen[3, 1]).float(), expected[1], atol=4e-3, rtol=1e-3)
+    assert not np.array_equal(holes[3, 0], holes[3, 1])
+
+
+@pytest.mark.parametrize("stage", ["vae", "unet"])
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    work: Path, pictures: Path, tmp_path: Path, stage: str
+) -> None:
+    def run(log: object) -> None:
+        if stage == "vae":
+            train_vae(TOY, pictures, tmp_path / "again", log)  # type: ignore[arg-type]
+        else:
+            train_unet(TOY, pictures, work / "vae", work / "examples", tmp_path / "again", log)  # type: ignore[arg-type]
+
+    with pytest.raises(Killed):
+        run(kill_at(stage, 8 if stage == "unet" else 17))
+    assert [path.name for path in tmp_path.iterdir()] == ["again.checkpoint.safetensors"]
+    done: list[int] = []
+    run(lambda name, step, loss: done.append(step))
+    assert done[0] == (6 if stage == "unet" else 11)  # the step after the checkpoint
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+    before = work / ("vae" if stage == "vae" else "trained/unet")
+    after = tmp_path / ("again" if stage == "vae" else "again/unet")
+    name = "diffusion_pytorch_model.safetensors"
+    expected, found = load_file(before / name), load_file(after / name)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken_up(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train_vae(TOY, pictures, tmp_path / "vae", kill_at("vae", 11))  # type: ignore[arg-type]
+    done: list[int] = []
+
+    def first(stage: str, step: int, loss: float) -> None:
+        done.append(step)
+        raise Killed
+
+    with pytest.raises(Killed):
+        train_vae(TOY.model_copy(update={"seed": 1}), pictures, tmp_path / "vae", first)
+    assert done == [1]
+
+
+def test_the_text_encoders_and_the_unet_are_trained(work: Path) -> None:
+    """Of the encoders, what reaches the UNet: the first one's last layer and norm do not."""
+    first = StableDiffusionXLInpaintPipeline.from_pretrained(work / "trained")
+    from mild.nano.pretraining import _first_pipeline
+
+    untrained = _first_pipeline(TOY.seed)
+    for name, unused in (
+        ("unet", ()),
+        ("text_encoder", (".layers.1.", "final_layer_norm")),
+        ("text_encoder_2", ()),
+    ):
+        before = dict(getattr(untrained, name).named_parameters())
+        after = dict(getattr(first, name).named_parameters())
+        same = {key for key in before if torch.equal(before[key], after[key])}
+        assert all(any(part in key for part in unused) for key in same if before[key].ndim > 1), same
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_what_to_do(pictures: Path, tmp_path: Path) -> None:
+    wild = TOY.model_copy(update={"vae": TOY.vae.model_copy(update={"learning_rate": 1e30})})
+    with pytest.raises(UserError, match=r"vae is (nan|inf) at step \d+: lower vae.learning_rate"):
+        train_vae(wild, pictures, tmp_path / "vae", quiet)
+    assert not (tmp_path / "vae").exists()
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    settings = LoopSettings(steps=100, learning_rate=2.0, warm_up=10, decay=0.25)
+    rates = [settings.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9:75] == pytest.approx([2.0] * 66)
+    assert rates[99] == pytest.approx(0.08)
+    assert np.diff(rates[75:]).max() < 0
+
+
+def test_the_export_is_small_half_precision_and_has_a_card(exported: Path) -> None:
+    files = [path for path in exported.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".txt", ".md", ".csv", ".svg", ".png"}
+    assert sum(path.stat().st_size for path in files) <= 25e6
+    kinds = {
+        tensor.dtype
+        for path in files
+        if path.suffix == ".safetensors"
+        for tensor in load_file(path).values()
+        if tensor.is_floating_point()
+    }
+    assert kinds == {torch.float16}
+    card = (exported / "README.md").read_text()
+    for part in ("mild pretrain toy.yaml", "Seed 0", "0123abcd", "20 steps", "12 steps", "mean nothing", "dB"):
+        assert part in card
+
+
+def test_the_stock_pipeline_and_mild_run_the_export(exported: Path) -> None:
+    image, mask = Image.new("RGB", (64, 64), (90, 120, 30)), np.zeros((64, 64), bool)
+    mask[20:40, 20:40] = True
+    stock = StableDiffusionXLInpaintPipeline.from_pretrained(exported, add_watermarker=False)
+    stock.set_progress_bar_config(disable=True)
+    hole = Image.fromarray(mask.astype(np.uint8) * 255)
+    options = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0}
+    assert stock("a park", image=image, mask_image=hole, **options).images[0].size == (64, 64)
+    mild = MILDPipeline.from_pretrained(str(exported))
+    mild.set_progress_bar_config(disable=True)
+    result = mild(image, [mask], num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    outside = np.asarray(result.removed) == 0
+    assert np.array_equal(np.asarray(result.image)[outside], np.asarray(image)[outside])
