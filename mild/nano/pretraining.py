@@ -422,6 +422,7 @@ def _keep_variance(vae: AutoencoderKL) -> None:
     """
     for name, layer in vae.named_modules():
         if isinstance(layer, nn.Conv2d):
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
             if name.endswith("conv2"):
                 nn.init.zeros_(layer.weight)
