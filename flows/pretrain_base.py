@@ -24,6 +24,8 @@ class PretrainRecipe(Settings):
     """Pictures, networks, steps."""
     scenes: int = Field(24, ge=1)
     """Scenes of the sample world's test split on which the base is measured."""
+    inference_steps: int = Field(25, ge=1)
+    """DDIM steps of each fill that is measured."""
     judgement: str = ""
     """For the card: what a person says who has looked at the pictures."""
 
@@ -131,6 +133,7 @@ def export(job: ExportJob) -> Files:
         command=job.command,
         judgement=job.recipe.judgement,
         scenes=job.recipe.scenes,
+        steps=job.recipe.inference_steps,
     )
     create_table_artifact(
         [{"what": name, "dB": round(value, 2)} for name, value in numbers.items()],

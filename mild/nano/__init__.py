@@ -103,6 +103,23 @@ def build_nano_pipeline() -> StableDiffusionXLInpaintPipeline:
     }
     tokens: dict[str, Any] = {"vocab": vocabulary, "merges": merges, "model_max_length": LONGEST_PROMPT}
     return StableDiffusionXLInpaintPipeline(
+        unet=UNet2DConditionModel(
+            sample_size=32,
+            in_channels=9,
+            out_channels=4,
+            block_out_channels=(48, 96, 128),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(2, 3, 4),
+            transformer_layers_per_block=1,
+            use_linear_projection=True,
+            cross_attention_dim=2 * TEXT_WIDTH,
+            norm_num_groups=16,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=TIME_EMBEDDING,
+            projection_class_embeddings_input_dim=6 * TIME_EMBEDDING + PROJECTION,
+        ),
         # Few layers, and convolutions alone: quickly trained, and on small crops, for pictures of any size.
         vae=AutoencoderKL(
             block_out_channels=(48, 48, 48),
@@ -123,23 +140,6 @@ def build_nano_pipeline() -> StableDiffusionXLInpaintPipeline:
         ),
         tokenizer=CLIPTokenizer(**tokens),
         tokenizer_2=CLIPTokenizer(**tokens, pad_token="!"),
-        unet=UNet2DConditionModel(
-            sample_size=32,
-            in_channels=9,
-            out_channels=4,
-            block_out_channels=(48, 96, 128),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=(2, 3, 4),
-            transformer_layers_per_block=1,
-            use_linear_projection=True,
-            cross_attention_dim=2 * TEXT_WIDTH,
-            norm_num_groups=16,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=TIME_EMBEDDING,
-            projection_class_embeddings_input_dim=6 * TIME_EMBEDDING + PROJECTION,
-        ),
         scheduler=DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,

@@ -44,7 +44,7 @@ with people and on holes that have nothing to do with them. Not doing so is what
 ## What it can do
 
 Measured on {count} scenes of the sample world's test split, none of which it was trained on, with the empty prompt and
-25 DDIM steps; peak signal-to-noise ratio in dB, the mean over pictures:
+{steps} DDIM steps; peak signal-to-noise ratio in dB, the mean over pictures:
 
 | | this base | OpenCV's Telea |
 |---|---|---|
@@ -93,6 +93,7 @@ def export_base(
     command: str,
     judgement: str = "",
     scenes: int = 24,
+    steps: int = 25,
 ) -> dict[str, float]:
     """Write the trained pipeline in float16 with card, loss curves and a sheet of fills; the folder appears whole.
 
@@ -104,6 +105,7 @@ def export_base(
         command: how all this was run, for the card.
         judgement: what a person says who has looked at the pictures.
         scenes: of the sample world's test split, on which it is measured.
+        steps: DDIM steps of each fill.
 
     Returns:
         What the card's table says, in dB.
@@ -125,11 +127,12 @@ def export_base(
             tenth = max(1, len(losses) // 10)
             curves |= {f"{name}_first": float(losses[:tenth].mean()), f"{name}_last": float(losses[-tenth:].mean())}
         # Measured is what was written, rounded to float16.
-        numbers, sheet = judge(MILDPipeline.from_pretrained(str(place)), data.held_out, scenes)
+        numbers, sheet = judge(MILDPipeline.from_pretrained(str(place)), data.held_out, scenes, steps=steps)
         (place / "fills.png").write_bytes(encode_png(sheet))
         card = CARD.format(
             parameters=count_parameters(pipeline),
             count=scenes,
+            steps=steps,
             side=settings.drawing.side,
             judgement=judgement,
             command=command,

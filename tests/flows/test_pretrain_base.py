@@ -21,6 +21,7 @@ TOY: dict[str, Any] = {
         "mixed_precision": "no",
     },
     "scenes": 1,
+    "inference_steps": 2,
 }
 STEPS = ["draw-pictures", "train-vae", "encode-examples", "train-unet", "export-base"]
 

@@ -91,6 +91,7 @@ def exported(pictures: Path, work: Path) -> Path:
         command="mild pretrain toy.yaml",
         judgement="Its pictures mean nothing.",
         scenes=1,
+        steps=2,
     )
     return work / "base"
 
