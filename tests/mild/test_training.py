@@ -133,7 +133,8 @@ def test_every_part_is_trained_at_its_own_rate(
     ]:
         assert values.median().item() == pytest.approx(rate, rel=0.02)
     alphas = moved("sma", "alpha")
-    assert sorted({round(alpha, 2) for alpha in alphas.tolist()}) == [0, 0.5], "half of the steps are projected away"
+    # What is pushed against the hard constraints is projected back to zero.
+    assert alphas[alphas > 0].median().item() == pytest.approx(0.5, rel=0.02)
 
 
 @torch.no_grad()
