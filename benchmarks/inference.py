@@ -165,26 +165,37 @@ def main() -> None:
     seconds = {name: median(row["seconds"]) for name, row in found.items()}
     memory = {name: row["peak_bytes"] for name, row in found.items()}
     on_gpu = device == "cuda"
-    result = {
-        "command": f"python benchmarks/inference.py --size {given.size} --resolution {side} --rounds {given.rounds}",
-        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.processor() or platform.machine()}",
+    write_result(
+        "inference",
+        f"--size {given.size} --resolution {side} --rounds {given.rounds}",
+        {
+            "settings": {"steps": STEPS, "side": side, "dtype": str(dtype), "seed": SEED, "weights": "random"},
+            "runs": found,
+            "ratios": {
+                "erase / stock, time": seconds["erase"] / seconds["stock"],
+                "layers / erase, time": seconds["layers"] / seconds["erase"],
+                "erase / stock, memory": memory["erase"] / memory["stock"] if on_gpu else "not computed: no GPU",
+                "layers / erase, memory": memory["layers"] / memory["erase"] if on_gpu else "not computed: no GPU",
+            },
+        },
+    )
+
+
+def write_result(name: str, options: str, result: dict[str, Any]) -> None:
+    """Write ``results/NAME-DEVICE.json``, with what it was measured with and on; print its ratios."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    measured_on = {
+        "command": f"python benchmarks/{name}.py {options}",
+        "device": gpu or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "software": software_versions(),
-        "settings": {"steps": STEPS, "side": side, "dtype": str(dtype), "seed": SEED, "weights": "random"},
-        "runs": found,
-        "ratios": {
-            "erase / stock, time": seconds["erase"] / seconds["stock"],
-            "layers / erase, time": seconds["layers"] / seconds["erase"],
-            "erase / stock, memory": memory["erase"] / memory["stock"] if on_gpu else "not computed: no GPU",
-            "layers / erase, memory": memory["layers"] / memory["erase"] if on_gpu else "not computed: no GPU",
-        },
     }
-    place = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()) if on_gpu else "cpu"
-    target = Path(__file__).parent / f"results/inference-{place}.json"
+    place = re.sub(r"[^a-z0-9]+", "-", gpu.lower()) if gpu else "cpu"
+    target = Path(__file__).parent / f"results/{name}-{place}.json"
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=2) + "\n")
-    for name, ratio in result["ratios"].items():
-        print(f"{name}: {ratio if isinstance(ratio, str) else f'{ratio:.2f}'}")
+    target.write_text(json.dumps(measured_on | result, indent=2) + "\n")
+    for label, ratio in result["ratios"].items():
+        print(f"{label}: {ratio if isinstance(ratio, str) else f'{ratio:.2f}'}")
 
 
 if __name__ == "__main__":

@@ -106,22 +106,67 @@ def write_shard(
     Raises:
         ValueError: a sample breaks the schema or its key was there before; the message names the key.
     """
+    people = 0
+
+    def parts() -> Iterator[tuple[str, dict[str, bytes]]]:
+        nonlocal people
+        for sample in samples:
+            people += len(sample.people)
+            yield sample.key, sample.to_parts(encoding)
+
+    tar = write_tar(root, path, parts())
+    index_sha256 = write_index(root, path, tar, {"rejected": rejected})
+    filesystem, base = open_root(root)
+    return Shard(
+        path=path,
+        samples=len(tar.samples),
+        people=people,
+        size=tar.size,
+        sha256=tar.sha256,
+        index_sha256=index_sha256,
+        token=content_token(filesystem, f"{base}/{path}"),
+        rejected=len(rejected),
+        transient=sum(bool(row["transient"]) for row in rejected),
+    )
+
+
+@dataclass(frozen=True)
+class Tar:
+    """What `write_tar` wrote."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    samples: list[dict[str, Any]]
+    """An entry a sample for the index: its key, and where it and its parts lie."""
+
+
+def write_tar(root: str, path: str, samples: Iterable[tuple[str, dict[str, bytes]]]) -> Tar:
+    """Write samples, key and parts (suffix to bytes), as one WebDataset tar that appears whole or not at all.
+
+    The bytes depend on keys and parts alone. Where there is no sample, no tar is written, and an older one removed.
+
+    Args:
+        samples: consumed one at a time.
+        path: relative to ``root``, ends in ``.tar``.
+
+    Raises:
+        ValueError: a key was there before.
+    """
     import webdataset
 
     filesystem, base = open_root(root)
-    people = 0
     keys: set[str] = set()
     index: list[dict[str, Any]] = []
     size, sha256 = 0, hashlib.sha256(b"").hexdigest()
     with written_whole(filesystem, f"{base}/{path}") as partial:
         with partial.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0, mode=0o644) as writer:
-            for sample in samples:
-                if sample.key in keys:
-                    raise ValueError(f"{path}: two samples have the key {sample.key!r}")
-                keys.add(sample.key)
-                writer.write({"__key__": sample.key, **sample.to_parts(encoding)})
-                people += len(sample.people)
-        if people:
+            for key, parts in samples:
+                if key in keys:
+                    raise ValueError(f"{path}: two samples have the key {key!r}")
+                keys.add(key)
+                writer.write({"__key__": key, **parts})
+        if keys:
             with partial.open("rb") as written:
                 sha256 = hashlib.file_digest(written, "sha256").hexdigest()
             size = partial.stat().st_size
@@ -131,27 +176,23 @@ def write_shard(
             partial.unlink()
     if not index and filesystem.exists(f"{base}/{path}"):
         filesystem.rm_file(f"{base}/{path}")
+    return Tar(size, sha256, index)
+
+
+def write_index(root: str, path: str, tar: Tar, more: dict[str, Any]) -> str:
+    """Write the index of the tar at ``path`` below ``root``, which holds ``more`` too; gives its sha256 (hex)."""
+    filesystem, base = open_root(root)
+    name = path.rsplit("/", 1)[-1]
     document = {
         "schema_version": SCHEMA_VERSION,
-        "shard": path.rsplit("/", 1)[-1],
-        "size": size,
-        "sha256": sha256,
-        "samples": index,
-        "rejected": rejected,
+        "shard": name,
+        "size": tar.size,
+        "sha256": tar.sha256,
+        "samples": tar.samples,
+        **more,
     }
     data = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    index_sha256 = write_bytes(filesystem, f"{base}/{index_path(path)}", data)
-    return Shard(
-        path=path,
-        samples=len(index),
-        people=people,
-        size=size,
-        sha256=sha256,
-        index_sha256=index_sha256,
-        token=content_token(filesystem, f"{base}/{path}"),
-        rejected=len(rejected),
-        transient=sum(bool(row["transient"]) for row in rejected),
-    )
+    return write_bytes(filesystem, f"{base}/{index_path(path)}", data)
 
 
 def index_path(shard_path: str) -> str:

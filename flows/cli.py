@@ -100,6 +100,7 @@ def evaluate(
     from flows.evaluate import evaluate as evaluate_flow
 
     result = evaluate_flow(str(settings), dataset, adapters, output, _parsed(set_))
+    _show_evaluation(result["summary"])
     console.print(f"report in {result['report']}{' (cached)' if result['cached'] else ''}")
 
 
@@ -133,6 +134,7 @@ def quickstart(
     cached = [f"{build['cached']} of {build['shards']} shards"]
     cached += [name for name in ("train", "evaluate") if result[name]["cached"]]
     _show_build(build)
+    _show_evaluation(result["evaluate"]["summary"])
     console.print(f"cached    {', '.join(cached)}")
     console.print(f"shards    {build['dataset']}")
     console.print(f"pictures  {build['dataset']}/card, {Path(result['evaluate']['report']).parent}/pictures")
@@ -268,6 +270,19 @@ def _show_build(summary: dict[str, Any]) -> None:
         table.add_row(name, str(summary[name]))
     for reason, count in summary["rejected"].items():
         table.add_row(f"set aside or mended: {reason}", str(count))
+    console.print(table)
+
+
+def _show_evaluation(summary: dict[str, Any]) -> None:
+    """Means in the hole: PSNR, more is better, and perceptual distance, less is better."""
+    table = Table(title="in the hole: PSNR in dB / perceptual distance")
+    table.add_column("method")
+    for group in summary["groups"]:
+        table.add_column(f"{group['name']} ({group['cases']})", justify="right")
+    for method in summary["settings"]["methods"]:
+        reached = [group["methods"][method] for group in summary["groups"]]
+        means = [(values["psnr_hole"]["mean"], values["perceptual_hole"]["mean"]) for values in reached]
+        table.add_row(method, *("not computed" if None in pair else "{:.2f} / {:.3f}".format(*pair) for pair in means))
     console.print(table)
 
 

@@ -27,12 +27,13 @@ from dataset_tools.photo_masks import PHOTO_SUFFIXES, NamedMasks, PhotoMasks, Pl
 from dataset_tools.photographs import Photograph, read_photograph
 from dataset_tools.records import Rejection
 from dataset_tools.storage import write_bytes
+from mild.layers import INDEX as LAYERS_INDEX
 from mild.regions import editable
+from mild.saved import read_config
 
 if TYPE_CHECKING:
     from mild.pipeline import MILDPipeline
 
-LAYERS_INDEX = "layers.json"
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95, "subsampling": 0},
     ".jpeg": {"quality": 95, "subsampling": 0},
@@ -336,7 +337,6 @@ def _load(options: EraseOptions) -> MILDPipeline:
     import torch
 
     from mild.backbone import SUGGESTED_BASE
-    from mild.layered import read_config
     from mild.pipeline import MILDPipeline
 
     base = options.base

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, ClassVar
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact
 from pydantic import Field
 
-from dataset_tools.errors import UserError
 from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import open_root
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
 from flows.progress import Progress
+from mild.saved import read_config
 from mild.settings import EvaluateSettings
 
 
@@ -33,7 +34,7 @@ class EvaluateJob(Job):
     """Compare methods."""
 
     step: ClassVar[str] = "compare-methods"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     dataset: str
     dataset_digest: str
     adapters: str
@@ -57,16 +58,13 @@ def compare_methods(job: EvaluateJob) -> Files:
         progress.stage("evaluate")
         progress.expect(min(settings.samples, len(samples)))
 
-        def log(done: int, values: dict[str, float]) -> None:
-            progress.advance()
-
         evaluate_methods(
             settings,
             samples,
             job.base,
             job.adapters,
             job.root,
-            log,
+            lambda done: progress.advance(),
             dataset_digest=job.dataset_digest,
             command="mild evaluate",
         )
@@ -101,7 +99,7 @@ def evaluate(
         dataset_digest=read_manifest(dataset).digest(),
         adapters=adapters,
         adapters_digest=folder_digest(adapters),
-        base=_base_of(adapters),
+        base=read_config(Path(adapters)).base,
         recipe=recipe,
     )
     outcome = run_steps(compare_methods, [job], result_storage(place["work"]))[0]
@@ -109,12 +107,3 @@ def evaluate(
     summary = json.loads(filesystem.cat_file(f"{base}/summary.json"))
     create_link_artifact(f"{root}/report.html", link_text="report", key="evaluation-report")
     return {"report": f"{root}/report.html", "summary": summary, "cached": outcome.cached}
-
-
-def _base_of(adapters: str) -> str:
-    """The base that the adapters were trained on, as their ``mild.json`` says."""
-    filesystem, base = open_root(adapters)
-    try:
-        return str(json.loads(filesystem.cat_file(f"{base}/mild.json"))["base"])
-    except (FileNotFoundError, KeyError, ValueError):
-        raise UserError(f"{adapters} is not a folder of adapters: mild.json is missing or names no base") from None

@@ -136,9 +136,9 @@ def export(job: ExportJob) -> Files:
         steps=job.recipe.inference_steps,
     )
     create_table_artifact(
-        [{"what": name, "dB": round(value, 2)} for name, value in numbers.items()],
+        [{"what": name, "value": round(value, 2)} for name, value in numbers.items()],
         key="pretrain-base-quality",
-        description=f"PSNR of {job.root}",
+        description=f"{job.root}: PSNR in dB, and perceptual distances",
     )
     return Files.of(job, "root", [""])
 

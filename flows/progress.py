@@ -47,6 +47,10 @@ class Progress:
         self._line = self._bar.add_task(description, total=0)
         self._line_total = 0
 
+    def describe(self, description: str) -> None:
+        """Change the text of this stage's line."""
+        self._bar.update(self._line, description=description)
+
     def expect(self, count: int) -> None:
         """There is ``count`` more to do in this stage."""
         self._total += count

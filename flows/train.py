@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 from pathlib import Path
 from typing import Any, ClassVar
 
+from PIL import Image
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 from pydantic import Field
 
 from dataset_tools.schema import Configuration
 from dataset_tools.settings import Settings
-from dataset_tools.shards import read_manifest
+from dataset_tools.shards import ShardDataset, read_manifest
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
 from flows.progress import Progress
-from mild.launch import TrainRequest, launch
+from mild.launch import TrainRequest, check_shards, launch
+from mild.nano import NAME, base_place
 from mild.settings import TrainSettings
 
 
 class TrainRecipe(Settings):
     """Everything that the flow ``train`` needs to know but where things lie."""
 
-    base: str | None = None
-    """Hub id or folder of an SDXL inpainting pipeline; null writes a tiny one with random weights, which runs
-    anywhere and erases nothing: for trying the road."""
-    base_seed: int = Field(default=0, ge=0)
-    """Seed of the tiny base's weights."""
+    base: str = NAME
+    """Hub id or folder of an SDXL inpainting pipeline; ``mild-nano`` is the very small one that comes with the package,
+    which runs anywhere and knows drawn pictures only."""
     configurations: dict[Configuration, float] = Field(default={"composite": 1.0}, min_length=1)
     """Configurations of the dataset to train on, and how often samples come from each relative to the others."""
     split: str = "train"
@@ -39,28 +41,45 @@ class TrainRecipe(Settings):
     process. The result is the same up to rounding, and so is remembered whatever this is."""
 
 
-class TinyBaseJob(Job):
-    """Write the tiny base."""
+class LatentsJob(Job):
+    """Encode what training sees."""
 
-    step: ClassVar[str] = "write-tiny-base"
+    step: ClassVar[str] = "encode-latents"
     version: ClassVar[int] = 1
-    seed: int
+    dataset: str
+    dataset_digest: str
+    base: str
+    vae_digest: str
+    recipe: TrainRecipe
+
+    def determines(self) -> Any:
+        """What the views and their latents depend on: not how they are trained on."""
+        views = self.recipe.train.determines_views()
+        return [self.dataset_digest, self.vae_digest, sorted(self.recipe.configurations), self.recipe.split, views]
 
 
 @cached_step
-def write_tiny_base(job: TinyBaseJob) -> Files:
-    """Write an SDXL inpainting pipeline of tiny size below ``work/base``."""
-    from mild.nano import write_nano_base
+def encode_latents(job: LatentsJob) -> Files:
+    """Write the latents of fixed views below ``work/latents``; whole shards that are there already are kept."""
+    from mild import latents
 
-    write_nano_base(f"{job.work}/base", job.seed)
-    return Files.of(job, "work", ["base"])
+    datasets = [ShardDataset(job.dataset, name, job.recipe.split) for name in job.recipe.configurations]
+    for dataset in datasets:
+        check_shards(dataset)
+    with Progress("latents-progress") as progress:
+        progress.stage("encode latents")
+        progress.expect(sum(map(len, datasets)))
+        latents.encode_latents(
+            job.recipe.train, datasets, job.base, job.vae_digest, f"{job.work}/latents", progress.advance
+        )
+    return Files.of(job, "work", ["latents"], sum(map(len, datasets)))
 
 
 class TrainJob(Job):
     """Train adapters."""
 
     step: ClassVar[str] = "train-adapters"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     dataset: str
     dataset_digest: str
     base: str
@@ -68,8 +87,9 @@ class TrainJob(Job):
     recipe: TrainRecipe
 
     def determines(self) -> Any:
-        """Settings and digests; not where dataset and base lie."""
-        return [self.dataset_digest, self.base_digest, self.recipe.model_dump(mode="json", exclude={"launcher"})]
+        """Settings and digests; not where dataset and base lie, nor how the result is come by."""
+        data = [sorted(self.recipe.configurations.items()), self.recipe.split]
+        return [self.dataset_digest, self.base_digest, data, self.recipe.train.determines()]
 
 
 @cached_step
@@ -78,7 +98,8 @@ def train_adapters(job: TrainJob) -> Files:
 
     Tried again after a crash, it goes on from the last checkpoint below ``work``.
     """
-    recipe, done = job.recipe, 0
+    recipe, done, shown = job.recipe, 0, -1
+    newest: Path | None = None
     request = TrainRequest(
         settings=recipe.train,
         dataset=job.dataset,
@@ -88,22 +109,46 @@ def train_adapters(job: TrainJob) -> Files:
         base=job.base,
         base_digest=job.base_digest,
         output=job.root,
+        latents=None if recipe.train.cached_views is None else f"{job.work}/latents",
     )
     with Progress("train-progress") as progress:
         progress.stage("train")
         progress.expect(recipe.train.steps)
 
         def log(step: int, values: dict[str, float]) -> None:
-            nonlocal done
+            nonlocal done, shown, newest
             progress.advance(step - done)
             done = step
+            progress.describe(f"train, loss {values['loss/total']:.4g}")
+            newest = _show_samples(job.work, newest)
+            # Each artifact is a request to the server, and a version of the one before.
+            if (tenth := 10 * step // recipe.train.steps) > shown:
+                shown = tenth
+                rows = [{"name": name, "value": f"{value:.4g}"} for name, value in values.items()]
+                create_table_artifact(rows, key="train-values", description=f"Step {step} of {recipe.train.steps}")
 
         launch(request, log, recipe.launcher)
+    _show_samples(job.work, newest)
     with Path(job.root, "loss.csv").open(newline="", encoding="utf-8") as file:
         losses = list(csv.DictReader(file))
     curve = losses[:: recipe.train.log_every] + losses[-1:]
     create_table_artifact(curve, key="train-loss", description=f"Loss while training {job.root}")
     return Files.of(job, "root", [""])
+
+
+def _show_samples(work: str, shown: Path | None) -> Path | None:
+    """Show the newest sample pictures, unless those are shown already; gives their file.
+
+    Prefect serves no files, so that the picture itself is the artifact: as JPEG, since those are kept in a database.
+    """
+    newest = max(Path(work, "samples").glob("step-*.png"), default=None)
+    if newest is not None and newest != shown:
+        data = io.BytesIO()
+        Image.open(newest).save(data, "JPEG", quality=85)
+        url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+        description = f"{newest.stem}: picture, hole, result and, where it is known, truth"
+        create_image_artifact(url, key="train-samples", description=description)
+    return newest
 
 
 @flow(name="train", persist_result=False)
@@ -117,7 +162,7 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
         changes: settings to change, dotted name to value.
 
     Returns:
-        ``adapters`` and ``base`` (paths) and ``cached``.
+        ``adapters`` (path), ``base`` (as the recipe names it) and ``cached``.
 
     Raises:
         UserError: settings, dataset or base cannot be used.
@@ -127,16 +172,20 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
     place = {"root": root, "work": f"{root}.work"}
     storage = result_storage(place["work"])
     digest = read_manifest(dataset).digest()
-    if recipe.base is None:
-        base = f"{place['work']}/base"
-        tiny = TinyBaseJob(**place, seed=recipe.base_seed)
-        base_digest = run_steps(write_tiny_base, [tiny], storage)[0].result.digest
-    else:
-        base = recipe.base
-        base_digest = folder_digest(base) if Path(base).is_dir() else base
-    job = TrainJob(**place, dataset=dataset, dataset_digest=digest, base=base, base_digest=base_digest, recipe=recipe)
+    base = base_place(recipe.base)
+    base_digest = folder_digest(base) if Path(base).is_dir() else base
     # Machines with one GPU for each that may train at a time set a limit on this tag.
-    step = train_adapters.with_options(tags=["gpu"])
+    gpu = ["gpu"]
+    if recipe.train.cached_views is not None:
+        vae_digest = folder_digest(f"{base}/vae") if Path(base).is_dir() else base
+        encoding = LatentsJob(
+            **place, dataset=dataset, dataset_digest=digest, base=recipe.base, vae_digest=vae_digest, recipe=recipe
+        )
+        run_steps(encode_latents.with_options(tags=gpu), [encoding], storage, in_this_thread=True)
+    job = TrainJob(
+        **place, dataset=dataset, dataset_digest=digest, base=recipe.base, base_digest=base_digest, recipe=recipe
+    )
+    step = train_adapters.with_options(tags=gpu)
     outcome = run_steps(step, [job], storage, in_this_thread=True)[0]
     create_link_artifact(root, link_text="adapters", key="train-adapters")
-    return {"adapters": root, "base": base, "cached": outcome.cached}
+    return {"adapters": root, "base": recipe.base, "cached": outcome.cached}

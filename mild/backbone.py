@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import StableDiffusionXLInpaintPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from dataset_tools.errors import UserError
+from mild.nano import NAME, base_place
 from mild.settings import LoraSettings
 
 Branch = Literal["fg", "bg"]
@@ -32,26 +33,29 @@ def load_base(
     load: Callable[..., Any] = StableDiffusionXLInpaintPipeline.from_pretrained,
     **options: Any,
 ) -> Any:
-    """Load an SDXL inpainting base: a folder as diffusers saves it, or a hub id.
+    """Load an SDXL inpainting base: a folder as diffusers saves it, a hub id, or the one that comes with the package.
 
     Args:
-        name_or_folder: of the base.
+        name_or_folder: of the base; `mild.nano.NAME` for the package's own.
         load: ``from_pretrained`` of the pipeline class, which is called with ``options``; float32 by default.
 
     Raises:
         UserError: there is no such folder or hub id, the hub cannot be reached, it is no SDXL inpainting
             pipeline, or its UNet does not take noisy latents, mask and masked latents together.
     """
-    folder = Path(name_or_folder)
+    place = base_place(name_or_folder)
+    folder = Path(place)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(f"{name_or_folder} is not a diffusers pipeline folder: it has no model_index.json")
-    if not folder.exists() and name_or_folder.count("/") != 1:
-        raise UserError(f"base {name_or_folder} does not exist; give a folder, or a hub id such as {SUGGESTED_BASE}")
+    if not folder.exists() and place.count("/") != 1:
+        raise UserError(
+            f"base {name_or_folder} does not exist; give a folder, a hub id such as {SUGGESTED_BASE}, or {NAME}"
+        )
     try:
         with _no_progress_bars():
             precision = {} if "torch_dtype" in options else {"dtype": torch.float32}
             given = {**precision, "use_safetensors": True, "add_watermarker": False, **options}
-            pipeline = load(name_or_folder, **given)
+            pipeline = load(place, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         hint = "" if folder.exists() else " (no such folder here, and it cannot be fetched from the hub)"
@@ -72,6 +76,13 @@ def check_channels(in_channels: int, latent_channels: int, name: str) -> None:
         )
 
 
+def check_resolution(pipeline: StableDiffusionXLInpaintPipeline, resolution: int) -> None:
+    """Raise `UserError` unless squares of ``resolution`` pixels go through all levels of VAE and UNet unpadded."""
+    step = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    if resolution % step:
+        raise UserError(f"resolution: {resolution} must be a multiple of {step} for this base")
+
+
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Both libraries draw bars while they load, over whatever bar the caller shows."""
@@ -84,6 +95,27 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         for library in shown:
             library.enable_progress_bar()
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) float32 of pictures (B, 3, H, W) in -1..1: the mode of the VAE's posterior, scaled."""
+    with precise_vae(vae):
+        latents: torch.Tensor = vae.encode(pictures.to(vae.dtype)).latent_dist.mode()
+    return latents.float() * float(vae.config.scaling_factor)
+
+
+@contextlib.contextmanager
+def precise_vae(vae: AutoencoderKL) -> Iterator[None]:
+    """SDXL's VAE overflows in float16, and says so in its configuration: inside, it computes in float32."""
+    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
+    if upcast:
+        vae.to(dtype=torch.float32)
+    try:
+        yield
+    finally:
+        if upcast:
+            vae.to(dtype=torch.float16)
 
 
 def add_layered_lora(unet: UNet2DConditionModel, settings: LoraSettings, seed: int) -> None:

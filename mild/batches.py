@@ -7,11 +7,14 @@ M_k is soft. The masks are faulty ones, as users' and networks' are.
 =============  ==========================================  ====================================================
 configuration  background branch                           foreground branch
 =============  ==========================================  ====================================================
-composite      learns the clean plate, judged everywhere   learns the image, judged inside the person's mask
-paired         the same                                    the same
-real           learns the image, judged outside of all     the same
+composite      learns the clean plate, judged everywhere   learns the image with the whole person in front of
+                                                           everybody, judged inside their complete mask
+paired         the same                                    learns the image, judged inside the visible mask
+real           learns the image, judged outside of all     the same as paired
                people only, where it is its own plate
 =============  ==========================================  ====================================================
+
+At inference the foreground branch completes people where others hide them, and composites alone know what is there.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from mild.backbone import Branch
 from mild.layers import visible
 from mild.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.regions import FILL, Region, cut_mask, cut_picture, cut_soft, editable, prefilled
+from mild.seeds import derived_seed
 from mild.settings import CropSettings, HmgSettings, TrainSettings
 
 
@@ -39,8 +43,9 @@ class Batch:
     """Examples of one branch. Pictures are (B, 3, H, W) float32 in -1..1, masks (B, 1, H, W) float32 in 0..1."""
 
     picture: torch.Tensor
-    """What the branch learns to paint, x_0: the image with the person; for the background the clean plate, or
-    without one the image with all people filled by smooth colours, as inference fills its holes to start from."""
+    """What the branch learns to paint, x_0. Foreground: the image, with the person's complete layer on top where it is
+    known. Background: the clean plate, or without one the image with all people filled by smooth colours, as inference
+    fills its holes to start from."""
     image: torch.Tensor
     """The image that the branch is shown, apart from the hole."""
     hole: torch.Tensor
@@ -49,11 +54,17 @@ class Batch:
     """What SMA and offsets are given: the person's faulty mask, as it would be at inference; for the background all
     people's, which is the hole."""
     target_mask: torch.Tensor
-    """Where the branch is judged. Foreground: M_k, the person's true mask. Background: 1 everywhere where the sample
-    has a clean plate; otherwise 1 outside the true masks of all people, each widened by `mild.regions.editable` for
-    their soft edges, and 0 inside: there nobody knows the background."""
+    """Where the branch is judged. Foreground: M_k, the person's true mask, complete where that is known, else what is
+    visible of them. Background: 1 everywhere where the sample has a clean plate; otherwise 1 outside the true masks of
+    all people, each widened by `mild.regions.editable` for their soft edges, and 0 inside: there nobody knows the
+    background."""
     weight: torch.Tensor
     """(B,): how often each example counts in the sum of eq. 5."""
+
+    @property
+    def shown(self) -> torch.Tensor:
+        """The image with its hole in middle grey."""
+        return self.image * (1 - self.hole)
 
 
 def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.random.Generator) -> Sample:
@@ -75,6 +86,18 @@ def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.rand
     if settings.crop is not None:
         view = cropped(view, *_random_square(view.people[index].mask, settings.resolution, settings.crop, draw))
     return mirrored(view) if draw.random() < settings.flip else view
+
+
+def draw_fixed_view(sample: Sample, number: int, settings: TrainSettings) -> tuple[Sample, int]:
+    """One of the ``settings.cached_views`` views of a sample, the same whenever it is asked for, and its person.
+
+    Views with consecutive numbers show its people in turn, from one that is drawn. Raises `UserError` as `draw_view`.
+    """
+    count = max(len(sample.people), 1)
+    first = np.random.default_rng(derived_seed(settings.seed, "views", sample.key)).integers(count)
+    index = (int(first) + number) % count
+    draw = np.random.default_rng(derived_seed(settings.seed, "views", sample.key, number))
+    return draw_view(sample, index, settings, draw), index
 
 
 def with_faulty_masks(sample: Sample, draw: np.random.Generator) -> Sample:
@@ -143,7 +166,7 @@ def make_batch(branch: Branch, samples: list[Sample], chosen: list[int], resolut
             others = editable(faulty, [k for k in everybody if k != index])
             hole = cut_mask(others & ~visible(faulty, _order(sample))[index], region)
             given = cut_soft(faulty[index], region)
-            picture, judged = cut_picture(sample.image, region), cut_mask(sample.people[index].mask, region)
+            picture, judged = _person(sample, index, region)
         rows.append(
             (
                 _picture_tensor(picture),
@@ -166,12 +189,13 @@ def make_batch(branch: Branch, samples: list[Sample], chosen: list[int], resolut
 
 
 def make_cues(
-    branch: Branch, samples: list[Sample], chosen: list[int], withheld: list[np.ndarray], settings: HmgSettings
+    samples: list[Sample], chosen: list[int], withheld: list[np.ndarray], settings: HmgSettings
 ) -> dict[str, Cue | None]:
-    """The cues of HMG for one branch, of the crops of `make_batch`: arguments of `LayeredUNet.branch`.
+    """The cues of HMG, of the crops of `make_batch`: arguments of `LayeredUNet.branch`.
 
-    Everybody's keypoints, the label map and, for the foreground, the faulty masks of the person and of the others;
-    None where no sample has the cue, or all are withheld.
+    ``pose`` and ``parsing``, everybody's keypoints and the label map, are for both branches; ``others``, the faulty
+    masks of the person and of the others, is for the foreground alone. None where no sample has the cue, or all are
+    withheld.
 
     Args:
         samples, chosen: as for `make_batch`.
@@ -187,8 +211,7 @@ def make_cues(
         pose.append(None if missing else draw_pose(keypoints, view.parsing.shape, settings))
         missing = no_parsing or view.label_set == "none"
         parsing.append(None if missing else draw_parsing(view.parsing, view.label_set, settings))
-        if branch == "fg":
-            others.append(None if no_masks else draw_masks(_faulty_masks(view), index, settings))
+        others.append(None if no_masks else draw_masks(_faulty_masks(view), index, settings))
     return {"pose": stack_cue(pose), "parsing": stack_cue(parsing), "others": stack_cue(others)}
 
 
@@ -199,6 +222,19 @@ def _background(sample: Sample, region: Region) -> tuple[np.ndarray, np.ndarray]
     masks = np.stack([person.mask for person in sample.people])
     people = cut_mask(editable(masks, range(len(masks))), region)
     return prefilled(cut_picture(sample.image, region), people), ~people
+
+
+def _person(sample: Sample, index: int, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """What the foreground branch learns to paint in a window, (h, w, 3) uint8, and where it is judged, (h, w) bool."""
+    person = sample.people[index]
+    if person.layer is None or person.complete_mask is None:
+        return cut_picture(sample.image, region), cut_mask(person.mask, region)
+    # What is seen of the person lies there already; twice, soft edges would be harder.
+    missing = (person.layer[..., 3] > 0) & ~person.mask
+    whole = sample.image.copy()
+    under, over = whole[missing].astype(np.float32), person.layer[missing].astype(np.float32)
+    whole[missing] = np.rint(under + over[:, 3:] / 255 * (over[:, :3] - under)).astype(np.uint8)
+    return cut_picture(whole, region), cut_mask(person.complete_mask, region)
 
 
 def _faulty_masks(sample: Sample) -> np.ndarray:
@@ -303,6 +339,8 @@ def _check_sample(sample: Sample, resolution: int) -> None:
     if min(height, width) < resolution:
         raise UserError(f"{name} is {width}x{height}, smaller than resolution ({resolution}): lower resolution")
     parts = [sample.parsing, sample.background, *(person.mask for person in sample.people)]
-    parts += [person.augmented_mask for person in sample.people]
+    parts += [part for person in sample.people for part in (person.augmented_mask, person.complete_mask, person.layer)]
     if {part.shape[:2] for part in parts if part is not None} != {(height, width)}:
-        raise UserError(f"{name}: background, masks or parsing differ in size from the image ({width}x{height})")
+        raise UserError(
+            f"{name}: background, masks, layers or parsing differ in size from the image ({width}x{height})"
+        )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,11 +26,12 @@ from mild.erasers.opencv import OpenCVEraser
 from mild.erasers.sdxl import SDXLEraser
 from mild.folders import folder_written_whole
 from mild.metrics import METRICS, NotComputed
+from mild.nano import base_place
 from mild.pipeline import MILDPipeline
 from mild.report import SampleFigures, render_report
 from mild.seeds import derived_seed
-from mild.settings import EvaluateSettings, Method
-from mild.training import Log, Samples
+from mild.settings import EvaluateSettings, Masks, Method
+from mild.training import Samples
 from mild.versions import software_versions
 
 CONFIDENCE = 0.95
@@ -42,8 +44,10 @@ SHARED = ("vae", "text_encoder", "text_encoder_2")
 _ROW_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
+        ("masks", pa.string()),
         ("method", pa.string()),
         ("people", pa.int64()),
+        ("overlap", pa.bool_()),
         ("hole_share", pa.float64()),
         *((metric.name, pa.float64()) for metric in METRICS),
         ("seconds", pa.float64()),
@@ -71,17 +75,20 @@ def evaluate(
     base: str,
     adapters: str | None,
     output: str,
-    log: Log,
+    log: Callable[[int], None],
     *,
     dataset_digest: str = "unknown",
     command: str = "",
 ) -> EvaluateResult:
     """Run every method on the same samples, measure against the clean background, write a folder of results.
 
-    The folder, which appears whole or not at all, holds ``samples.parquet`` (a row a sample and method: key,
-    method, number of people, share of the picture in the hole, metric values, seconds, and what was not
-    computed and why), ``summary.json`` (means with 95 % percentile bootstrap intervals), ``pictures/KEY/``
-    (before, mask, truth and each method's result as PNG) and ``report.html``.
+    The folder, which appears whole or not at all, holds ``samples.parquet`` (a row a sample, kind of masks and method:
+    their names, number of people and whether any overlap, share of the picture in the hole, metric values, seconds,
+    and what was not computed and why), ``summary.json`` (means with 95 % percentile bootstrap intervals, over all and
+    over groups), ``pictures/KEY/MASKS/`` (before, mask, truth and each method's result as PNG) and ``report.html``.
+
+    Groups are kinds of masks, and pictures in which people overlap or stand apart, where there are both. People overlap
+    where their visible masks touch.
 
     The hole in which metrics are taken is what the method was given and all that people really cover: with
     faulty masks a method is judged on what it missed, too.
@@ -90,7 +97,7 @@ def evaluate(
         samples: any configuration; where no clean background is known, metrics are reported as not computed.
         base: folder or hub id; loaded only where a method needs it.
         adapters: directory that `mild.training.train` wrote; needed by the method ``mild``.
-        log: called after each sample with the number of samples done and its values by ``method/metric``.
+        log: called after each sample with the number of samples done.
         dataset_digest: named in the report.
         command: the command line that asked for this, named in the report.
 
@@ -107,14 +114,12 @@ def evaluate(
     with folder_written_whole(output) as folder:
         for done, index in enumerate(chosen, start=1):
             sample = samples[index]
-            found, shown = _evaluate_sample(sample, erasers, settings, folder / "pictures")
-            rows += found
-            if len(figures) < REPORT_SAMPLES:
-                figures.append(shown)
-            log(
-                done,
-                {f"{row['method']}/{m.name}": row[m.name] for row in found for m in METRICS if row[m.name] is not None},
-            )
+            for masks in settings.masks:
+                found, shown = _evaluate_sample(sample, masks, erasers, settings.seed, folder / "pictures")
+                rows += found
+                if len(figures) < REPORT_SAMPLES:
+                    figures.append(shown)
+            log(done)
         pq.write_table(pa.Table.from_pylist(rows, schema=_ROW_SCHEMA), folder / "samples.parquet")
         summary: dict[str, Any] = {
             "samples": len(chosen),
@@ -127,18 +132,22 @@ def evaluate(
             "command": command,
             "settings": settings.model_dump(mode="json"),
             "software": software_versions(),
-            "methods": {
-                method: {
-                    metric.name: _summarize([row for row in rows if row["method"] == method], metric.name, settings)
-                    for metric in METRICS
+            "groups": [
+                {
+                    "name": name,
+                    "cases": len(members) // len(settings.methods),
+                    "methods": {
+                        method: _summarize([row for row in members if row["method"] == method], settings)
+                        for method in settings.methods
+                    },
                 }
-                | {"seconds": float(np.mean([row["seconds"] for row in rows if row["method"] == method]))}
-                for method in settings.methods
-            },
+                for name, members in _groups(rows, settings.masks).items()
+            ],
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        losses = [] if adapters is None else _read_losses(Path(adapters) / "loss.csv")
-        (folder / "report.html").write_text(render_report(summary, figures, losses), encoding="utf-8")
+        curve = None if adapters is None else Path(adapters) / "loss.svg"
+        chart = curve.read_text(encoding="utf-8") if curve is not None and curve.is_file() else None
+        (folder / "report.html").write_text(render_report(summary, figures, chart), encoding="utf-8")
     return EvaluateResult(output, str(Path(output) / "report.html"), summary, time.monotonic() - started)
 
 
@@ -173,14 +182,14 @@ def _make_erasers(settings: EvaluateSettings, base: str, adapters: str | None) -
 
 
 def _evaluate_sample(
-    sample: Sample, erasers: list[Eraser], settings: EvaluateSettings, pictures: Path
+    sample: Sample, masks: Masks, erasers: list[Eraser], seed: int, pictures: Path
 ) -> tuple[list[dict[str, Any]], SampleFigures]:
     if KEY_PATTERN.fullmatch(sample.key) is None:
         raise UserError(f"sample key {sample.key!r} cannot be a file name: keys hold letters, digits, '-' and '_' only")
     people = np.logical_or.reduce([person.mask for person in sample.people])
-    mask = people if settings.masks == "exact" else _augmented_union(sample)
+    mask = people if masks == "exact" else _augmented_union(sample)
     hole = mask | people
-    place = pictures / sample.key
+    place = pictures / sample.key / masks
     place.mkdir(parents=True)
     _save(place / "before.png", sample.image)
     _save(place / "mask.png", mask.astype(np.uint8) * 255)
@@ -190,15 +199,17 @@ def _evaluate_sample(
     for eraser in erasers:
         row: dict[str, Any] = {
             "key": sample.key,
+            "masks": masks,
             "method": eraser.name,
             "people": len(sample.people),
+            "overlap": _overlap([person.mask for person in sample.people]),
             "hole_share": float(hole.mean()),
             "not_computed": [],
         }
         started = time.perf_counter()
         result, failure = None, ""
         try:
-            result = eraser.erase(sample.image, mask, derived_seed(settings.seed, sample.key))
+            result = eraser.erase(sample.image, mask, derived_seed(seed, sample.key))
             _save(place / f"{eraser.name}.png", result)
         except UserError as error:
             failure = str(error)
@@ -214,7 +225,7 @@ def _evaluate_sample(
                 row[metric.name] = None
                 row["not_computed"].append(f"{metric.name}: {reason}")
         rows.append(row)
-    return rows, SampleFigures(key=sample.key, folder=place, people=len(sample.people), rows=rows)
+    return rows, SampleFigures(key=sample.key, folder=place, rows=rows)
 
 
 def _augmented_union(sample: Sample) -> np.ndarray:
@@ -225,7 +236,30 @@ def _augmented_union(sample: Sample) -> np.ndarray:
     return union
 
 
-def _summarize(rows: list[dict[str, Any]], metric: str, settings: EvaluateSettings) -> dict[str, Any]:
+def _overlap(masks: list[np.ndarray]) -> bool:
+    """Whether any two of the visible masks, (H, W) bool, share a pixel after each was widened by one."""
+    widened = [cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) for mask in masks]
+    return bool(np.sum(widened, axis=0).max() > 1)
+
+
+def _groups(rows: list[dict[str, Any]], masks: Sequence[Masks]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by the name of their group: all of them, and where there is more than one, each kind of case."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for kind in masks:
+        for overlap, how in ((False, "people apart"), (True, "people overlap")):
+            members = [row for row in rows if (row["masks"], row["overlap"]) == (kind, overlap)]
+            if members:
+                parts[f"{how}, {kind} masks"] = members
+    return {"all": rows, **(parts if len(parts) > 1 else {})}
+
+
+def _summarize(rows: list[dict[str, Any]], settings: EvaluateSettings) -> dict[str, Any]:
+    """What a method reached: `_mean` of each metric, and the mean time in seconds."""
+    means: dict[str, Any] = {metric.name: _mean(rows, metric.name, settings) for metric in METRICS}
+    return means | {"seconds": float(np.mean([row["seconds"] for row in rows]))}
+
+
+def _mean(rows: list[dict[str, Any]], metric: str, settings: EvaluateSettings) -> dict[str, Any]:
     """Mean and bootstrap interval of the finite values; infinite and missing ones are counted beside it."""
     values = np.array([row[metric] for row in rows if row[metric] is not None], np.float64)
     finite = values[np.isfinite(values)]
@@ -262,13 +296,6 @@ def _save(path: Path, picture: np.ndarray) -> None:
 
 def _card_title(base: str) -> str:
     """The first heading of the base's model card, where the base is a folder that has one."""
-    card = Path(base) / "README.md"
+    card = Path(base_place(base)) / "README.md"
     lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
     return next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "")
-
-
-def _read_losses(path: Path) -> list[dict[str, float]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

@@ -26,15 +26,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from dataset_tools.errors import UserError
 from dataset_tools.settings import Settings
-from dataset_tools.shards import ShardDataset
+from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import open_root, sha256_of_file
 from mild.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from mild.training import Samples
 
 PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h."""
@@ -53,6 +56,8 @@ class TrainRequest(Settings):
     base: str
     base_digest: str
     output: str
+    latents: str | None = None
+    """Folder of the latents of fixed views (`mild.latents`), where they were encoded before."""
 
 
 class Interrupted(RuntimeError):
@@ -107,14 +112,18 @@ def main() -> None:
         signal.signal(number, lambda *_: asked_to_end.set())
     threading.Thread(target=_await_end_of_input, args=(asked_to_end,), daemon=True).start()
     request = TrainRequest.check(json.loads(sys.argv[1]), origin="request")
+    from mild.latents import Latents
     from mild.mixture import Mixture
     from mild.training import Preempted, train
 
     try:
         datasets = {name: ShardDataset(request.dataset, name, request.split) for name in request.configurations}
+        validation = None
         if os.environ.get("RANK", "0") == "0":
             for dataset in datasets.values():
                 check_shards(dataset)
+            if request.settings.samples_every is not None:
+                validation = validation_of(request)
         train(
             request.settings,
             Mixture(datasets, request.configurations),
@@ -123,6 +132,8 @@ def main() -> None:
             lambda step, values: _tell(step=step, values=values),
             dataset_digest=request.dataset_digest,
             base_digest=request.base_digest,
+            latents=None if request.latents is None else Latents(request.latents, request.settings),
+            validation=validation,
             stop=asked_to_end.is_set,
         )
     except UserError as error:
@@ -131,6 +142,24 @@ def main() -> None:
     except Preempted as error:
         _tell(preempted=error.step)
         sys.exit(PREEMPTED)
+
+
+def validation_of(request: TrainRequest) -> Samples | None:
+    """The split ``validation`` of the configurations that are trained on; None where the dataset has none.
+
+    Raises:
+        UserError: a shard of it is missing, or differs from the manifest.
+    """
+    from mild.mixture import Mixture
+
+    held = read_manifest(request.dataset).shards
+    names = [
+        name for name in request.configurations if any(shard.samples for shard in held[name].get("validation", []))
+    ]
+    datasets = {name: ShardDataset(request.dataset, name, "validation") for name in names}
+    for dataset in datasets.values():
+        check_shards(dataset)
+    return Mixture(datasets, {name: request.configurations[name] for name in names}) if names else None
 
 
 def check_shards(samples: ShardDataset) -> None:

@@ -29,38 +29,20 @@ from typing import Any, Self
 import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import HfApi, snapshot_download
-from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dataset_tools.errors import UserError
-from dataset_tools.settings import Settings
 from mild.attention import SpatialModulation, install_sma, remove_sma
 from mild.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
 from mild.model_card import HUB_ID, model_card
 from mild.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
 from mild.offsets import Offsets, install_offsets, remove_offsets
 from mild.prefix import PromptPrefix
+from mild.saved import CONFIG, FORMAT, SavedConfig, one_line, read_config
 from mild.seeds import derived_seed
 from mild.settings import MildSettings
-
-FORMAT = 2
-"""Version of the directory's layout."""
-CONFIG = "mild.json"
-
-
-class SavedConfig(Settings):
-    """What ``mild.json`` says about the parts beside it; it holds more, which loading does not need."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    base: str
-    """Hub id or folder of the base that the parts were trained on."""
-    resolution: int = Field(ge=1)
-    """Pixels of the training crops' side."""
-    mild: MildSettings
-    """Which parts there are, and their sizes."""
 
 
 class LayeredUNet:
@@ -256,30 +238,6 @@ class LayeredUNet:
         return files | {_file(name): part.state_dict() for name, part in self.parts().items()}
 
 
-def read_config(folder: Path) -> SavedConfig:
-    """What the ``mild.json`` of a directory says about it.
-
-    Raises:
-        UserError: it is missing or broken, or of another format.
-    """
-    path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} is no MILD directory: {CONFIG} is missing; name the folder that training wrote"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {_one_line(error)}; copy or download the directory again") from None
-    version = values.get("format") if isinstance(values, dict) else None
-    if version != FORMAT:
-        raise UserError(
-            f"{path} is of format {version!r}, and this version of mild reads format {FORMAT}: train again, or use the "
-            "version of mild that wrote it"
-        )
-    return SavedConfig.check(values, origin=str(path))
-
-
 def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, private: bool = False) -> str:
     """Upload a saved directory to a model repository of the Hugging Face hub, which is created if need be.
 
@@ -302,7 +260,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, p
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a MILD model")
     except Exception as error:  # The hub's errors have no common base class.
         raise UserError(
-            f"{folder} cannot be uploaded to {repo_id}: {_one_line(error)}; check the name, the network and the token"
+            f"{folder} cannot be uploaded to {repo_id}: {one_line(error)}; check the name, the network and the token"
         ) from error
     return str(commit.commit_url)
 
@@ -320,7 +278,7 @@ def _fetched(folder_or_hub_id: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, "*.safetensors", "fg/*.safetensors"]))
     except Exception as error:  # The hub's errors have no common base class.
         raise UserError(
-            f"{name} is no folder here and cannot be fetched from the hub: {_one_line(error)}; check the name and the "
+            f"{name} is no folder here and cannot be fetched from the hub: {one_line(error)}; check the name and the "
             "network, or download it and give the folder"
         ) from error
 
@@ -332,7 +290,7 @@ def _read_into(tensors: dict[str, torch.Tensor], path: Path, base: str) -> None:
     try:
         found = load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} is broken: {_one_line(error)}; copy or download it again") from None
+        raise UserError(f"{path} is broken: {one_line(error)}; copy or download it again") from None
     problems = [
         *(f"tensor {name} is missing" for name in tensors if name not in found),
         *(f"tensor {name} is not known" for name in found if name not in tensors),
@@ -355,7 +313,3 @@ def _read_into(tensors: dict[str, torch.Tensor], path: Path, base: str) -> None:
 
 def _file(part: str) -> str:
     return f"{part}.safetensors"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

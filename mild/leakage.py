@@ -19,7 +19,6 @@ to foreground keys:
 from __future__ import annotations
 
 import contextlib
-import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from diffusers import Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from mild.attention import SpatialAttention, batch_masks, checked_masks
+from mild.charts import COLOURS, Line, line_chart
 
 TILE = 1024
 """Queries and keys whose logits are held at a time."""
@@ -232,12 +232,6 @@ def residual_spectrum(
     return (np.arange(rings) + 0.5) / (2 * rings), np.log1p(np.sqrt(mean))
 
 
-COLOURS = ("#2a78b8", "#d9622b", "#3a9a5b", "#a04fb0", "#b8962a", "#7a7a7a")
-WIDTH, HEIGHT = 720, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 200, 12, 44
-TICKS = 5
-
-
 def gamma_chart(records: Sequence[BlockLeakage]) -> str:
     """SVG of gamma over the steps: a stage of the UNet a colour, solid with SMA, dotted without.
 
@@ -248,69 +242,18 @@ def gamma_chart(records: Sequence[BlockLeakage]) -> str:
         stage = record.block.split(".attentions.")[0]
         for name, measured in ((stage, record.modulated), (f"{stage} without SMA", record.vanilla)):
             values.setdefault(name, {}).setdefault(record.step, []).append(measured.gamma.flatten())
-    curves = {
-        name: (np.array(list(steps), float), np.array([torch.cat(own).median().item() for own in steps.values()]))
-        for name, steps in values.items()
-    }
-    return _chart(
-        curves,
-        "step",
-        "gamma (eq. 1) in nats, dotted: without SMA",
-        {name for name in curves if name.endswith(" without SMA")},
-    )
+    lines: dict[str, Line] = {}
+    for number, (name, steps) in enumerate(values.items()):
+        heights = np.array([torch.cat(own).median().item() for own in steps.values()])
+        # Each stage is followed by itself without SMA.
+        colour, dotted = COLOURS[number // 2 % len(COLOURS)], number % 2 == 1
+        lines[name] = Line(np.array(list(steps), float), heights, colour, dotted=dotted, named=not dotted)
+    return line_chart(lines, "step", "gamma (eq. 1) in nats, dotted: without SMA")
 
 
 def spectrum_chart(spectra: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """SVG of residual spectra (figure 2), a method a line; values as `residual_spectrum` gives them."""
-    return _chart(dict(spectra), "cycles a pixel", "log(1 + amplitude) of the residual", set())
-
-
-def _chart(curves: dict[str, tuple[np.ndarray, np.ndarray]], x_label: str, y_label: str, dotted: set[str]) -> str:
-    """Lines over one pair of axes; a dotted line has its predecessor's colour and no entry in the legend."""
-    xs, ys = (np.concatenate([curve[axis] for curve in curves.values()]) for axis in (0, 1))
-    known = np.isfinite(ys)
-    left, right = float(xs.min()), float(max(xs.max(), xs.min() + 1e-9))
-    low, high = (float(ys[known].min()), float(ys[known].max())) if known.any() else (0.0, 1.0)
-    low, high = min(low, 0.0), max(high, low + 1e-9, 0.0)
-    rows, columns = _ticks(low, high), _ticks(left, right)
-
-    def x(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - left) / (right - left)
-
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
-
-    parts = []
-    for value in rows:
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" class="grid"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for value in columns:
-        parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:.3g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{x_label}</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{y_label}</text>')
-    drawn = -1
-    for name, (horizontal, vertical) in curves.items():
-        drawn += name not in dotted
-        colour = COLOURS[drawn % len(COLOURS)]
-        style = 'stroke-dasharray="3 3" opacity="0.8"' if name in dotted else ""
-        points = [(a, b) for a, b in zip(horizontal, vertical, strict=True) if np.isfinite(b)]
-        line = " ".join(f"{x(float(a)):.1f},{y(float(b)):.1f}" for a, b in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2" {style}/>')
-        if name not in dotted:
-            top = TOP + 16 * drawn
-            parts.append(f'<rect x="{WIDTH - RIGHT + 12}" y="{top + 4}" width="14" height="4" fill="{colour}"/>')
-            parts.append(f'<text x="{WIDTH - RIGHT + 32}" y="{top + 11}">{html.escape(name)}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(y_label)} over {html.escape(x_label)}">'
-        "<style>text{font:12px system-ui,sans-serif;fill:#555}.grid{stroke:#8884}"
-        "@media(prefers-color-scheme:dark){text{fill:#bbb}}</style>" + "".join(parts) + "</svg>\n"
-    )
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten within a range, about `TICKS` of them."""
-    power = 10.0 ** math.floor(math.log10((high - low) / TICKS))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * TICKS >= high - low)
-    return [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    lines = {
+        name: Line(*spectrum, COLOURS[number % len(COLOURS)]) for number, (name, spectrum) in enumerate(spectra.items())
+    }
+    return line_chart(lines, "cycles a pixel", "log(1 + amplitude) of the residual")

@@ -110,17 +110,28 @@ def region_loss(
         prediction, target: (B, C, h, w).
         mask: M_k, (B, 1, h, w) in 0..1.
     """
+    return torch.stack(list(region_terms(prediction, target, mask, settings).values())).sum(0)
+
+
+def region_terms(
+    prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, settings: RegionLossSettings
+) -> dict[str, torch.Tensor]:
+    """The three terms that add up to `region_loss`, weighted: ``core``, ``boundary`` and ``gradient``, (B,) each."""
     mask = mask.float()
     error = prediction.float() - target.float()
     side = 2 * settings.width + 1
     outside = (mask < 0.5).float()
     inside = 1 - F.max_pool2d(outside, side, stride=1, padding=settings.width)
-    weights = mask.square() * (settings.core * inside + settings.boundary * (1 - inside))
-    total = (weights * error.square()).sum(_LATENT_AXES)
+    squares = (mask * error).square()
+    slopes = torch.zeros_like(squares[:, 0, 0, 0])
     for axis in (2, 3):
         both = mask.narrow(axis, 1, mask.shape[axis] - 1) * mask.narrow(axis, 0, mask.shape[axis] - 1)
-        total = total + settings.gradient * (both * error.diff(dim=axis)).square().sum(_LATENT_AXES)
-    return total / error[0].numel()
+        slopes = slopes + (both * error.diff(dim=axis)).square().sum(_LATENT_AXES)
+    return {
+        "core": settings.core * (inside * squares).mean(_LATENT_AXES),
+        "boundary": settings.boundary * ((1 - inside) * squares).mean(_LATENT_AXES),
+        "gradient": settings.gradient * slopes / error[0].numel(),
+    }
 
 
 @dataclass(frozen=True)

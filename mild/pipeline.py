@@ -32,7 +32,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from dataset_tools.errors import UserError
-from mild.backbone import Branch, load_base
+from mild.backbone import Branch, encode_pictures, load_base, precise_vae
 from mild.folders import folder_written_whole
 from mild.isolation import Protect
 from mild.layered import LayeredUNet, push_to_hub
@@ -129,6 +129,19 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             pipeline.layered = LayeredUNet.load(pipeline.unet, mild)
         pipeline.base = base
         return pipeline
+
+    @classmethod
+    def around(cls, pipeline: StableDiffusionXLInpaintPipeline, layered: LayeredUNet) -> Self:
+        """Over a base that is loaded and what is on its UNet, as while it is trained; all weights are shared.
+
+        ``layered.resolution`` says what the model works at.
+        """
+        names = ("requires_aesthetics_score", "force_zeros_for_empty_prompt")
+        shared = pipeline.components | {"scheduler": _as_ddim(pipeline.scheduler)}
+        made = cls(**shared, **{name: pipeline.config[name] for name in names})
+        made.set_progress_bar_config(disable=True)
+        made.layered = layered
+        return made
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write what MILD adds, as `LayeredUNet.save` does; never the base. `from_pretrained` takes the folder.
@@ -356,29 +369,15 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         pixels = torch.from_numpy(pictures).to(self._execution_device).permute(0, 3, 1, 2).float() / 127.5 - 1
         if shown is not None:
             pixels = pixels * shown
-        with self._precise_vae():
-            latents = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()
-        return latents.float() * self.vae.config.scaling_factor
+        return encode_pictures(self.vae, pixels)
 
     def _decode(self, latents: torch.Tensor) -> list[np.ndarray]:
-        with self._precise_vae():
+        with precise_vae(self.vae):
             pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[
                 0
             ]
         scaled = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
-
-    @contextlib.contextmanager
-    def _precise_vae(self) -> Iterator[None]:
-        """SDXL's VAE overflows in float16, and says so in its configuration: it then computes in float32."""
-        upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
-        if upcast:
-            self.vae.to(dtype=torch.float32)
-        try:
-            yield
-        finally:
-            if upcast:
-                self.vae.to(dtype=torch.float16)
 
 
 def _as_ddim(scheduler: Any) -> DDIMScheduler:

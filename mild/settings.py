@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from dataset_tools.settings import Settings
 
 Method = Literal["telea", "navier-stokes", "sdxl-inpaint", "mild"]
+Masks = Literal["exact", "augmented"]
 
 
 class LoraSettings(Settings):
@@ -119,9 +120,13 @@ class CropSettings(Settings):
 HOW_NOT_WHAT = {
     "gradient_accumulation",
     "gradient_checkpointing",
+    "compile",
     "log_every",
     "checkpoint_every",
     "checkpoints_kept",
+    "trackers",
+    "samples_every",
+    "sample_pictures",
 }
 """Settings of training that change its result by rounding at most."""
 
@@ -140,6 +145,8 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = False
     """Activations of the UNet's blocks are computed again in the backward pass instead of kept: about a third more
     time, a fraction of the memory."""
+    compile: bool = False
+    """The UNet is compiled (``torch.compile``, once a branch): the first steps then take minutes, all others less."""
     max_grad_norm: float | None = Field(None, gt=0)
     """Gradients of everything that is trained are scaled down together to this norm where theirs is larger; null
     leaves them as they are."""
@@ -177,10 +184,22 @@ class TrainSettings(Settings):
     """Random crops; null: always the largest square, with the chosen person in its middle."""
     flip: float = Field(0.0, ge=0, le=1)
     """Probability that an example is mirrored left to right."""
+    cached_views: int | None = Field(None, ge=1)
+    """Each sample is seen in this many fixed views (faulty masks, crop, flip, person), whose latents the flow ``train``
+    computes once, before training, and keeps; null: in another view each time. At 512 pixels a view takes 256 KiB."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the forward pass; adapters and optimizer stay in float32."""
+    """Precision of the forward pass and of the UNet's frozen weights; all that is trained, the optimizer and the VAE
+    stay in float32."""
     log_every: int = Field(10, ge=1)
-    """Steps between two calls of the progress callback; the loss of every step is in ``loss.csv`` anyway."""
+    """Steps between two entries of the log; the loss of every step is in ``loss.csv`` anyway."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """What the log is written to, beside the progress bar: event files for TensorBoard in the work folder, or Weights
+    & Biases, whose package has to be installed."""
+    samples_every: int | None = Field(None, ge=1)
+    """Steps between two sheets of sample pictures, people of the split ``validation`` erased with the weights so far;
+    a last one goes with the adapters. Null draws none."""
+    sample_pictures: int = Field(4, ge=1, le=64)
+    """Pictures on a sheet; each is erased in 25 inference steps."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints, from which a run that was cut short goes on."""
     checkpoints_kept: int = Field(2, ge=1)
@@ -189,6 +208,10 @@ class TrainSettings(Settings):
     def determines(self) -> dict[str, Any]:
         """The settings that decide about the result; the others, how it is come by, may change within a run."""
         return self.model_dump(mode="json", exclude=HOW_NOT_WHAT)
+
+    def determines_views(self) -> dict[str, Any]:
+        """The settings that decide about the fixed views (``cached_views``) of a sample."""
+        return self.model_dump(mode="json", include={"seed", "resolution", "crop", "flip", "cached_views"})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -227,8 +250,9 @@ class EvaluateSettings(Settings):
     """``telea`` and ``navier-stokes``: OpenCV; ``sdxl-inpaint``: the base as it is; ``mild``: `MILDPipeline`."""
     samples: int = Field(100, ge=1)
     """How many samples are drawn from the split; all of them where it holds fewer."""
-    masks: Literal["exact", "augmented"] = "exact"
-    """``augmented``: faulty masks (too narrow, shifted, limbs missing), as annotators and networks make them."""
+    masks: tuple[Masks, ...] = Field(("exact",), min_length=1)
+    """Kinds of masks that the methods are given, each sample with each. ``augmented``: faulty ones (too narrow,
+    shifted, limbs missing), as annotators and networks make them."""
     inference_steps: int = Field(25, ge=2)
     """DDIM (or the base's scheduler) steps."""
     guidance_scale: float = Field(7.5, ge=1)
@@ -244,7 +268,8 @@ class EvaluateSettings(Settings):
     """Bootstrap resamples behind each 95 % interval."""
 
     @model_validator(mode="after")
-    def _no_method_twice(self) -> Self:
-        if len(set(self.methods)) != len(self.methods):
-            raise ValueError("methods names one method twice")
+    def _nothing_twice(self) -> Self:
+        for name, values in (("methods", self.methods), ("masks", self.masks)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names one of them twice")
         return self

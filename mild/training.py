@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,32 +17,47 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, StableDiffusionXLInpaintPipeline
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, cast_training_params
+from torch.nn import functional as F
 
 from dataset_tools.errors import UserError
-from dataset_tools.schema import Sample
+from dataset_tools.schema import Sample, encode_png
 from dataset_tools.settings import digest_of
-from mild.backbone import BRANCHES, Branch, adapter_parameters, load_base
-from mild.batches import draw_view, make_batch, make_cues
+from mild.backbone import BRANCHES, Branch, adapter_parameters, check_resolution, encode_pictures, load_base
+from mild.batches import Batch, draw_fixed_view, draw_view, make_batch, make_cues
+from mild.charts import loss_chart
 from mild.checkpoints import Checkpoint, Checkpoints
 from mild.folders import clear_leftovers, folder_written_whole
+from mild.journal import Journal, SamplePictures, check_trackers, logs_of, numbers_of, peak_memory
+from mild.latents import Latents, encode_view
 from mild.layered import LayeredUNet
-from mild.objective import background_loss, foreground_loss, freeze, known_cells, prediction_target, stage_at
-from mild.report.chart import loss_chart
+from mild.objective import (
+    background_loss,
+    foreground_loss,
+    freeze,
+    known_cells,
+    prediction_target,
+    region_terms,
+    stage_at,
+)
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
 from mild.versions import software_versions
 
 LOSS_COLUMNS = ("step", "loss", "background", "foreground", "lambda")
+REGION_TERMS = ("core", "boundary", "gradient")
+
+_log = logging.getLogger(__name__)
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with a step, counted from 1, and values by name."""
 
 
 class Samples(Protocol):
-    """Samples of the ``composite`` configuration; `dataset_tools.shards.ShardDataset` is one."""
+    """Samples of one configuration or, as `mild.mixture.Mixture` has them, of several; `ShardDataset` is one too."""
 
     keys: list[str]
+    """Of all samples, by index."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Sample: ...
@@ -83,6 +99,8 @@ def train(
     dataset_digest: str = "unknown",
     base_digest: str = "",
     checkpoints: str | None = None,
+    latents: Latents | None = None,
+    validation: Samples | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Train the adapters ``bg`` and ``fg`` with SMA, HMG and the other parts, and write a MILD directory.
@@ -90,13 +108,14 @@ def train(
     A step takes ``batch_size`` samples. The background branch sees the image with all people masked (by their
     augmented, faulty masks) and denoises the clean background's latent; the foreground branch denoises the
     image's latent for one person a sample, sees the image with the *other* people masked and is judged inside
-    the person's mask. Both share t and noise, SMA and HMG; the model is given faulty masks only.
-    One person stands for the sum over all N (eq. 5) and so counts
-    N-fold. All randomness comes from ``settings.seed``, the step and the sample's key; on a CPU, equal runs with as
+    the person's mask; `mild.batches` says what they learn from which configuration. Both share t and noise, SMA and
+    HMG; the model is given faulty masks only. One person stands for the sum over all N (eq. 5) and so counts N-fold.
+    All randomness comes from ``settings.seed``, the step and the sample's key; on a CPU, equal runs with as
     many threads give equal bytes.
 
     The directory, which appears whole or not at all, is that of `mild.layered` with ``loss.csv`` and ``loss.svg``
-    beside it.
+    beside it, and ``samples.png`` where sample pictures are drawn. What the run shows of itself before lies in
+    ``{output}.work`` (`mild.journal`) and stays there.
 
     **Resuming.** Every ``checkpoint_every`` steps the run is saved (`mild.checkpoints`). A run that was cut short,
     in whatever way, and is started again goes on from the newest checkpoint, and on a CPU ends with the bytes of one
@@ -110,15 +129,21 @@ def train(
     branch and step.
 
     Args:
-        samples: people on known backgrounds (configuration ``composite``).
+        samples: of any configuration; `mild.batches` says what each teaches.
         base: folder or hub id of an SDXL inpainting pipeline.
         output: the directory to write; an older one is replaced.
-        log: called every ``log_every`` steps and after the last with what was measured: the columns of ``loss.csv``,
-            and of this step alone the norm of all gradients, the adapters' learning rate and samples a second. Called
-            by the first process only.
+        log: called every ``log_every`` steps and after the last with what the trackers get: of this step alone
+            ``loss/total``, ``loss/background``, ``loss/foreground`` (and, where the region-aware loss is on, its
+            weighted terms ``loss/core``, ``loss/boundary`` and ``loss/gradient``), ``lambda``, ``gradient_norm`` (of
+            all, before they are clipped) and ``learning_rate/`` ``adapters``, ``sma`` and ``guidance``; the weights as
+            `mild.journal.numbers_of` has them; ``samples_per_second`` since the last call, without the time that
+            pictures and checkpoints take; and ``memory/peak_gib``. Called by the first process only.
         dataset_digest: named in the card and in ``mild.json``.
         base_digest: of the base's files, where known: the run may then be resumed with the base in another place.
         checkpoints: folder for them; by default ``{output}.work/checkpoints``.
+        latents: of the samples' fixed views (``cached_views``); None: the VAE encodes what each step sees, which gives
+            the same bytes.
+        validation: whom sample pictures show (``samples_every``); None: nobody, and a warning says so.
         stop: asked after every step; once it says yes the run is saved and ends with `Preempted`.
 
     Raises:
@@ -127,10 +152,16 @@ def train(
         Preempted: ``stop`` said so.
     """
     _check_count(samples, settings.batch_size)
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    if latents is not None:
+        latents.check(samples.keys)
+    check_trackers(settings)
+    work = Path(f"{output.rstrip('/')}.work")
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision, log_with=list(settings.trackers) or None, project_dir=logs_of(work)
+    )
     _check_processes(accelerator, settings)
     pipeline = load_base(base)
-    _check_resolution(pipeline, settings.resolution)
+    check_resolution(pipeline, settings.resolution)
     started = time.monotonic()
     identity = {
         "settings": settings.determines(),
@@ -138,7 +169,7 @@ def train(
         "keys of samples": digest_of(list(samples.keys)),
         "base": base_digest or base,
     }
-    kept = Checkpoints(checkpoints or f"{output.rstrip('/')}.work/checkpoints", identity, settings.checkpoints_kept)
+    kept = Checkpoints(checkpoints or work / "checkpoints", identity, settings.checkpoints_kept)
     with contextlib.ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(kept.held())
@@ -146,14 +177,33 @@ def train(
             folder = held.enter_context(folder_written_whole(output))
         accelerator.wait_for_everyone()
         layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
-        run = _Run(settings, samples, pipeline, layered, accelerator)
+        layered.resolution = settings.resolution
+        run = _Run(settings, samples, pipeline, layered, accelerator, latents)
         saved = kept.latest()
         if saved is not None:
             run.restore(saved)
-        _optimize(run, kept, log, stop)
-        losses = run.losses
+        journal = pictures = None
         if accelerator.is_main_process:
+            journal = held.enter_context(contextlib.closing(Journal(accelerator, settings, work, len(run.losses))))
+            pictures = _sample_pictures(run, validation)
+        _optimize(run, kept, journal, pictures, log, stop)
+        losses = run.losses
+        if journal is not None:
+            about = ABOUT.format(
+                steps=settings.steps,
+                batch_size=settings.batch_size,
+                count=len(samples),
+                dataset=dataset_digest,
+                first=losses[0]["loss"],
+                last=losses[-1]["loss"],
+            )
             with run.averaged():
+                if pictures is not None:
+                    sheet = pictures.draw()
+                    journal.picture(settings.steps, sheet)
+                    (folder / "samples.png").write_bytes(encode_png(sheet.picture))
+                    reached = "" if sheet.psnr is None else f"; PSNR in the hole {sheet.psnr:.1f} dB"
+                    about += ABOUT_PICTURES.format(reached=reached)
                 layered.save(
                     folder,
                     base=base,
@@ -164,14 +214,7 @@ def train(
                         "settings": settings.model_dump(mode="json"),
                         "software": software_versions(),
                     },
-                    about=ABOUT.format(
-                        steps=settings.steps,
-                        batch_size=settings.batch_size,
-                        count=len(samples),
-                        dataset=dataset_digest,
-                        first=losses[0]["loss"],
-                        last=losses[-1]["loss"],
-                    ),
+                    about=about,
                 )
             _write_losses(folder, losses)
     if accelerator.is_main_process:
@@ -189,18 +232,34 @@ def train(
     )
 
 
-def _optimize(run: _Run, kept: Checkpoints, log: Log, stop: Callable[[], bool]) -> None:
-    """Take the steps that are left, saving and logging."""
-    settings, is_main = run.settings, run.accelerator.is_main_process
+def _optimize(
+    run: _Run,
+    kept: Checkpoints,
+    journal: Journal | None,
+    pictures: SamplePictures | None,
+    log: Log,
+    stop: Callable[[], bool],
+) -> None:
+    """Take the steps that are left, saving and, in the process that has the journal, showing how it goes."""
+    settings = run.settings
+    seen, seconds = 0, 0.0
     while (step := len(run.losses)) < settings.steps:
         began = time.monotonic()
         asked_to_end = run.step(step, stop())
+        seen, seconds = seen + settings.batch_size, seconds + time.monotonic() - began
         done = step + 1
-        if is_main and (done % settings.log_every == 0 or done == settings.steps):
-            rate = settings.batch_size / max(time.monotonic() - began, 1e-9)
-            log(done, {**run.losses[-1], **run.measured, "samples_per_second": rate})
+        if journal is not None and (done % settings.log_every == 0 or done == settings.steps):
+            speed = {"samples_per_second": seen / max(seconds, 1e-9)}
+            memory = {"memory/peak_gib": peak_memory(run.accelerator.device)}
+            values = run.measured | numbers_of(run.layered) | speed | memory
+            journal.numbers(done, values, run.layered)
+            log(done, values)
+            seen, seconds = 0, 0.0
+        if journal is not None and pictures is not None and pictures.due(done):
+            with run.averaged():
+                journal.picture(done, pictures.draw())
         asked_to_end = asked_to_end and done < settings.steps
-        if is_main and (done % settings.checkpoint_every == 0 or asked_to_end):
+        if journal is not None and (done % settings.checkpoint_every == 0 or asked_to_end):
             kept.save(done, *run.state())
         if asked_to_end:
             run.accelerator.wait_for_everyone()
@@ -217,20 +276,35 @@ class _Run:
         pipeline: StableDiffusionXLInpaintPipeline,
         layered: LayeredUNet,
         accelerator: Accelerator,
+        latents: Latents | None,
     ) -> None:
         self.settings, self.samples, self.layered, self.accelerator = settings, samples, layered, accelerator
-        pipeline.to(accelerator.device)
+        pipeline.unet.to(accelerator.device)
         layered.to(accelerator.device)
-        self.unet = pipeline.unet
+        if settings.mixed_precision != "no":
+            # What is frozen needs no more precision than it is multiplied in; what is trained stays in float32.
+            dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[settings.mixed_precision]
+            # Not diffusers' own `to`, which warns of layers to keep in float32, of which SDXL has none.
+            torch.nn.Module.to(pipeline.unet, dtype=dtype)
+            cast_training_params(pipeline.unet, torch.float32)
+        self.pipeline, self.unet = pipeline, pipeline.unet
         self.unet.train()
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.branch_loss = BranchLoss(pipeline, layered, settings)
+        # One graph a branch: anything that would break it, or compile it anew, is an error and no silent slowness.
+        self.compute = torch.compile(self.unet, fullgraph=True, dynamic=False) if settings.compile else self.unet
+        self.branch_loss = BranchLoss(pipeline, layered, settings, latents)
+        # Pictures need the whole pipeline; training needs no text encoder any more, and the VAE only without latents.
+        if settings.samples_every is None:
+            pipeline.text_encoder = pipeline.text_encoder_2 = None
+            if latents is not None:
+                pipeline.vae = None
+        pipeline.to(accelerator.device)
         groups = _parameter_groups(layered, settings)
         self.trained: dict[str, torch.nn.Parameter] = {
             name: parameter for group in groups for name, parameter in zip(group["names"], group["params"], strict=True)
         }
-        self.rates = [group["lr"] for group in groups]
+        self.rates: dict[str, float] = {group["name"]: group["lr"] for group in groups}
         adamw = torch.optim.AdamW([{"params": group["params"], "lr": group["lr"]} for group in groups])
         # The schedule is asked as a function of the step, so that it has no state of its own.
         self.schedule = get_scheduler(
@@ -253,6 +327,8 @@ class _Run:
         if weight > 0:
             branches.append(("fg", "foreground", weight))
         values = {"background": 0.0, "foreground": 0.0}
+        if settings.region_loss is not None:
+            values |= dict.fromkeys(REGION_TERMS, 0.0)
         indices = _indices(self.samples, settings, step)
         shares = accelerator.num_processes * settings.gradient_accumulation
         size = len(indices) // shares
@@ -260,11 +336,14 @@ class _Run:
         with _seeded(derived_seed(settings.seed, "layers", step, accelerator.process_index), accelerator.device):
             for share in range(first, first + settings.gradient_accumulation):
                 chosen = [self.samples[index] for index in indices[share * size : (share + 1) * size]]
-                for branch, name, factor in branches:
+                examples = self.branch_loss.examples([branch for branch, _, _ in branches], chosen, step)
+                for (_, name, factor), of_branch in zip(branches, examples, strict=True):
                     # Each branch is differentiated before the next is run (see `LayeredUNet.branch`).
                     with accelerator.autocast():
-                        loss = self.branch_loss(self.unet, branch, chosen, step) / settings.gradient_accumulation
+                        loss = self.branch_loss(self.compute, of_branch) / settings.gradient_accumulation
                     values[name] += loss.item()
+                    for term, part in self.branch_loss.terms.items():
+                        values[term] += part.item() / settings.gradient_accumulation
                     accelerator.backward(factor * loss)
         freeze(self.unet, stage)
         if accelerator.num_processes > 1:
@@ -281,15 +360,17 @@ class _Run:
             value = total if not math.isfinite(total) else norm
             raise UserError(f"{what} {value} at step {step + 1} (samples {keys}): lower learning_rate, or mend them")
         factor = self.schedule(step)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.rates.values(), strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
         self.layered.project_()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.step(self.trained.values())
-        self.losses.append({"loss": total, **values, "lambda": weight})
-        self.measured = {"gradient_norm": norm, "learning_rate": self.rates[0] * factor}
+        self.losses.append({"loss": total} | {name: values[name] for name in LOSS_COLUMNS[2:4]} | {"lambda": weight})
+        self.measured = {"loss/total": total, **{f"loss/{name}": value for name, value in values.items()}}
+        self.measured |= {"lambda": weight, "gradient_norm": norm}
+        self.measured |= {f"learning_rate/{name}": rate * factor for name, rate in self.rates.items()}
         return stop
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -374,92 +455,217 @@ def _average_gradients(parameters: list[torch.nn.Parameter], accelerator: Accele
 
 
 def _parameter_groups(layered: LayeredUNet, settings: TrainSettings) -> list[dict[str, Any]]:
-    """What the optimizer trains: names, parameters and learning rate of each group."""
-    rates = {"sma": settings.sma_learning_rate}
+    """What the optimizer trains: its name, and names, parameters and learning rate, of each group that is not empty."""
     adapters = {
         f"adapters.{name}": parameter
         for branch in BRANCHES
         for name, parameter in adapter_parameters(layered.unet, branch).items()
     }
-    groups = [(adapters, settings.learning_rate)]
+    parts: dict[str, dict[str, torch.nn.Parameter]] = {"sma": {}, "guidance": {}}
     for part, module in layered.parts().items():
         named = {f"{part}.{name}": parameter for name, parameter in module.named_parameters()}
-        groups.append((named, rates.get(part, settings.guidance_learning_rate)))
-    return [{"names": list(named), "params": list(named.values()), "lr": rate} for named, rate in groups]
+        parts["sma" if part == "sma" else "guidance"] |= named
+    groups = [
+        ("adapters", adapters, settings.learning_rate),
+        ("sma", parts["sma"], settings.sma_learning_rate),
+        ("guidance", parts["guidance"], settings.guidance_learning_rate),
+    ]
+    return [
+        {"name": name, "names": list(named), "params": list(named.values()), "lr": rate}
+        for name, named, rate in groups
+        if named
+    ]
+
+
+def _sample_pictures(run: _Run, validation: Samples | None) -> SamplePictures | None:
+    """What draws sample pictures, where they are asked for and there is somebody to show."""
+    if run.settings.samples_every is None:
+        return None
+    if validation is not None:
+        pictures = SamplePictures(run.pipeline, run.layered, validation, run.settings)
+        if pictures.samples:
+            return pictures
+    _log.warning("samples_every: the dataset has no split validation with people to erase, so no pictures are drawn")
+    return None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What one branch is trained on in one step, up to the UNet: B samples. Tensors are float32, without gradients."""
+
+    branch: Branch
+    given: torch.Tensor
+    """The UNet's input [noisy latents; hole; latents of the image shown], (B, 2 C + 1, h, w)."""
+    timesteps: torch.Tensor
+    """(B,) int64."""
+    target: torch.Tensor
+    """What the UNet should output, (B, C, h, w)."""
+    judged: torch.Tensor
+    """(B, 1, h, w) in 0..1, for the loss: where the background is known; the person's mask M_k."""
+    weight: torch.Tensor
+    """(B,): see `mild.batches.Batch`."""
+    given_mask: torch.Tensor
+    """(B, 1, H, W) in 0..1: see `mild.batches.Batch`."""
+    cues: dict[str, Any]
+    """Those of HMG: arguments of `LayeredUNet.branch`."""
 
 
 class BranchLoss:
-    """The mean loss of a batch under one branch: encodes the pictures, adds noise, asks the UNet."""
+    """The mean loss of a batch under one branch, in two stages: `examples` for all branches, then the UNet for each.
+
+    Args:
+        pipeline: the base. The prompt is encoded at once; later the VAE alone is used, where the UNet is.
+        latents: of fixed views; with them the VAE is not used either.
+    """
 
     def __init__(
-        self, pipeline: StableDiffusionXLInpaintPipeline, layered: LayeredUNet, settings: TrainSettings
+        self,
+        pipeline: StableDiffusionXLInpaintPipeline,
+        layered: LayeredUNet,
+        settings: TrainSettings,
+        latents: Latents | None = None,
     ) -> None:
         self.layered = layered
-        self.vae = pipeline.vae
-        self.device = pipeline.device
+        self.latents = latents
+        self.vae = pipeline.vae if latents is None else None
+        self.device = pipeline.unet.device
         self.settings = settings
         # Samplers such as Euler's noise otherwise; their configuration says what the UNet was trained with.
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         with torch.no_grad():
-            self.text, _, self.pooled_text, _ = pipeline.encode_prompt(
-                settings.prompt, device=self.device, do_classifier_free_guidance=False
+            text, _, pooled_text, _ = pipeline.encode_prompt(
+                settings.prompt, device=pipeline.text_encoder_2.device, do_classifier_free_guidance=False
             )
+        self.text, self.pooled_text = text.to(self.device), pooled_text.to(self.device)
+        self.terms: dict[str, torch.Tensor] = {}
+        """What the latest loss is the sum of, where the region-aware loss was taken."""
         side = settings.resolution
         self.size_and_crop = torch.tensor([[side, side, 0, 0, side, side]], dtype=self.text.dtype, device=self.device)
 
-    def __call__(self, unet: torch.nn.Module, branch: Branch, samples: list[Sample], step: int) -> torch.Tensor:
-        """The mean of ``weight * loss`` over the batch, a scalar that carries gradients of adapters and parts."""
-        # One generator a sample and step, the same for both branches: person, time step, noise and which cues are
-        # withheld, in this order.
-        seed, resolution = self.settings.seed, self.settings.resolution
+    @torch.no_grad()
+    def examples(self, branches: Sequence[Branch], samples: Sequence[Sample], step: int) -> list[Examples]:
+        """The examples of each branch: of the same views, with the same time steps and noise.
+
+        All pictures are encoded in one call, in float32 whatever the precision of training: SDXL's VAE overflows in
+        float16.
+        """
+        # One generator a sample and step: view, time step, noise and which cues are withheld, in this order.
+        seed = self.settings.seed
         draws = [np.random.default_rng(derived_seed(seed, step, sample.key)) for sample in samples]
-        chosen = [int(draw.integers(len(sample.people))) for draw, sample in zip(draws, samples, strict=True)]
-        # Another one for the view, as many numbers as that takes.
-        views = [
-            draw_view(sample, index, self.settings, np.random.default_rng(derived_seed(seed, step, sample.key, "view")))
-            for sample, index in zip(samples, chosen, strict=True)
-        ]
-        batch = make_batch(branch, views, chosen, resolution)
-        latents = self.encode(batch.picture)
-        hole = batch.hole.to(self.device)
-        seen = self.encode(batch.image.to(self.device) * (hole < 0.5))
+        if self.settings.cached_views is None:
+            views, chosen = self._new_views(samples, step, draws)
+            stored: list[dict[str, torch.Tensor]] = []
+        else:
+            numbers = [int(draw.integers(self.settings.cached_views)) for draw in draws]
+            views, chosen, stored = self._fixed_views(samples, numbers)
+        batches = [make_batch(branch, views, chosen, self.settings.resolution) for branch in branches]
+        if stored:
+            named = [f"{branch}.{what}" for branch in branches for what in ("picture", "shown")]
+            latents = [torch.stack([of_view[name] for of_view in stored]).to(self.device) for name in named]
+        else:
+            assert self.vae is not None
+            pictures = torch.cat([picture for batch in batches for picture in (batch.picture, batch.shown)])
+            latents = list(encode_pictures(self.vae, pictures.to(self.device)).chunk(2 * len(batches)))
         last = self.scheduler.config.num_train_timesteps
         timesteps = torch.tensor([int(draw.integers(last)) for draw in draws], device=self.device)
-        noise = torch.stack(
-            [torch.from_numpy(draw.standard_normal(tuple(latents.shape[1:]), np.float32)) for draw in draws]
-        ).to(latents)
-        grid = latents.shape[-2:]
-        # As the pipeline does it: the mask channel is taken at the nearest pixel.
-        hole = torch.nn.functional.interpolate(hole, size=grid).to(latents)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        count = len(samples)
+        shape = tuple(latents[0].shape[1:])
+        noise = torch.stack([torch.from_numpy(draw.standard_normal(shape, np.float32)) for draw in draws])
+        noise = noise.to(self.device)
         hmg = self.layered.settings.hmg
-        withheld = [] if hmg is None else [draw.random(3) < hmg.dropout for draw in draws]
-        cues: dict[str, Any] = {} if hmg is None else make_cues(branch, views, chosen, withheld, hmg)
-        with self.layered.branch(branch, batch.given_mask, **cues):
+        cues: dict[str, Any] = {}
+        if hmg is not None:
+            withheld = [draw.random(3) < hmg.dropout for draw in draws]
+            cues = make_cues(views, chosen, withheld, hmg)
+        return [
+            self._examples_of(branch, batch, clean, shown, timesteps, noise, cues)
+            for branch, batch, clean, shown in zip(branches, batches, latents[::2], latents[1::2], strict=True)
+        ]
+
+    def _new_views(
+        self, samples: Sequence[Sample], step: int, draws: Sequence[np.random.Generator]
+    ) -> tuple[list[Sample], list[int]]:
+        """A view of each sample that no other step has, and its person, who is drawn first."""
+        chosen = [int(draw.integers(len(sample.people))) for draw, sample in zip(draws, samples, strict=True)]
+        # A generator of their own, for as many numbers as views take.
+        seeds = [derived_seed(self.settings.seed, step, sample.key, "view") for sample in samples]
+        views = [
+            draw_view(sample, index, self.settings, np.random.default_rng(seed))
+            for sample, index, seed in zip(samples, chosen, seeds, strict=True)
+        ]
+        return views, chosen
+
+    def _fixed_views(
+        self, samples: Sequence[Sample], numbers: Sequence[int]
+    ) -> tuple[list[Sample], list[int], list[dict[str, torch.Tensor]]]:
+        """The fixed view with a number of each sample, its person, and its latents by name."""
+        views, chosen, latents = [], [], []
+        for sample, number in zip(samples, numbers, strict=True):
+            view, index = draw_fixed_view(sample, number, self.settings)
+            if self.latents is not None:
+                stored = self.latents.read(sample, number)
+            else:
+                assert self.vae is not None
+                stored = encode_view(self.vae, view, index, self.settings.resolution)
+            views.append(view)
+            chosen.append(index)
+            latents.append(stored)
+        return views, chosen, latents
+
+    def _examples_of(
+        self,
+        branch: Branch,
+        batch: Batch,
+        clean: torch.Tensor,
+        shown: torch.Tensor,
+        timesteps: torch.Tensor,
+        noise: torch.Tensor,
+        cues: dict[str, Any],
+    ) -> Examples:
+        grid = clean.shape[-2:]
+        # As the pipeline does it: the mask channel is taken at the nearest pixel.
+        hole = F.interpolate(batch.hole, size=grid).to(clean)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        if branch == "bg":
+            judged = known_cells(batch.target_mask, grid)
+            cues = {name: cue for name, cue in cues.items() if name != "others"}
+        else:
+            judged = F.interpolate(batch.target_mask, size=grid, mode="area")
+        return Examples(
+            branch=branch,
+            given=torch.cat([noisy, hole, shown], dim=1),
+            timesteps=timesteps,
+            target=prediction_target(self.scheduler, clean, noise, timesteps),
+            judged=judged.to(clean),
+            weight=batch.weight.to(clean),
+            given_mask=batch.given_mask,
+            cues=cues,
+        )
+
+    def __call__(self, unet: Callable[..., Any], examples: Examples) -> torch.Tensor:
+        """The mean of ``weight * loss`` over the batch, a scalar that carries gradients of adapters and parts."""
+        count = len(examples.given)
+        with self.layered.branch(examples.branch, examples.given_mask, **examples.cues):
             prediction = unet(
-                torch.cat([noisy, hole, seen], dim=1),
-                timesteps,
+                examples.given,
+                examples.timesteps,
                 encoder_hidden_states=self.layered.text(self.text.expand(count, -1, -1)),
                 added_cond_kwargs={
                     "text_embeds": self.pooled_text.expand(count, -1),
                     "time_ids": self.size_and_crop.expand(count, -1),
                 },
             ).sample
-        target = prediction_target(self.scheduler, latents, noise, timesteps)
-        if branch == "bg":
-            losses = background_loss(prediction, target, known_cells(batch.target_mask, grid).to(latents))
+        if examples.branch == "bg":
+            losses = background_loss(prediction, examples.target, examples.judged)
         else:
-            mask = torch.nn.functional.interpolate(batch.target_mask, size=grid, mode="area")
-            losses = foreground_loss(prediction, target, mask.to(latents), self.settings.region_loss)
-        return (batch.weight.to(losses) * losses).mean()
+            losses = foreground_loss(prediction, examples.target, examples.judged, self.settings.region_loss)
+        self.terms = self._terms(prediction.detach(), examples)
+        return (examples.weight * losses).mean()
 
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Latents (B, C, h, w) of pictures (B, 3, H, W) in -1..1: the mode of the VAE's posterior, scaled."""
-        with torch.no_grad():
-            posterior = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
-        latents: torch.Tensor = posterior.mode().float() * self.vae.config.scaling_factor
-        return latents
+    def _terms(self, prediction: torch.Tensor, examples: Examples) -> dict[str, torch.Tensor]:
+        if examples.branch == "bg" or self.settings.region_loss is None:
+            return {}
+        terms = region_terms(prediction, examples.target, examples.judged, self.settings.region_loss)
+        return {name: (examples.weight * values).mean() for name, values in terms.items()}
 
 
 def _indices(samples: Samples, settings: TrainSettings, step: int) -> list[int]:
@@ -471,7 +677,7 @@ def _indices(samples: Samples, settings: TrainSettings, step: int) -> list[int]:
 
 def _check_count(samples: Samples, batch_size: int) -> None:
     if len(samples) == 0:
-        raise UserError("the training split holds no sample: build the dataset with composite samples")
+        raise UserError("the training split holds no sample: build the dataset with one")
     if len(samples) < batch_size:
         raise UserError(f"the training split holds {len(samples)} samples, fewer than batch_size ({batch_size})")
 
@@ -490,22 +696,25 @@ def _check_processes(accelerator: Accelerator, settings: TrainSettings) -> None:
         )
 
 
-def _check_resolution(pipeline: StableDiffusionXLInpaintPipeline, resolution: int) -> None:
-    step = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
-    if resolution % step:
-        raise UserError(f"resolution: {resolution} must be a multiple of {step} for this base")
-
-
 def _write_losses(folder: Path, losses: list[dict[str, float]]) -> None:
     with (folder / "loss.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, LOSS_COLUMNS, lineterminator="\n")
         rows.writeheader()
         rows.writerows({"step": step, **values} for step, values in enumerate(losses, start=1))
-    (folder / "loss.svg").write_text(loss_chart(losses), encoding="utf-8")
+    # Before the warm-up the foreground is not computed.
+    shown = [row if row["lambda"] > 0 else row | {"foreground": math.nan} for row in losses]
+    (folder / "loss.svg").write_text(loss_chart(shown, ("background", "foreground")), encoding="utf-8")
 
 
 ABOUT = """\
 - Training: {steps} steps of {batch_size} samples; loss {first:.4g} at the first step, {last:.4g} at the last
   (`loss.csv`, `loss.svg`)
-- Data: {count} composite samples, digest `{dataset}`
+- Data: {count} samples an epoch, digest `{dataset}`
+- Licence: these weights come from the base and from the data; whoever passes them on is bound by both
+"""
+ABOUT_PICTURES = """\
+- People of the validation split, erased with these weights: picture, hole, result and, where it is known,
+  truth{reached}
+
+  ![Sample pictures](samples.png)
 """

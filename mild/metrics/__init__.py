@@ -1,4 +1,4 @@
-"""How close a result is to the truth: one function a metric, by scikit-image.
+"""How close a result is to the truth: one function a metric, by scikit-image and `mild.metrics.perceptual`.
 
 All take two (H, W, 3) uint8 pictures. A metric that cannot be computed raises `NotComputed` with the reason,
 and never gives a number instead.
@@ -26,7 +26,8 @@ class Metric:
 
     name: str
     title: str
-    """For headings; all metrics so far are better when they are larger."""
+    """For headings."""
+    larger_is_better: bool
     digits: int
     """Decimals that mean something."""
     score: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
@@ -44,10 +45,7 @@ def psnr(result: np.ndarray, truth: np.ndarray) -> float:
 def psnr_hole(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
     """`psnr` over the pixels of ``hole``, (H, W) bool; ``inf`` where both are identical there."""
     _check(result, truth)
-    if hole.shape != truth.shape[:2]:
-        raise NotComputed(f"the hole is {hole.shape[1]}x{hole.shape[0]}, the picture {truth.shape[1]}x{truth.shape[0]}")
-    if not hole.any():
-        raise NotComputed("the hole is empty")
+    _check_hole(hole, truth)
     return psnr(result[hole][None], truth[hole][None])
 
 
@@ -66,10 +64,23 @@ def ssim(result: np.ndarray, truth: np.ndarray) -> float:
     )
 
 
+def perceptual_hole(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
+    """`mild.metrics.perceptual.distance` in ``hole``, (H, W) bool: 0 for equal pictures. It is not LPIPS."""
+    _check(result, truth)
+    _check_hole(hole, truth)
+    # Loads torch, which those who want the other metrics do without.
+    from mild.metrics.perceptual import SMALLEST, distance
+
+    if min(truth.shape[:2]) < SMALLEST:
+        raise NotComputed(f"the picture is smaller than {SMALLEST} pixels, of which the coarsest features are made")
+    return distance(result, truth, hole)
+
+
 METRICS = (
-    Metric("psnr_hole", "PSNR hole, dB", 2, psnr_hole),
-    Metric("psnr", "PSNR, dB", 2, lambda result, truth, _: psnr(result, truth)),
-    Metric("ssim", "SSIM", 4, lambda result, truth, _: ssim(result, truth)),
+    Metric("psnr_hole", "PSNR hole, dB", True, 2, psnr_hole),
+    Metric("perceptual_hole", "Perceptual distance hole", False, 4, perceptual_hole),
+    Metric("psnr", "PSNR, dB", True, 2, lambda result, truth, _: psnr(result, truth)),
+    Metric("ssim", "SSIM", True, 4, lambda result, truth, _: ssim(result, truth)),
 )
 
 
@@ -78,3 +89,10 @@ def _check(result: np.ndarray, truth: np.ndarray) -> None:
         raise NotComputed(
             f"the result is {result.shape[1]}x{result.shape[0]}, the truth {truth.shape[1]}x{truth.shape[0]}"
         )
+
+
+def _check_hole(hole: np.ndarray, truth: np.ndarray) -> None:
+    if hole.shape != truth.shape[:2]:
+        raise NotComputed(f"the hole is {hole.shape[1]}x{hole.shape[0]}, the picture {truth.shape[1]}x{truth.shape[0]}")
+    if not hole.any():
+        raise NotComputed("the hole is empty")

@@ -1,5 +1,7 @@
 """A very small base: a `StableDiffusionXLInpaintPipeline` folder with SDXL's architecture and its own vocabulary.
 
+A trained one comes with the package: wherever a base is named, `NAME` is its.
+
 Torch and diffusers are imported when they are needed: the processes that draw pictures do without.
 """
 
@@ -8,8 +10,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from mild.folders import folder_written_whole
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLInpaintPipeline
@@ -22,50 +22,17 @@ TIME_EMBEDDING = 16
 LONGEST_PROMPT = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 
+NAME = "mild-nano"
+"""What the trained nano base is called, on every machine."""
+_BUNDLED = Path(__file__).parent / "bundled"
+
 MERGES = Path(__file__).parent / "merges.json"
 """Byte-pair merges learned from a few sentences about people and scenes; other words fall back to smaller pieces."""
 
-CARD = """\
----
-library_name: diffusers
-pipeline_tag: image-to-image
-tags: [inpainting, stable-diffusion-xl]
----
-# A nano base with random weights
 
-A `StableDiffusionXLInpaintPipeline` of very small size with SDXL's architecture: two CLIP text encoders, a
-9-channel UNet with text and time conditioning, a VAE that divides each side by {factor}, DDIM with sample
-prediction. It has {parameters:,} parameters.
-
-**The weights are random** (seed {seed}): nothing was trained. The pipeline loads, runs, can be fine-tuned and
-costs next to nothing, so that code can be tried out anywhere; its pictures mean nothing.
-
-```python
-from diffusers import StableDiffusionXLInpaintPipeline
-
-pipeline = StableDiffusionXLInpaintPipeline.from_pretrained("this folder")
-```
-"""
-
-
-def write_nano_base(folder: str, seed: int) -> None:
-    """Write the nano base with random weights drawn from ``seed``; the same seed gives the same bytes.
-
-    Sizes are chosen so that the base can later be trained well on a CPU: VAE of 48 channels with a factor of
-    4, UNet (48, 96, 128) with attention on its two lower levels, two-layer text encoders of width 32. The
-    folder appears whole or not at all and replaces an older one.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        pipeline = build_nano_pipeline()
-    card = CARD.format(factor=pipeline.vae_scale_factor, parameters=count_parameters(pipeline), seed=seed)
-    with folder_written_whole(folder) as partial:
-        save_nano_pipeline(pipeline, partial, card)
+def base_place(name: str) -> str:
+    """The folder of the base that comes with the package, if ``name`` is its; otherwise ``name``."""
+    return str(_BUNDLED) if name == NAME else name
 
 
 def save_nano_pipeline(pipeline: StableDiffusionXLInpaintPipeline, folder: Path, card: str) -> None:
@@ -85,7 +52,11 @@ def count_parameters(pipeline: StableDiffusionXLInpaintPipeline) -> int:
 
 
 def build_nano_pipeline() -> StableDiffusionXLInpaintPipeline:
-    """The nano pipeline in memory, with weights drawn from torch's global generator."""
+    """The nano pipeline in memory, with weights drawn from torch's global generator.
+
+    Sizes are chosen so that it can be trained well on a CPU: VAE of 48 channels with a factor of 4, UNet (48, 96, 128)
+    with attention on its two lower levels, two-layer text encoders of width 32.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLInpaintPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 

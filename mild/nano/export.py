@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from dataset_tools.drawn_world import Scene, draw_scene, generator
 from dataset_tools.schema import encode_png
 from mild.erasers.opencv import OpenCVEraser
 from mild.folders import folder_written_whole
-from mild.metrics import psnr, psnr_hole
+from mild.metrics import perceptual_hole, psnr, psnr_hole
 from mild.nano import count_parameters, save_nano_pipeline
 from mild.nano.pictures import LEAST_SHARE, Pictures, random_hole
 from mild.nano.pretraining import PretrainSettings
@@ -44,13 +45,16 @@ with people and on holes that have nothing to do with them. Not doing so is what
 ## What it can do
 
 Measured on {count} scenes of the sample world's test split, none of which it was trained on, with the empty prompt and
-{steps} DDIM steps; peak signal-to-noise ratio in dB, the mean over pictures:
+{steps} DDIM steps. In the hole, mean over pictures; the perceptual distance is that of `mild.metrics`, not LPIPS:
 
 | | this base | OpenCV's Telea |
 |---|---|---|
-| VAE: encode and decode, whole held-out pictures at {side} px | {vae:.1f} | |
-| holes in pictures without people | {background:.1f} | {background_telea:.1f} |
-| people erased by the base alone (true masks) | {people:.1f} | {people_telea:.1f} |
+| holes in pictures without people: PSNR, dB | {background:.1f} | {background_telea:.1f} |
+| the same: perceptual distance | {background_distance:.2f} | {background_telea_distance:.2f} |
+| people erased by the base alone (true masks): PSNR, dB | {people:.1f} | {people_telea:.1f} |
+| the same: perceptual distance | {people_distance:.2f} | {people_telea_distance:.2f} |
+
+VAE, encoding and decoding whole held-out pictures at {side} px: {vae:.1f} dB.
 
 ![fills](fills.png)
 
@@ -108,7 +112,7 @@ def export_base(
         steps: DDIM steps of each fill.
 
     Returns:
-        What the card's table says, in dB.
+        What the card says, see `judge`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -164,7 +168,8 @@ def judge(
 
     Returns:
         Mean PSNR in dB: ``vae`` over whole pictures; in the hole, for holes in pictures without people and for people,
-        ``background`` and ``people``, the same by Telea with ``_telea``. And a sheet of pictures, (H, W, 3) uint8.
+        ``background`` and ``people``, the same by Telea with ``_telea``; each of the four also as mean perceptual
+        distance, with ``_distance``. And a sheet of pictures, (H, W, 3) uint8.
     """
     pipeline.set_progress_bar_config(disable=True)
     side = 2 * pipeline.resolution
@@ -180,16 +185,17 @@ def judge(
     ):
         seeds = [torch.Generator().manual_seed(index) for index in range(scenes)]
         filled = pipeline(images, masks, generator=seeds, output_type="np", prompt=prompt, num_inference_steps=steps)
-        found, found_by_telea = [], []
+        found: dict[str, list[float]] = defaultdict(list)
         for number, (image, own, result, scene) in enumerate(zip(images, masks, filled, drawn, strict=True)):
             area = editable(np.stack(own), range(len(own)))
             telea = OpenCVEraser("telea").erase(image, area, 0)
-            found.append(psnr_hole(result.image, scene.background, area))
-            found_by_telea.append(psnr_hole(telea, scene.background, area))
+            for way, picture in ((name, result.image), (f"{name}_telea", telea)):
+                found[way].append(psnr_hole(picture, scene.background, area))
+                found[f"{way}_distance"].append(perceptual_hole(picture, scene.background, area))
             if number < SHEET_ROWS:
                 marked = np.where(area[..., None], np.uint8(128), image)
                 rows.append(np.concatenate([image, marked, result.image, telea, scene.background], axis=1))
-        numbers |= {name: float(np.mean(found)), f"{name}_telea": float(np.mean(found_by_telea))}
+        numbers |= {way: float(np.mean(values)) for way, values in found.items()}
     sheet = Image.fromarray(np.concatenate(rows))
     return numbers, np.asarray(sheet.resize((sheet.width * 3 // 4, sheet.height * 3 // 4), Image.Resampling.LANCZOS))
 

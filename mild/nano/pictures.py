@@ -28,7 +28,7 @@ PEOPLE = (2, 1, 3, 0, 2, 4, 1, 0)
 COUNTS = ("no people", "one person", "two people", "three people", "four people")
 LEAST_SHARE = 0.004
 """A person who fills less of the picture than this is not mentioned and lends no outline."""
-SMALLEST_HOLE, LARGEST_HOLE = 0.03, 0.5
+SMALLEST_HOLE, LARGEST_HOLE = 0.03, 0.4
 
 
 class DrawingSettings(Settings):
@@ -104,7 +104,7 @@ def draw_pictures(settings: DrawingSettings, folder: str | Path, workers: int) -
 
 
 def random_hole(rng: np.random.Generator, side: int, outlines: np.ndarray) -> np.ndarray:
-    """A hole of 3 % to 50 % of a picture: one to three boxes, strokes or outlines of people, anywhere.
+    """A hole of 3 % to 40 % of a picture: one to three boxes, strokes or outlines of people, anywhere.
 
     Args:
         side: of the picture, in pixels.

@@ -11,9 +11,7 @@ nothing had happened; on a CPU, with as many threads and the same machine, to th
 from __future__ import annotations
 
 import csv
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,20 +22,17 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from pydantic import Field
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dataset_tools.errors import UserError
 from dataset_tools.settings import Settings
+from mild.charts import loss_chart
+from mild.checkpoints import Checkpoints
 from mild.folders import folder_written_whole
 from mild.nano import build_nano_pipeline, save_nano_pipeline
 from mild.nano.pictures import DrawingSettings, Pictures, random_hole
 from mild.seeds import derived_seed
 
-CHECKPOINT = "checkpoint.safetensors"
-STATES = ("weights", "average", "exp_avg", "exp_avg_sq")
-"""What a checkpoint holds of each parameter: itself, its moving average, and AdamW's two moments."""
 ENCODED_AT_ONCE = 16
 
 Log = Callable[[str, int, float], None]
@@ -117,13 +112,13 @@ def train_vae(settings: PretrainSettings, pictures: str | Path, folder: str | Pa
     """Train the VAE on crops of the pictures and write it with its loss curve; the folder appears whole.
 
     Its latents are scaled to mean 0 and variance 1 a channel by its own last and first 1x1 convolutions, so that
-    ``scaling_factor`` is 1. An unfinished run leaves its checkpoint beside ``folder`` and is taken up again.
+    ``scaling_factor`` is 1. An unfinished run leaves a checkpoint beside ``folder`` and is taken up again.
 
     Args:
         pictures: folder that `draw_pictures` wrote.
 
     Raises:
-        UserError: the loss is no longer finite, or the folder cannot be written.
+        UserError: the loss is no longer finite, the checkpoint is of another run, or the folder cannot be written.
     """
     data = Pictures.open(pictures)
     vae = _first_pipeline(settings.seed).vae
@@ -146,13 +141,13 @@ def train_vae(settings: PretrainSettings, pictures: str | Path, folder: str | Pa
         divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
         return (result - target).square().mean() + options.divergence * divergence
 
-    checkpoint = _checkpoint_beside(folder)
-    losses = _optimise({"vae": vae}, loss_of, options, checkpoint, _mark(settings, "vae"), "vae", log)
+    kept = _checkpoints_beside(folder, settings.model_dump(mode="json", exclude={"unet"}))
+    losses = _optimise({"vae": vae}, loss_of, options, kept, "vae", log)
     _standardise(vae, data.pictures, settings)
     with folder_written_whole(folder) as place:
         vae.to("cpu").save_pretrained(place)
         write_curve(losses, place, "loss-vae")
-    checkpoint.unlink(missing_ok=True)
+    kept.remove()
 
 
 def encode_examples(
@@ -216,7 +211,7 @@ def train_unet(
 ) -> None:
     """Train UNet and text encoders, and write the whole pipeline in float32; the folder appears whole.
 
-    An unfinished run leaves its checkpoint beside ``folder`` and is taken up again.
+    An unfinished run leaves a checkpoint beside ``folder`` and is taken up again.
 
     Args:
         pictures: folder that `draw_pictures` wrote.
@@ -224,7 +219,7 @@ def train_unet(
         examples: folder that `encode_examples` wrote.
 
     Raises:
-        UserError: the loss is no longer finite, or the folder cannot be written.
+        UserError: the loss is no longer finite, the checkpoint is of another run, or the folder cannot be written.
     """
     captions = Pictures.open(pictures).captions
     latents, seen, holes = (np.load(Path(examples) / f"{name}.npy", mmap_mode="r") for name in STORED)
@@ -269,13 +264,13 @@ def train_unet(
         weight = options.outside + (1 - options.outside) * F.adaptive_max_pool2d(hole, target.shape[-2:])
         return (weight * (prediction.float() - target).square()).mean() / weight.mean()
 
-    checkpoint = _checkpoint_beside(folder)
-    losses = _optimise(trained, loss_of, options, checkpoint, _mark(settings, "unet"), "unet", log)
+    kept = _checkpoints_beside(folder, settings.model_dump(mode="json"))
+    losses = _optimise(trained, loss_of, options, kept, "unet", log)
     pipeline.unet.set_attn_processor(AttnProcessor2_0())
     with folder_written_whole(folder) as place:
         save_nano_pipeline(pipeline.to("cpu"), place, "")
         write_curve(losses, place, "loss-unet")
-    checkpoint.unlink(missing_ok=True)
+    kept.remove()
 
 
 STORED = ("latents", "seen", "holes")
@@ -287,40 +282,15 @@ def write_curve(losses: list[float], folder: Path, name: str) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("step", "loss"))
         rows.writerows((step, f"{loss:.6g}") for step, loss in enumerate(losses, start=1))
-    (folder / f"{name}.svg").write_text(_curve(losses), encoding="utf-8")
-
-
-def _curve(losses: list[float], width: int = 720, height: int = 280, margin: int = 56, points: int = 240) -> str:
-    """SVG of the loss: means of equal stretches of the run on a logarithmic scale."""
-    stretches = np.array_split(np.asarray(losses), min(points, len(losses)))
-    means = np.log10([max(float(part.mean()), 1e-12) for part in stretches])
-    low, high = math.floor(means.min() * 5) / 5, math.ceil(means.max() * 5) / 5
-    high = max(high, low + 0.2)
-    x = np.linspace(margin, width - 16, len(means))
-    y = np.interp(means, [low, high], [height - 40, 16])
-    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    parts = []
-    for tick in np.linspace(low, high, 5):
-        place = np.interp(tick, [low, high], [height - 40, 16])
-        parts.append(f'<line x1="{margin}" x2="{width - 16}" y1="{place:.1f}" y2="{place:.1f}" class="grid"/>')
-        parts.append(f'<text x="{margin - 8}" y="{place + 4:.1f}" text-anchor="end">{10**tick:.3g}</text>')
-    parts.append(f'<text x="{width / 2}" y="{height - 10}" text-anchor="middle">step 1 to {len(losses)}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="Loss over {len(losses)} steps">'
-        "<style>text{font:12px system-ui,sans-serif;fill:#555}.grid{stroke:#8884}"
-        "@media(prefers-color-scheme:dark){text{fill:#bbb}}</style>"
-        + "".join(parts)
-        + f'<polyline points="{line}" fill="none" stroke="#2a78b8" stroke-width="2"/></svg>\n'
-    )
+    chart = loss_chart([{"loss": loss} for loss in losses], ["loss"], logarithmic=True)
+    (folder / f"{name}.svg").write_text(chart, encoding="utf-8")
 
 
 def _optimise(
     networks: Mapping[str, nn.Module],
     loss_of: Callable[[int], Tensor],
     settings: LoopSettings,
-    checkpoint: Path,
-    mark: str,
+    kept: Checkpoints,
     stage: str,
     log: Log,
 ) -> list[float]:
@@ -328,7 +298,6 @@ def _optimise(
 
     Args:
         loss_of: the loss of a step, counted from 0.
-        mark: says which run it is; a checkpoint of another run is not taken up.
 
     Returns:
         The loss of every step.
@@ -340,70 +309,47 @@ def _optimise(
         moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
     average = [p.detach().clone() for p in weights]
-    held = {
+    states = {
         "weights": [p.detach() for p in weights],
         "average": average,
-        **{name: [optimizer.state[p][name] for p in weights] for name in STATES[2:]},
+        **{name: [optimizer.state[p][name] for p in weights] for name in ("exp_avg", "exp_avg_sq")},
     }
-    losses = _take_up(checkpoint, mark, held, named)
-    for p in weights:
-        optimizer.state[p]["step"].fill_(len(losses))
-    for step in range(len(losses), settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate(step)
-        loss = loss_of(step)
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise UserError(f"the loss of the {stage} is {losses[-1]} at step {step + 1}: lower {stage}.learning_rate")
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        kept = min(settings.average, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, held["weights"], 1 - kept)
-        log(stage, step + 1, losses[-1])
-        if (step + 1) % settings.checkpoint_every == 0:
-            _save(checkpoint, mark, held, named, losses)
+    held = {f"{kind}.{name}": t for kind, values in states.items() for name, t in zip(named, values, strict=True)}
+    with kept.held():
+        saved = kept.latest()
+        losses: list[float] = [] if saved is None else saved.tensors["losses"].tolist()
+        if saved is not None:
+            for name, tensor in held.items():
+                tensor.copy_(saved.tensors[name])
+        for p in weights:
+            optimizer.state[p]["step"].fill_(len(losses))
+        for step in range(len(losses), settings.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate(step)
+            loss = loss_of(step)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise UserError(
+                    f"the loss of the {stage} is {losses[-1]} at step {step + 1}: lower {stage}.learning_rate"
+                )
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            forgotten = 1 - min(settings.average, (1 + step) / (10 + step))
+            torch._foreach_lerp_(average, states["weights"], forgotten)
+            log(stage, step + 1, losses[-1])
+            if (step + 1) % settings.checkpoint_every == 0:
+                kept.save(step + 1, held | {"losses": torch.tensor(losses, dtype=torch.float64)}, {})
     with torch.no_grad():
         for p, mean in zip(weights, average, strict=True):
             p.copy_(mean)
     return losses
 
 
-def _save(
-    checkpoint: Path, mark: str, held: Mapping[str, list[Tensor]], named: Mapping[str, Any], losses: list[float]
-) -> None:
-    """Replace the checkpoint; a process killed meanwhile leaves the older one."""
-    tensors = {f"{kind}.{name}": t for kind, values in held.items() for name, t in zip(named, values, strict=True)}
-    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
-    partial = checkpoint.with_suffix(".partial")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata={"mark": mark})
-    os.replace(partial, checkpoint)
-
-
-def _take_up(checkpoint: Path, mark: str, held: Mapping[str, list[Tensor]], named: Mapping[str, Any]) -> list[float]:
-    """Copy a checkpoint of the same run into ``held``; gives the losses so far, none without a checkpoint."""
-    if not checkpoint.exists():
-        return []
-    with safe_open(checkpoint, "pt") as file:
-        if (file.metadata() or {}).get("mark") != mark:
-            return []
-        for kind, values in held.items():
-            for name, tensor in zip(named, values, strict=True):
-                tensor.copy_(file.get_tensor(f"{kind}.{name}"))
-        losses: list[float] = file.get_tensor("losses").tolist()
-    return losses
-
-
-def _checkpoint_beside(folder: str | Path) -> Path:
+def _checkpoints_beside(folder: str | Path, identity: dict[str, Any]) -> Checkpoints:
     place = Path(folder).absolute()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place.with_name(f"{place.name}.{CHECKPOINT}")
-
-
-def _mark(settings: PretrainSettings, stage: str) -> str:
-    own = {"vae": {"unet"}, "unet": set()}[stage]
-    return json.dumps(settings.model_dump(mode="json", exclude=own), sort_keys=True)
+    return Checkpoints(place.with_name(f"{place.name}.checkpoints"), identity, keep=1)
 
 
 def _first_pipeline(seed: int) -> StableDiffusionXLInpaintPipeline:

@@ -18,7 +18,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from mild.metrics import METRICS
-from mild.report.chart import loss_chart
 
 LONGEST_SIDE = 384
 """Pictures are embedded at most so large, in pixels; the exact ones lie beside the report."""
@@ -40,19 +39,18 @@ class SampleFigures:
 
     key: str
     folder: Path
-    """Holds ``before.png``, ``mask.png``, ``METHOD.png`` and, where it is known, ``truth.png``."""
-    people: int
+    """Of one kind of masks: ``before.png``, ``mask.png``, ``METHOD.png`` and, where it is known, ``truth.png``."""
     rows: list[dict[str, Any]]
     """A row of ``samples.parquet`` for each method."""
 
 
-def render_report(summary: dict[str, Any], samples: Sequence[SampleFigures], losses: Sequence[dict[str, float]]) -> str:
+def render_report(summary: dict[str, Any], samples: Sequence[SampleFigures], chart: str | None) -> str:
     """The page as HTML.
 
     Args:
         summary: content of ``summary.json``, see `mild.evaluation.evaluate`.
         samples: what is shown below the tables; their pictures are read and embedded.
-        losses: rows of the adapters' ``loss.csv``; empty where there is none.
+        chart: the adapters' loss curve, an ``<svg>`` element; None where there is none.
     """
     environment = Environment(
         loader=PackageLoader("mild.report", "."),
@@ -65,22 +63,21 @@ def render_report(summary: dict[str, Any], samples: Sequence[SampleFigures], los
         summary=summary,
         metrics=METRICS,
         titles=TITLES,
-        table=_table(summary),
-        chart=Markup(loss_chart(losses)) if losses else None,
-        steps=len(losses),
+        tables={f"{group['name']} ({group['cases']})": _table(group) for group in summary["groups"]},
+        chart=Markup(chart) if chart else None,
         samples=[_figures_of(sample) for sample in samples],
         settings=json.dumps(summary["settings"], indent=2),
     )
 
 
-def _table(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the summary table: a method, its cells (one a metric) and its seconds."""
-    methods = summary["methods"]
+def _table(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a group's table: a method, its cells (one a metric) and its seconds."""
+    methods = group["methods"]
     best: dict[str, str] = {}
     for metric in METRICS:
         means = [(methods[m][metric.name]["mean"], m) for m in methods if methods[m][metric.name]["mean"] is not None]
         if len(means) > 1:
-            best[metric.name] = max(means)[1]
+            best[metric.name] = (max if metric.larger_is_better else min)(means)[1]
     rows = []
     for method, values in methods.items():
         cells = [
@@ -88,6 +85,7 @@ def _table(summary: dict[str, Any]) -> list[dict[str, Any]]:
                 **values[metric.name],
                 **{key: _shown(values[metric.name][key], metric.digits) for key in ("mean", "low", "high")},
                 "best": best.get(metric.name) == method,
+                "cases": group["cases"],
             }
             for metric in METRICS
         ]
@@ -105,7 +103,8 @@ def _shown(value: float | None, digits: int) -> str:
 def _figures_of(sample: SampleFigures) -> dict[str, Any]:
     before = _open(sample.folder / "before.png")
     mask = np.asarray(Image.open(sample.folder / "mask.png").convert("L")) > 0
-    crowd = f"{sample.people} {'person' if sample.people == 1 else 'people'}"
+    first = sample.rows[0]
+    crowd = f"{first['people']} {'person' if first['people'] == 1 else 'people'}, {first['masks']} masks"
     figures: list[dict[str, Any]] = [
         {"title": "Before", "alt": f"{sample.key} before: {crowd}", "src": _embed(before), "scores": []},
         {
@@ -131,7 +130,7 @@ def _figures_of(sample: SampleFigures) -> dict[str, Any]:
         figures.append(
             {"title": "Truth", "alt": f"{sample.key}: the clean background", "src": _embed(truth), "scores": []}
         )
-    return {"key": sample.key, "crowd": crowd, "hole_share": sample.rows[0]["hole_share"], "figures": figures}
+    return {"key": sample.key, "crowd": crowd, "hole_share": first["hole_share"], "figures": figures}
 
 
 def _open(path: Path) -> np.ndarray:

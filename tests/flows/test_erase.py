@@ -20,7 +20,7 @@ from flows import cli
 from mild.folders import folder_written_whole
 from mild.layered import LayeredUNet
 from mild.layers import LayeredPicture
-from mild.nano import write_nano_base
+from mild.nano import NAME, base_place
 from mild.regions import editable
 from mild.settings import LoraSettings, MildSettings
 
@@ -49,11 +49,9 @@ def read(path: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+def base() -> str:
     torch.set_num_threads(1)
-    folder = str(tmp_path_factory.mktemp("nano") / "base")
-    write_nano_base(folder, seed=0)
-    return folder
+    return base_place(NAME)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import filecmp
-import importlib.util
+import io
 import json
 import os
 import shutil
@@ -14,19 +15,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
+from PIL import Image
+from prefect.artifacts import Artifact
 from safetensors.torch import load_file
 
+import flows.train
 from dataset_tools.errors import UserError
-from dataset_tools.schema import EncodingSettings
-from dataset_tools.shards import Manifest, ShardDataset, write_shard
-from flows.train import TrainJob, TrainRecipe, train
+from dataset_tools.shards import ShardDataset
+from flows.train import LatentsJob, TrainJob, TrainRecipe, train
 from mild.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch
+from mild.nano import NAME
 
 STEPS = 10
 TWO_PROCESSES = ["torch.distributed.run", "--nproc_per_node", "2"]
@@ -38,38 +42,6 @@ def _one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-
-
-@pytest.fixture(scope="session")
-def drawn() -> ModuleType:
-    """What the tests of `mild` draw their samples with."""
-    path = Path(__file__).parents[1] / "mild/conftest.py"
-    spec = importlib.util.spec_from_file_location("mild_conftest", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def dataset(drawn: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two shards of three composite samples."""
-    root = tmp_path_factory.mktemp("data") / "dataset"
-    shards = [
-        write_shard(
-            [drawn.draw_sample(3 * number + index) for index in range(3)],
-            str(root),
-            f"composite/train-{number:06d}.tar",
-            EncodingSettings(),
-            [],
-        )
-        for number in range(2)
-    ]
-    manifest = Manifest(
-        name="drawn", shards={"composite": {"train": shards}}, files={}, source="", settings={}, software={}
-    )
-    (root / "manifest.json").write_text(manifest.model_dump_json())
-    return str(root)
 
 
 @pytest.fixture(scope="session")
@@ -89,57 +61,56 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(recipe: str, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(recipe: str, drawn_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Adapters of a run that nobody disturbed."""
     output = tmp_path_factory.mktemp("undisturbed") / "adapters"
-    assert not train(recipe, dataset, str(output))["cached"]
+    assert not train(recipe, drawn_dataset, str(output))["cached"]
     return output
 
 
 @pytest.fixture
-def request_of(recipe: str, dataset: str, undisturbed: Path, tmp_path: Path) -> TrainRequest:
+def request_of(recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path: Path) -> TrainRequest:
     """What the flow asks for, with the output in a folder of the test's own."""
-    base = f"{undisturbed}.work/base"
     settings = TrainRecipe.load(recipe).train
     return TrainRequest(
         settings=settings,
-        dataset=dataset,
+        dataset=drawn_dataset,
         configurations={"composite": 1.0},
         split="train",
         dataset_digest="d",
-        base=base,
+        base=NAME,
         base_digest="b",
         output=str(tmp_path / "adapters"),
     )
 
 
 def assert_same_training(folder: Path, other: Path) -> None:
-    """Weights and losses are the same to the byte; what names the base's place is not compared."""
+    """Weights and losses are the same to the byte."""
     names = [str(path.relative_to(other)) for path in other.rglob("*") if path.suffix in (".safetensors", ".csv")]
     assert len(names) == 5
     assert filecmp.cmpfiles(folder, other, names, shallow=False)[0] == names
 
 
 def test_a_second_run_trains_nothing_and_a_damaged_adapter_is_trained_again(
-    recipe: str, dataset: str, undisturbed: Path, tmp_path: Path
+    recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     for name in ("adapters", "adapters.work"):
         shutil.copytree(undisturbed.with_name(name), tmp_path / name)
     # Neither how many processes there are nor where things lie decides about the result.
     changes = {"launcher": TWO_PROCESSES}
-    assert train(recipe, dataset, str(tmp_path / "adapters"), changes)["cached"]
+    assert train(recipe, drawn_dataset, str(tmp_path / "adapters"), changes)["cached"]
     assert not (tmp_path / "adapters.work/checkpoints").exists()
     (tmp_path / "adapters/sma.safetensors").unlink()
-    assert not train(recipe, dataset, str(tmp_path / "adapters"))["cached"]
+    assert not train(recipe, drawn_dataset, str(tmp_path / "adapters"))["cached"]
     assert_same_training(tmp_path / "adapters", undisturbed)
 
 
 def test_killed_with_all_its_processes_the_flow_goes_on_from_the_last_checkpoint(
-    recipe: str, dataset: str, undisturbed: Path, tmp_path: Path, server_environment: dict[str, str]
+    recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path: Path, server_environment: dict[str, str]
 ) -> None:
     output, work = tmp_path / "adapters", tmp_path / "adapters.work"
     shutil.copytree(Path(f"{undisturbed}.work"), work, ignore=shutil.ignore_patterns("train-adapters-*"))
-    command = [sys.executable, "-m", "flows.cli", "train", recipe, "--dataset", dataset, "--output", str(output)]
+    command = [sys.executable, "-m", "flows.cli", "train", recipe, "--dataset", drawn_dataset, "--output", str(output)]
     child = subprocess.Popen(command, env=server_environment, stderr=subprocess.PIPE, start_new_session=True)
     while child.poll() is None and not list(work.glob("checkpoints/step-*")):
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -148,7 +119,7 @@ def test_killed_with_all_its_processes_the_flow_goes_on_from_the_last_checkpoint
     _, errors = child.communicate()
     assert child.returncode == -signal.SIGKILL, errors.decode()
     assert list(work.glob("checkpoints/step-*")) and not output.exists()
-    assert not train(recipe, dataset, str(output))["cached"]
+    assert not train(recipe, drawn_dataset, str(output))["cached"]
     assert_same_training(output, undisturbed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "adapters.work"]
 
@@ -217,10 +188,33 @@ def test_two_processes_interrupted_and_then_one_train_what_one_does(
             assert (weights[name] - tensor).norm() < 0.01 * tensor.norm() + 1e-6, name
 
 
+def test_latents_are_encoded_once_and_what_is_damaged_of_them_again(
+    recipe: str, drawn_dataset: str, tmp_path: Path
+) -> None:
+    output, work = tmp_path / "adapters", tmp_path / "adapters.work"
+    changes: dict[str, Any] = {"train.cached_views": 2, "train.steps": 3}
+    assert not train(recipe, drawn_dataset, str(output), changes)["cached"]
+    latents = {path: path.read_bytes() for path in sorted(work.glob("latents/*/*"))}
+    names = [f"train-{number:06d}.{end}" for number in range(2) for end in ("index.json", "tar")]
+    assert [path.name for path in latents] == names
+
+    def written() -> list[int]:
+        return [path.stat().st_mtime_ns for path in latents]
+
+    before = written()
+    damaged = next(path for path in latents if path.name == "train-000001.tar")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert train(recipe, drawn_dataset, str(output), changes)["cached"]
+    assert {path: path.read_bytes() for path in latents} == latents
+    assert written()[:2] == before[:2]
+
+
 @pytest.mark.parametrize("harm", ["missing", "altered", "cut"])
-def test_a_shard_that_is_not_sound_is_named_before_the_first_step(dataset: str, tmp_path: Path, harm: str) -> None:
+def test_a_shard_that_is_not_sound_is_named_before_the_first_step(
+    drawn_dataset: str, tmp_path: Path, harm: str
+) -> None:
     copy = tmp_path / "dataset"
-    shutil.copytree(dataset, copy)
+    shutil.copytree(drawn_dataset, copy)
     shard = copy / "composite/train-000001.tar"
     data = shard.read_bytes()
     if harm == "missing":
@@ -238,6 +232,19 @@ def test_what_training_finds_wrong_is_the_users_to_mend(request_of: TrainRequest
         launch(wrong, lambda step, values: None)
 
 
+def test_another_vae_dataset_or_other_views_are_encoded_anew(recipe: str) -> None:
+    places = {"root": "r", "work": "w", "dataset": "d", "base": "b"}
+
+    def key(digest: str = "1", vae: str = "1", **changes: Any) -> str:
+        settings = TrainRecipe.load(recipe, {"train.cached_views": 2} | changes)
+        return LatentsJob(**places, dataset_digest=digest, vae_digest=vae, recipe=settings).key()
+
+    assert key() == key(**{"train.steps": 9, "train.sma_learning_rate": 1.0, "configurations": {"composite": 2.0}})
+    others = [{"train.seed": 1}, {"train.cached_views": 3}, {"train.flip": 0.5}, {"configurations": {"real": 1.0}}]
+    keys = [key(), key(digest="2"), key(vae="2"), *(key(**changes) for changes in others)]
+    assert len(set(keys)) == len(keys)
+
+
 def test_another_base_or_dataset_is_trained_anew(recipe: str) -> None:
     settings = TrainRecipe.load(recipe)
     places = {"root": "r", "work": "w", "dataset": "d", "base": "b", "recipe": settings}
@@ -245,6 +252,48 @@ def test_another_base_or_dataset_is_trained_anew(recipe: str) -> None:
     assert key == TrainJob(**{**places, "root": "other"}, dataset_digest="1", base_digest="1").key()
     for digests in [{"dataset_digest": "2", "base_digest": "1"}, {"dataset_digest": "1", "base_digest": "2"}]:
         assert key != TrainJob(**places, **digests).key()
+
+
+def test_the_flow_shows_values_and_sample_pictures_as_artifacts(
+    drawn_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training itself is a stand-in that tells of four steps and draws after the second and the last."""
+    output, drawn = tmp_path / "adapters", {2: "red", 4: "blue"}
+    recipe = tmp_path / "train.yaml"
+    recipe.write_text(yaml.safe_dump({"base": "some/base", "train": {"steps": 4, "samples_every": 2, "log_every": 1}}))
+    made: list[tuple[str, Any]] = []
+    for kind in ("image", "table"):
+        create = getattr(flows.train, f"create_{kind}_artifact")
+
+        def counted(data: Any, create: Any = create, **options: Any) -> Any:
+            made.append((options["key"], data))
+            return create(data, **options)
+
+        monkeypatch.setattr(flows.train, f"create_{kind}_artifact", counted)
+
+    def launch(request: TrainRequest, log: Any, launcher: Any) -> None:
+        for step in range(1, 5):
+            log(step, {"loss/total": 1 / step, "memory/peak_gib": 2.0})
+            if step in drawn:
+                place = tmp_path / f"adapters.work/samples/step-{step:06d}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40, 30), drawn[step]).save(place)
+        output.mkdir()
+        (output / "loss.csv").write_text("step,loss\n1,1.0\n")
+
+    monkeypatch.setattr(flows.train, "launch", launch)
+    train(str(recipe), drawn_dataset, str(output))
+    values = [data for key, data in made if key == "train-values"]
+    assert len(values) == 4
+    assert values[-1] == [{"name": "loss/total", "value": "0.25"}, {"name": "memory/peak_gib", "value": "2"}]
+    pictures = [data for key, data in made if key == "train-samples"]
+    for url, colour in zip(pictures, ["red", "blue"], strict=True):
+        kind, _, data = url.partition(";base64,")
+        assert kind == "data:image/jpeg"
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
+        assert np.abs(shown - np.asarray(Image.new("RGB", (40, 30), colour))).max() < 5
+    kept = Artifact.get("train-samples")
+    assert kept is not None and kept.data == pictures[-1]  # type: ignore[union-attr]
 
 
 def test_the_losses_are_all_there(undisturbed: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
 import json
 import os
 import signal
@@ -9,16 +12,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
+MARK = 1234.5
+"""A loss that no training gives."""
 
 
 @dataclass
@@ -28,6 +35,32 @@ class Server:
     api: str
     project: Path
     environment: dict[str, str]
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        """Start something that goes on running; what it says goes to a file of that name."""
+        with (self.project / f"{name}.log").open("a") as log:
+            process = subprocess.Popen(
+                command, cwd=self.project, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.running.append(process)
+        return process
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that the worker, the last that was started, brings about."""
+        deadline = time.monotonic() + 300
+        while not happened():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.running[-1].wait(timeout=0.05)
+            assert self.running[-1].poll() is None and time.monotonic() < deadline, self.worker_log()
+
+    def worker_log(self) -> str:
+        """The end of what the workers said."""
+        return (self.project / "worker.log").read_text()[-5000:]
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        """Start a worker for the work pool."""
+        return self.start("worker", PREFECT, "worker", "start", "--pool", "mild", "--name", "test")
 
     def prefect(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the ``prefect`` command line against this server."""
@@ -68,26 +101,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect-home")),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # The worker looks for work every second.
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
         "DO_NOT_TRACK": "1",
     }
-    running = []
+    server = Server(environment["PREFECT_API_URL"], project, environment)
     try:
-        with (project / "server.log").open("w") as log:
-            command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        server.start("server", PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
         # httpx tries again with growing pauses while nobody listens yet.
         with httpx.Client(transport=httpx.HTTPTransport(retries=9)) as client:
-            client.get(f"{environment['PREFECT_API_URL']}/health", timeout=60).raise_for_status()
-        server = Server(environment["PREFECT_API_URL"], project, environment)
+            client.get(f"{server.api}/health", timeout=60).raise_for_status()
         server.prefect("work-pool", "create", "mild", "--type", "process")
         server.prefect("global-concurrency-limit", "create", "mild-downloads", "--limit", "2")
         server.prefect("deploy", "--all")
-        with (project / "worker.log").open("w") as log:
-            command = [PREFECT, "worker", "start", "--pool", "mild", "--name", "test"]
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        server.start_worker()
         yield server
     finally:
-        for process in reversed(running):
+        for process in reversed(server.running):
             process.terminate()
             try:
                 process.wait(timeout=20)
@@ -97,7 +127,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: Server) -> None:
-    """``prefect deploy --all`` makes the six, with schedule and automation."""
+    """``prefect deploy --all`` makes the seven, with schedules and automation."""
     deployments = server.ask("/deployments/filter")
     flows = {flow["id"]: flow["name"] for flow in server.ask("/flows/filter")}
     names = {f"{flows[deployment['flow_id']]}/{deployment['name']}": deployment for deployment in deployments}
@@ -106,6 +136,7 @@ def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: 
         "build-dataset/openimages",
         "train/sample",
         "train/sdxl",
+        "pretrain-base/nano",
         "evaluate/sample",
         "pipeline/sample",
     }
@@ -126,7 +157,7 @@ def test_the_deployment_builds_then_is_cached_and_starts_training(server: Server
             "--param", f"output={json.dumps(str(output))}", "--param", f"changes={json.dumps(changes)}",
             check=False,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr + (server.project / "worker.log").read_text()[-5000:]
+        assert done.returncode == 0, done.stdout + done.stderr + server.worker_log()
     artifacts = server.ask("/artifacts/filter", artifacts={"key": {"any_": ["dataset-shards"]}}, sort="ID_DESC")
     told = sorted(artifact["description"].split(": ")[1] for artifact in artifacts)
     shards = len(list(output.glob("*/*.index.json")))
@@ -135,7 +166,7 @@ def test_the_deployment_builds_then_is_cached_and_starts_training(server: Server
     assert keys >= {"build-progress", "dataset-shards", "dataset-rejected", "dataset-contact-sheet"}
 
     for run in wait_for(server, "train", count=2):
-        assert run["state"]["type"] == "COMPLETED", (server.project / "worker.log").read_text()[-5000:]
+        assert run["state"]["type"] == "COMPLETED", server.worker_log()
         assert run["parameters"]["dataset"] == str(output)
     adapters = server.project / "build/sample-adapters"
     assert (adapters / "pytorch_lora_weights.safetensors").stat().st_size > 0
@@ -143,9 +174,86 @@ def test_the_deployment_builds_then_is_cached_and_starts_training(server: Server
 
 def wait_for(server: Server, flow: str, count: int) -> list[dict[str, Any]]:
     """That many runs of a flow, ended; `prefect flow-run watch` does the waiting once the server has made them."""
-    deadline = time.monotonic() + 120
-    while len(runs := server.runs_of(flow)) < count:
-        assert time.monotonic() < deadline, f"{len(runs)} of {count} runs of {flow} were made"
-    for run in runs:
+    server.wait_until(lambda: len(server.runs_of(flow)) >= count)
+    for run in server.runs_of(flow):
         server.prefect("flow-run", "watch", run["id"], check=False)
     return server.runs_of(flow)
+
+
+def test_training_goes_on_after_its_worker_was_killed(server: Server, drawn_dataset: str) -> None:
+    """SIGKILL to the worker and all below it, a new worker, a retry: weights to the bit as if nothing had happened.
+
+    Nobody is left to tell the server, for which the run stays Running. It is marked as Crashed as its page's "Change
+    state" does, and an automation on missing heartbeats.
+    """
+    output = server.project / "preempted"
+    checkpoints = Path(f"{output}.work/checkpoints")
+    changes = {
+        "train.steps": 20,
+        "train.resolution": 32,
+        "train.checkpoint_every": 1,
+        "train.warm_up": {"start": 1, "end": 2},
+        "train.mild.hmg": {"width": 8, "map_side": 16},
+    }
+    parameters = {
+        "settings": "flows/recipes/train-sample.yaml",
+        "dataset": drawn_dataset,
+        "output": str(output),
+        "changes": changes,
+    }
+    server.prefect(
+        "deployment", "run", "train/sample", "--flow-run-name", "preempted", "--params", json.dumps(parameters)
+    )
+    server.wait_until(lambda: any(checkpoints.glob("step-*")))
+    kill(server.running[-1])
+    assert not output.exists()
+    mark(max(checkpoints.glob("step-*")))
+
+    program = "import json, sys; from flows.train import train; train(**json.loads(sys.argv[1]))"
+    undisturbed = server.project / "undisturbed"
+    beside = json.dumps(parameters | {"output": str(undisturbed)})
+    other = server.start("undisturbed", sys.executable, "-c", program, beside)
+
+    def run() -> dict[str, Any]:
+        (found,) = server.ask("/flow_runs/filter", flow_runs={"name": {"any_": ["preempted"]}})
+        return found
+
+    assert run()["state"]["type"] == "RUNNING"
+    server.ask(f"/flow_runs/{run()['id']}/set_state", state={"type": "CRASHED", "name": "Crashed"}, force=True)
+    server.start_worker()
+    server.prefect("flow-run", "retry", "preempted")
+    # `prefect flow-run watch` ends at the first ending that it reads of.
+    server.wait_until(lambda: run()["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED"))
+    assert run()["state"]["type"] == "COMPLETED", server.worker_log()
+
+    assert other.wait(timeout=300) == 0, (server.project / "undisturbed.log").read_text()[-5000:]
+    assert weights_in(output) == weights_in(undisturbed)
+    with (output / "loss.csv").open() as file:
+        assert float(next(csv.DictReader(file))["loss"]) == MARK, "it went on from the checkpoint"
+
+
+def mark(checkpoint: Path) -> None:
+    """Let a checkpoint remember `MARK` as the loss of its first step."""
+    tensors = load_file(checkpoint / "tensors.safetensors")
+    tensors["losses"][0] = MARK
+    save_file(tensors, checkpoint / "tensors.safetensors")
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["sha256"] = hashlib.sha256((checkpoint / "tensors.safetensors").read_bytes()).hexdigest()
+    (checkpoint / "state.json").write_text(json.dumps(state))
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started at once, as a machine that loses its power does."""
+    family = [parent := psutil.Process(process.pid), *parent.children(recursive=True)]
+    assert any("mild.launch" in member.cmdline() for member in family)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family)
+
+
+def weights_in(folder: Path) -> dict[str, bytes]:
+    """Files of weights by name."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+    assert len(files) == 4
+    return files

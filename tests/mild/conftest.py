@@ -1,19 +1,22 @@
-"""What the tests of `mild` share: a nano base, a few drawn samples, and adapters of a very short training run."""
+"""What the tests of `mild` share: datasets in memory, the nano base, and adapters of a very short training run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from dataset_tools.schema import Person, Sample
-from mild.nano import write_nano_base
+from dataset_tools.schema import Sample
+from mild.nano import NAME, base_place
 from mild.settings import HmgSettings, LoraSettings, MildSettings, TrainSettings, WarmUpSettings
 from mild.training import train
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class MemorySamples:
@@ -33,63 +36,23 @@ class MemorySamples:
         return np.random.default_rng([seed, epoch]).permutation(len(self))
 
 
-def draw_sample(index: int, height: int = 48, width: int = 64, people: int = 2) -> Sample:
-    """A smooth background with rectangles for people, left to right; augmented masks are shifted down by 2.
-
-    Joints lie anywhere in their rectangle; label 2 of Pascal is the rectangle.
-    """
-    rng = np.random.default_rng(index)
-    rows, columns = np.mgrid[:height, :width]
-    slope = rng.integers(20, 100, 3)
-    background = (60 + rows[..., None] / height * slope + columns[..., None] / width * slope[::-1]).astype(np.uint8)
-    image, persons = background.copy(), []
-    parsing = np.zeros((height, width), np.uint8)
-    for k in range(people):
-        mask = np.zeros((height, width), bool)
-        left = 4 + k * (width - 8) // people
-        mask[height // 4 : height // 4 + height // 2, left : left + width // 8] = True
-        image[mask] = rng.integers(0, 256, 3)
-        augmented = np.roll(mask, 2, axis=0)
-        parsing[mask] = 2
-        inside = np.argwhere(mask)[rng.integers(mask.sum(), size=18)]
-        keypoints = np.column_stack([inside[:, ::-1], np.ones(18)]).astype(np.float32)
-        layer = np.dstack([image * mask[..., None], mask * np.uint8(255)])
-        persons.append(
-            Person(
-                id=str(k),
-                mask=mask,
-                keypoints=keypoints,
-                complete_mask=mask,
-                augmented_mask=augmented,
-                layer=layer,
-                order=k,
-                occlusion=0.0,
-            )
-        )
-    return Sample(
-        key=f"sample-{index}",
-        split="train",
-        configuration="composite",
-        image=image,
-        people=persons,
-        parsing=parsing,
-        label_set="pascal",
-        origins=[],
-        pose_by="drawn",
-        background=background,
-    )
-
-
-@pytest.fixture(scope="session")
-def make_sample() -> Callable[..., Sample]:
-    """See `draw_sample`."""
-    return draw_sample
-
-
 @pytest.fixture(scope="session")
 def in_memory() -> Callable[[list[Sample]], MemorySamples]:
     """A dataset of the samples given."""
     return MemorySamples
+
+
+@pytest.fixture(scope="session")
+def heights() -> Callable[[str, str], list[float]]:
+    """Where the points of a line of a chart (`mild.charts`) lie, from the top, by the line's name."""
+
+    def found(svg: str, name: str) -> list[float]:
+        (line,) = (group for group in ElementTree.fromstring(svg).iter(f"{SVG}g") if group.get("id") == name)
+        path = line.find(f"{SVG}path")
+        assert path is not None
+        return [float(word) for word in path.attrib["d"].replace("M", " ").replace("L", " ").split()][1::2]
+
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -99,15 +62,14 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def samples() -> MemorySamples:
-    return MemorySamples([draw_sample(index, people=1 + index % 3) for index in range(6)])
+def samples(make_sample: Callable[..., Sample]) -> MemorySamples:
+    return MemorySamples([make_sample(index, people=1 + index % 3) for index in range(6)])
 
 
 @pytest.fixture(scope="session")
-def nano_base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("nano") / "base"
-    write_nano_base(str(folder), seed=0)
-    return str(folder)
+def nano_base() -> str:
+    """The folder of the base that comes with the package."""
+    return base_place(NAME)
 
 
 @pytest.fixture(scope="session")
@@ -127,9 +89,11 @@ def quick() -> TrainSettings:
 
 
 @pytest.fixture(scope="session")
-def adapters(nano_base: str, quick: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapters(
+    nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "adapters"
-    data = MemorySamples([draw_sample(index) for index in range(4)])
+    data = MemorySamples([make_sample(index) for index in range(4)])
     train(quick, data, nano_base, str(folder), lambda step, values: None, dataset_digest="0123abcd")
     return folder
 

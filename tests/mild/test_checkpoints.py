@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
+from dataset_tools.shards import ShardDataset
 from mild.checkpoints import Checkpoints
 from mild.settings import TrainSettings, WarmUpSettings
 from mild.training import Preempted, train
@@ -187,7 +189,8 @@ def test_a_run_that_is_asked_to_end_again_and_again_leaves_the_bytes_of_one_that
     assert (result.resumed_at, result.steps) == (5, 8)
     assert (result.first_loss, result.last_loss) == (undisturbed.first_loss, undisturbed.last_loss)
     assert_same(whole, pieces)
-    assert sorted(os.listdir(tmp_path)) == ["pieces", "whole"], "checkpoints of a complete run are removed"
+    assert sorted(os.listdir(tmp_path)) == ["pieces", "pieces.work", "whole", "whole.work"]
+    assert os.listdir(tmp_path / "pieces.work") == ["logs"], "checkpoints of a complete run are removed"
 
 
 def test_how_a_run_works_may_change_and_what_it_does_may_not(
@@ -216,14 +219,17 @@ def test_how_a_run_works_may_change_and_what_it_does_may_not(
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(
     samples: Any, nano_base: str, eventful: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mild.training import BranchLoss
+    from mild.training import BranchLoss, Examples
 
-    compute = BranchLoss.__call__
+    make = BranchLoss.examples
 
-    def spoilt(self: BranchLoss, unet: Any, branch: Any, chosen: Any, step: int) -> torch.Tensor:
-        return compute(self, unet, branch, chosen, step) * (float("nan") if step == 4 else 1)
+    def spoilt(self: BranchLoss, branches: Any, chosen: Any, step: int) -> list[Examples]:
+        factor = float("nan") if step == 4 else 1.0
+        return [
+            replace(of_branch, weight=factor * of_branch.weight) for of_branch in make(self, branches, chosen, step)
+        ]
 
-    monkeypatch.setattr(BranchLoss, "__call__", spoilt)
+    monkeypatch.setattr(BranchLoss, "examples", spoilt)
     with pytest.raises(UserError, match=r"the loss is nan at step 5 \(samples sample-\d, sample-\d\)"):
         train(eventful, samples, nano_base, str(tmp_path / "out"), silent)
     found = tmp_path / "out.work/checkpoints/step-00000004/tensors.safetensors"
@@ -243,18 +249,16 @@ def test_gradients_that_are_not_finite_never_reach_the_weights(
 
 
 KILLED = """
-import importlib.util, os, random, signal, sys, time
+import os, random, signal, sys, time
 from pathlib import Path
 import torch
+from dataset_tools.shards import ShardDataset
 from mild.settings import TrainSettings
 from mild.training import train
 
-conftest, base, output, settings, kills = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("shared", conftest)
-shared = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(shared)
+dataset, base, output, settings, kills = sys.argv[1:]
 torch.set_num_threads(1)
-samples = shared.MemorySamples([shared.draw_sample(index, people=1 + index % 3) for index in range(6)])
+samples = ShardDataset(dataset, "composite", "train")
 checkpoints = Path(output + ".work/checkpoints")
 names = lambda: {path.name for path in checkpoints.glob("step-*")}
 chance, left = random.Random(20261122), int(kills)
@@ -279,16 +283,17 @@ while True:
 
 
 def test_a_run_that_is_killed_again_and_again_leaves_the_bytes_of_one_that_was_not(
-    samples: Any, nano_base: str, eventful: TrainSettings, tmp_path: Path
+    drawn_dataset: str, nano_base: str, eventful: TrainSettings, tmp_path: Path
 ) -> None:
     """SIGKILL at random moments, while steps are taken and while checkpoints are written."""
     settings = changed(eventful, steps=10, checkpoint_every=1, checkpoints_kept=2)
+    samples = ShardDataset(drawn_dataset, "composite", "train")
     train(settings, samples, nano_base, str(tmp_path / "whole"), silent)
-    conftest = Path(__file__).with_name("conftest.py")
-    arguments = [str(conftest), nano_base, str(tmp_path / "killed"), settings.model_dump_json(), str(KILLS)]
+    arguments = [drawn_dataset, nano_base, str(tmp_path / "killed"), settings.model_dump_json(), str(KILLS)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     left = [int(line) for line in done.stdout.split()]
     assert len(left) == KILLS + 1 and min(left[:-1]) >= 1, "every kill came after a checkpoint and before the end"
     assert_same(tmp_path / "whole", tmp_path / "killed")
-    assert sorted(os.listdir(tmp_path)) == ["killed", "whole"], "nothing half-written is left"
+    assert sorted(os.listdir(tmp_path)) == ["killed", "killed.work", "whole", "whole.work"]
+    assert os.listdir(tmp_path / "killed.work") == ["logs"], "nothing half-written is left"

@@ -13,14 +13,14 @@ from PIL import Image
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from mild.evaluation import _summarize, evaluate
+from mild.evaluation import _mean, evaluate
 from mild.metrics import METRICS, psnr_hole
 from mild.settings import EvaluateSettings
 
 NO_BASE = "no/base"
 
 
-def _silent(done: int, values: dict[str, float]) -> None:
+def _silent(done: int) -> None:
     pass
 
 
@@ -71,7 +71,7 @@ def test_there_is_a_row_a_sample_and_method_with_the_metrics_of_the_pictures(fin
     ]
     assert len(keys) == 3
     for row in rows:
-        folder = finished / "pictures" / row["key"]
+        folder = finished / "pictures" / row["key"] / "exact"
         result, truth, mask = (np.asarray(Image.open(folder / f"{n}.png")) for n in (row["method"], "truth", "mask"))
         assert row["psnr_hole"] == psnr_hole(result, truth, mask > 0)
         assert row["hole_share"] == pytest.approx((mask > 0).mean())
@@ -84,7 +84,7 @@ def test_the_summary_holds_the_means_and_intervals_around_them(finished: Path) -
     summary = json.loads((finished / "summary.json").read_text())
     rows = pq.read_table(finished / "samples.parquet").to_pylist()
     assert (summary["samples"], summary["available_samples"], summary["dataset"]) == (3, 5, "feed")
-    for method, values in summary["methods"].items():
+    for method, values in summary["groups"][0]["methods"].items():
         for metric in METRICS:
             expected = [row[metric.name] for row in rows if row["method"] == method]
             assert values[metric.name]["mean"] == pytest.approx(np.mean(expected))
@@ -118,12 +118,10 @@ def test_classical_methods_need_no_base_and_no_adapters(
     tmp_path: Path, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
 ) -> None:
     done: list[int] = []
-    result = evaluate(
-        _classical(), in_memory([make_sample(0)]), NO_BASE, None, str(tmp_path / "out"), lambda n, _: done.append(n)
-    )
+    result = evaluate(_classical(), in_memory([make_sample(0)]), NO_BASE, None, str(tmp_path / "out"), done.append)
     assert done == [1]
     assert Path(result.report).is_file()
-    value = result.summary["methods"]["telea"]["psnr"]
+    value = result.summary["groups"][0]["methods"]["telea"]["psnr"]
     assert (value["count"], value["low"]) == (1, None), "one value has no interval"
 
 
@@ -134,8 +132,8 @@ def test_an_equal_run_gives_equal_values_pictures_and_intervals(
     settings = _classical(methods=("telea", "navier-stokes"), samples=2)
     first, second = (evaluate(settings, data, NO_BASE, None, str(tmp_path / n), _silent).summary for n in "ab")
     for method in settings.methods:
-        for summary in (first, second):
-            summary["methods"][method].pop("seconds")
+        for group in first["groups"] + second["groups"]:
+            group["methods"][method].pop("seconds")
     assert first == second
 
 
@@ -144,13 +142,47 @@ def test_with_faulty_masks_a_method_is_judged_on_what_they_miss(
 ) -> None:
     """The augmented masks lie 2 pixels too low: what they leave is in the metric's hole, not in the method's."""
     sample = make_sample(0, people=1)
-    for masks in ("exact", "augmented"):
-        evaluate(_classical(masks=masks), in_memory([sample]), NO_BASE, None, str(tmp_path / masks), _silent)
-    exact, faulty = (pq.read_table(tmp_path / m / "samples.parquet").to_pylist()[0] for m in ("exact", "augmented"))
+    evaluate(
+        _classical(masks=("exact", "augmented")), in_memory([sample]), NO_BASE, None, str(tmp_path / "out"), _silent
+    )
+    exact, faulty = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
+    assert (exact["masks"], faulty["masks"]) == ("exact", "augmented")
     person = sample.people[0]
     assert person.augmented_mask is not None
     assert faulty["hole_share"] == pytest.approx((person.mask | person.augmented_mask).mean())
     assert faulty["psnr_hole"] < exact["psnr_hole"] - 3
+
+
+def test_groups_are_kinds_of_masks_and_whether_people_overlap(
+    tmp_path: Path, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
+) -> None:
+    """A person alone overlaps nobody; two whose visible masks share an edge do, two pixels apart they do not."""
+    alone, touching, near = make_sample(0, people=1), make_sample(1, people=2), make_sample(2, people=2)
+    for sample, gap in ((touching, 0), (near, 2)):
+        for number, person in enumerate(sample.people):
+            person.mask = np.zeros_like(person.mask)
+            person.mask[8:24, slice(4, 12) if number == 0 else slice(12 + gap, 24)] = True
+    data = in_memory([alone, touching, near])
+    settings = _classical(methods=("telea", "navier-stokes"), masks=("exact", "augmented"))
+    summary = evaluate(settings, data, NO_BASE, None, str(tmp_path / "out"), _silent).summary
+    rows = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
+    assert {row["key"] for row in rows if row["overlap"]} == {touching.key}
+    assert {group["name"]: group["cases"] for group in summary["groups"]} == {
+        "all": 6,
+        "people apart, exact masks": 2,
+        "people overlap, exact masks": 1,
+        "people apart, augmented masks": 2,
+        "people overlap, augmented masks": 1,
+    }
+    value = summary["groups"][3]["methods"]["telea"]["psnr_hole"]["mean"]
+    expected = [
+        row["psnr_hole"]
+        for row in rows
+        if row["method"] == "telea" and row["masks"] == "augmented" and row["key"] != touching.key
+    ]
+    assert value == pytest.approx(np.mean(expected))
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "people overlap, augmented masks (1)" in text
 
 
 def test_a_perfect_result_is_reported_as_identical_and_left_out_of_the_mean(
@@ -165,7 +197,7 @@ def test_a_perfect_result_is_reported_as_identical_and_left_out_of_the_mean(
     result = evaluate(
         _classical(methods=("navier-stokes",)), in_memory([plain, other]), NO_BASE, None, str(tmp_path / "out"), _silent
     )
-    value = result.summary["methods"]["navier-stokes"]["psnr_hole"]
+    value = result.summary["groups"][0]["methods"]["navier-stokes"]["psnr_hole"]
     assert (value["count"], value["identical"]) == (1, 1)
     assert np.isfinite(value["mean"])
     text = (tmp_path / "out" / "report.html").read_text()
@@ -182,7 +214,7 @@ def test_without_a_clean_background_metrics_are_not_computed_and_say_why(
     row = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()[0]
     assert [row[metric.name] for metric in METRICS] == [None] * len(METRICS)
     assert "psnr_hole: no clean background is known" in row["not_computed"]
-    assert result.summary["methods"]["telea"]["ssim"]["mean"] is None
+    assert result.summary["groups"][0]["methods"]["telea"]["ssim"]["mean"] is None
     assert "not computed: no clean background is known" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -192,7 +224,7 @@ def test_a_sample_that_a_method_cannot_use_is_not_computed_and_the_others_are(
     full = make_sample(0, people=1)
     full.people[0].mask = np.ones_like(full.people[0].mask)
     result = evaluate(_classical(), in_memory([full, make_sample(1)]), NO_BASE, None, str(tmp_path / "out"), _silent)
-    value = result.summary["methods"]["telea"]["psnr"]
+    value = result.summary["groups"][0]["methods"]["telea"]["psnr"]
     assert value["count"] == 1
     assert "mask covers the whole picture" in next(iter(value["not_computed"]))
 
@@ -201,7 +233,7 @@ def test_the_interval_is_the_one_that_theory_gives_for_many_values() -> None:
     """For 400 normal values the bootstrap interval of the mean is close to 1.96 standard errors on each side."""
     values = np.random.default_rng(0).normal(20, 3, 400)
     rows = [{"method": "telea", "psnr": float(value), "not_computed": []} for value in values]
-    found = _summarize(rows, "psnr", EvaluateSettings(resamples=4000))
+    found = _mean(rows, "psnr", EvaluateSettings(resamples=4000))
     half = 1.96 * values.std(ddof=1) / 20
     assert found["low"] == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert found["high"] == pytest.approx(values.mean() + half, abs=0.1 * half)
@@ -217,7 +249,7 @@ def test_what_cannot_be_evaluated_is_named_and_leaves_nothing(
     for settings, data, named in [
         (_classical(), [], "holds no sample"),
         (_classical(), [evil], "cannot be a file name"),
-        (_classical(masks="augmented"), [faultless], "no augmented masks"),
+        (_classical(masks=("augmented",)), [faultless], "no augmented masks"),
         (EvaluateSettings(), [make_sample(0)], "needs a directory of adapters"),
     ]:
         with pytest.raises(UserError, match=named):

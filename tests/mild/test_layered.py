@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from dataset_tools.errors import UserError
 from mild.backbone import BRANCHES, Branch, adapter_parameters, load_base
-from mild.layered import LayeredUNet, push_to_hub, read_config
+from mild.layered import LayeredUNet, push_to_hub
 from mild.morphology import CHANNELS, Cue
+from mild.saved import read_config
 from mild.settings import HmgSettings, LoraSettings, MildSettings, OffsetSettings, PrefixSettings
 
 SMALL = HmgSettings(grid=2, width=8, map_side=16)

@@ -1,18 +1,13 @@
 from __future__ import annotations
 
-import filecmp
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
-from dataset_tools.errors import UserError
-from mild.nano import write_nano_base
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +43,13 @@ def test_the_stock_pipeline_runs_on_it(stock: StableDiffusionXLInpaintPipeline, 
     assert np.asarray(result).std() > 0
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(nano_base: str, tmp_path: Path) -> None:
-    state = torch.random.get_rng_state()
-    write_nano_base(str(tmp_path / "same"), seed=0)
-    write_nano_base(str(tmp_path / "other"), seed=1)
-    assert torch.equal(state, torch.random.get_rng_state())
-    names = sorted(str(path.relative_to(nano_base)) for path in Path(nano_base).rglob("*") if path.is_file())
-    assert filecmp.cmpfiles(nano_base, tmp_path / "same", names, shallow=False) == (names, [], [])
-    _, differing, _ = filecmp.cmpfiles(nano_base, tmp_path / "other", names, shallow=False)
-    assert {name for name in names if name.endswith(".safetensors")} <= set(differing)
-
-
-def test_only_safetensors_hold_weights_and_the_card_says_they_are_random(nano_base: str) -> None:
+def test_it_is_small_holds_safetensors_only_and_its_card_says_how_it_was_made(nano_base: str) -> None:
     files = [path for path in Path(nano_base).rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".txt", ".md"}
-    assert sum(path.stat().st_size for path in files) < 26e6
-    assert "weights are random" in (Path(nano_base) / "README.md").read_text()
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".txt", ".md", ".csv", ".svg", ".png"}
+    assert sum(path.stat().st_size for path in files) < 25e6
+    card = (Path(nano_base) / "README.md").read_text()
+    for fact in ("mild pretrain pretrain-nano.yaml", "Seed 0", "digest `", "loss-unet.svg"):
+        assert fact in card
 
 
 @pytest.mark.parametrize("text", ["A photo of an empty street", "zwölf Boxkämpfer, 12:30?", "人 and 🌳"])
@@ -97,9 +83,3 @@ def test_the_second_tokenizer_pads_with_an_exclamation_mark_as_sdxls_does(
     ids = stock.tokenizer_2("a man", padding="max_length")["input_ids"]
     assert len(ids) == 77
     assert set(ids[5:]) == {stock.tokenizer_2.convert_tokens_to_ids("!")}
-
-
-def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
-        write_nano_base(str(tmp_path / "file" / "base"), seed=0)

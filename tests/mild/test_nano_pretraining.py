@@ -156,7 +156,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
 
     with pytest.raises(Killed):
         run(kill_at(stage, 8 if stage == "unet" else 17))
-    assert [path.name for path in tmp_path.iterdir()] == ["again.checkpoint.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["again.checkpoints"]
     done: list[int] = []
     run(lambda name, step, loss: done.append(step))
     assert done[0] == (6 if stage == "unet" else 11)  # the step after the checkpoint
@@ -168,18 +168,11 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_a_checkpoint_of_other_settings_is_not_taken_up(pictures: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_refused_and_the_setting_named(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train_vae(TOY, pictures, tmp_path / "vae", kill_at("vae", 11))  # type: ignore[arg-type]
-    done: list[int] = []
-
-    def first(stage: str, step: int, loss: float) -> None:
-        done.append(step)
-        raise Killed
-
-    with pytest.raises(Killed):
-        train_vae(TOY.model_copy(update={"seed": 1}), pictures, tmp_path / "vae", first)
-    assert done == [1]
+    with pytest.raises(UserError, match="seed: 0 there, 1 now"):
+        train_vae(TOY.model_copy(update={"seed": 1}), pictures, tmp_path / "vae", quiet)
 
 
 def test_the_text_encoders_and_the_unet_are_trained(work: Path) -> None:

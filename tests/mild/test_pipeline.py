@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_tools.errors import UserError
-from mild.backbone import BRANCHES, adapter_parameters
+from mild.backbone import BRANCHES, adapter_parameters, precise_vae
 from mild.folders import folder_written_whole
 from mild.layered import LayeredUNet
 from mild.leakage import measure_leakage
@@ -359,7 +359,7 @@ def test_half_precision_runs_and_the_vae_is_lifted_where_it_overflows(nano_base:
     assert erase(pipeline, photo(), people()).removed.any()
     pipeline.to(dtype=torch.float16)
     pipeline.vae.register_to_config(force_upcast=True)
-    with pipeline._precise_vae():
+    with precise_vae(pipeline.vae):
         assert pipeline.vae.dtype == torch.float32
     assert pipeline.vae.dtype == torch.float16
 

@@ -1,0 +1,173 @@
+"""Latents of fixed views: what the frozen VAE makes of every example, computed once and then read by training.
+
+With ``cached_views`` a sample is seen in a few fixed views. Their pictures always have the same latents, so that these
+can be kept in shards beside the run, one for each shard of the dataset and of its name: WebDataset tars with an index,
+as `dataset_tools.shards` describes them. A sample has a part ``{number}.safetensors`` a view with four latents
+(C, h, w), in float32, so that training with them is training without them, to the bit:
+
+=================  =============================================================================
+name               latent of
+=================  =============================================================================
+``bg.picture``     what the background branch learns to paint (`mild.batches.Batch.picture`)
+``bg.shown``       what it is shown (`mild.batches.Batch.shown`)
+``fg.picture``     the same of the foreground branch
+``fg.shown``
+=================  =============================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from dataset_tools.errors import UserError
+from dataset_tools.schema import Sample
+from dataset_tools.shards import Shard, ShardDataset, index_path, read_index, write_index, write_tar
+from dataset_tools.storage import open_root, remove_partial_files, sha256_of_file
+from mild.backbone import Branch, check_resolution, encode_pictures, load_base
+from mild.batches import draw_fixed_view, make_batch
+from mild.settings import TrainSettings
+
+FORMAT = 1
+"""Version of what is encoded and how it is kept."""
+ORDER: tuple[Branch, ...] = ("bg", "fg")
+
+
+def encode_view(vae: AutoencoderKL, view: Sample, index: int, resolution: int) -> dict[str, torch.Tensor]:
+    """The four latents of a view, by the names in the module's table, (C, h, w) float32.
+
+    One call of the VAE whatever is encoded beside, so that a view has the same latents, to the bit, in every batch.
+
+    Args:
+        view, index: see `mild.batches.draw_fixed_view`.
+    """
+    batches = {branch: make_batch(branch, [view], [index], resolution) for branch in ORDER}
+    named = {
+        f"{branch}.{what}": getattr(batch, what) for branch, batch in batches.items() for what in ("picture", "shown")
+    }
+    latents = encode_pictures(vae, torch.cat(list(named.values())).to(vae.device))
+    return dict(zip(named, latents, strict=True))
+
+
+def encode_latents(
+    settings: TrainSettings,
+    datasets: Sequence[ShardDataset],
+    base: str,
+    vae_digest: str,
+    folder: str,
+    log: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write the latents of all views of datasets; shards that are there and sound are kept, others are removed.
+
+    Args:
+        base: folder or hub id of an SDXL inpainting pipeline, whose VAE encodes.
+        vae_digest: what tells this VAE from others.
+        folder: of the latents, or a URL.
+        log: called with the number of samples whenever the latents of some more are there.
+
+    Raises:
+        UserError: base or samples cannot be used, or the folder cannot be written.
+    """
+    filesystem, place = open_root(folder)
+    remove_partial_files(filesystem, place)
+    shards = [(dataset, shard) for dataset in datasets for shard in dataset.shards]
+    _remove_others(folder, [shard for _, shard in shards])
+    vae: AutoencoderKL | None = None
+    for dataset, shard in shards:
+        of = {"format": FORMAT, "shard": shard.sha256, "vae": vae_digest, "views": settings.determines_views()}
+        if not _is_sound(folder, shard.path, of):
+            if vae is None:
+                vae = _load_vae(base, settings.resolution)
+            samples = ShardDataset.of_shards(dataset.root, [shard]).stream()
+            tar = write_tar(folder, shard.path, _encoded(settings, samples, vae))
+            write_index(folder, shard.path, tar, {"of": of})
+        log(shard.samples)
+    # Training, in a process of its own, needs the memory.
+    del vae
+    torch.cuda.empty_cache()
+
+
+class Latents:
+    """Latents that `encode_latents` wrote, by sample and view.
+
+    Args:
+        folder: where they lie, or a URL.
+        settings: of the training run.
+
+    Raises:
+        UserError: there are none, or they are of other views.
+    """
+
+    def __init__(self, folder: str, settings: TrainSettings) -> None:
+        self._folder = folder
+        self._filesystem, base = open_root(folder)
+        self._places: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+        for place in sorted(self._filesystem.glob(f"{base}/*/*.index.json")):
+            path = place.removeprefix(base).lstrip("/").removesuffix(".index.json") + ".tar"
+            document = read_index(folder, path)
+            if document.get("of", {}).get("views") != settings.determines_views():
+                raise UserError(f"{place} speaks of latents of other views: encode them again, with these settings")
+            for entry in document["samples"]:
+                self._places[path.split("/")[0], entry["key"]] = f"{base}/{path}", entry["parts"]
+
+    def check(self, keys: Iterable[str]) -> None:
+        """Raise `UserError` unless there are latents of all samples."""
+        known = {key for _, key in self._places}
+        missing = next((key for key in keys if key not in known), None)
+        if missing is not None:
+            raise UserError(f"{self._folder} holds no latents of sample {missing}: encode them again, for this dataset")
+
+    def read(self, sample: Sample, number: int) -> dict[str, torch.Tensor]:
+        """What `encode_view` gave for a view, with one range request. Raises `UserError` where it cannot be read."""
+        path, parts = self._places[sample.configuration, sample.key]
+        offset, size = parts[f"{number}.safetensors"]
+        try:
+            return load(self._filesystem.cat_file(path, start=offset, end=offset + size))
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path}: the latents of sample {sample.key} cannot be read: {error}; encode them again, only what is "
+                "broken is redone"
+            ) from None
+
+
+def _encoded(
+    settings: TrainSettings, samples: Iterable[Sample], vae: AutoencoderKL
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Keys and parts of the samples of a shard of latents."""
+    assert settings.cached_views is not None
+    for sample in samples:
+        parts = {}
+        for number in range(settings.cached_views):
+            latents = encode_view(vae, *draw_fixed_view(sample, number, settings), settings.resolution)
+            parts[f"{number}.safetensors"] = save({name: latent.cpu().contiguous() for name, latent in latents.items()})
+        yield sample.key, parts
+
+
+def _is_sound(folder: str, path: str, of: dict[str, Any]) -> bool:
+    """Whether the shard is there with the bytes that were written, and speaks of what is asked for."""
+    filesystem, base = open_root(folder)
+    try:
+        document = read_index(folder, path)
+        return document.get("of") == of and sha256_of_file(filesystem, f"{base}/{path}") == document.get("sha256")
+    except (UserError, FileNotFoundError):
+        return False
+
+
+def _remove_others(folder: str, shards: Sequence[Shard]) -> None:
+    """Delete what was written for a dataset that had other shards."""
+    filesystem, base = open_root(folder)
+    wanted = {f"{base}/{path}" for shard in shards for path in (shard.path, index_path(shard.path))}
+    for path in filesystem.find(base):
+        if path not in wanted:
+            filesystem.rm_file(path)
+
+
+def _load_vae(base: str, resolution: int) -> AutoencoderKL:
+    pipeline = load_base(base)
+    check_resolution(pipeline, resolution)
+    return pipeline.vae.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,58 @@
+"""What ``mild.json`` of a saved MILD directory says (see `mild.layered`), in a module that imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ConfigDict, Field
+
+from dataset_tools.errors import UserError
+from dataset_tools.settings import Settings
+from mild.settings import MildSettings
+
+FORMAT = 2
+"""Version of the directory's layout."""
+CONFIG = "mild.json"
+
+
+class SavedConfig(Settings):
+    """What ``mild.json`` says about the parts beside it; it holds more, which loading does not need."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    base: str
+    """Hub id or folder of the base that the parts were trained on."""
+    resolution: int = Field(ge=1)
+    """Pixels of the training crops' side."""
+    mild: MildSettings
+    """Which parts there are, and their sizes."""
+
+
+def read_config(folder: Path) -> SavedConfig:
+    """What the ``mild.json`` of a directory says about it.
+
+    Raises:
+        UserError: it is missing or broken, or of another format.
+    """
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no MILD directory: {CONFIG} is missing; name the folder that training wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; copy or download the directory again") from None
+    version = values.get("format") if isinstance(values, dict) else None
+    if version != FORMAT:
+        raise UserError(
+            f"{path} is of format {version!r}, and this version of mild reads format {FORMAT}: train again, or use the "
+            "version of mild that wrote it"
+        )
+    return SavedConfig.check(values, origin=str(path))
+
+
+def one_line(error: Exception) -> str:
+    """The error's kind and message, for a `UserError`."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
