@@ -81,7 +81,7 @@ def test_the_papers_recipe_has_the_papers_numbers() -> None:
     assert recipe.configurations == {"real": 1, "composite": 1}
 
 
-def test_the_sample_trains_for_a_minute_not_an_hour() -> None:
+def test_the_sample_trains_for_minutes_not_an_hour() -> None:
     """The quickstart's recipe is short."""
-    assert TrainRecipe.load(recipe_path("train", "sample")).train.steps <= 100
-    assert EvaluateRecipe.load(recipe_path("evaluate", "sample")).evaluate.samples <= 10
+    assert TrainRecipe.load(recipe_path("train", "sample")).train.steps <= 150
+    assert EvaluateRecipe.load(recipe_path("evaluate", "sample")).evaluate.samples <= 12

@@ -12,6 +12,7 @@ from dataset_tools.errors import UserError
 from flows.pipeline import recipe_path
 from flows.pretrain_base import PretrainRecipe, pretrain_base
 from mild.backbone import load_base
+from mild.nano import NAME, base_place
 
 TOY: dict[str, Any] = {
     "pretrain": {
@@ -26,9 +27,12 @@ TOY: dict[str, Any] = {
 STEPS = ["draw-pictures", "train-vae", "encode-examples", "train-unet", "export-base"]
 
 
-def test_the_shipped_recipe_is_valid() -> None:
+def test_the_recipe_is_the_one_that_the_shipped_base_was_made_with() -> None:
     recipe = PretrainRecipe.load(recipe_path("pretrain", "nano"))
-    assert recipe.pretrain.unet.compile
+    card = (Path(base_place(NAME)) / "README.md").read_text()
+    for steps in (recipe.pretrain.vae, recipe.pretrain.unet):
+        assert f"{steps.steps} steps of {steps.batch_size}" in card
+    assert recipe.judgement in card
 
 
 def test_a_base_is_trained_once_and_only_what_changed_is_done_again(
