@@ -105,7 +105,7 @@ def test_the_report_needs_nothing_but_itself_and_can_be_read_aloud(finished: Pat
 
 def test_the_report_names_where_it_comes_from_and_escapes_it(finished: Path) -> None:
     text = (finished / "report.html").read_text()
-    for fact in ("feed", "mild &lt;evaluate&gt;", "A nano base with random weights", "MILD", "OpenCV Telea", "torch"):
+    for fact in ("feed", "mild &lt;evaluate&gt;", "Nano base: SDXL inpainting", "MILD", "OpenCV Telea", "torch"):
         assert fact in text
     assert "<evaluate>" not in text
 
