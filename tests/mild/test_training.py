@@ -114,7 +114,8 @@ def test_sma_and_hmg_are_trained_and_the_constraints_of_sma_hold(adapters: Path)
 def test_every_part_is_trained_at_its_own_rate(
     samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
 ) -> None:
-    """AdamW's first step moves every parameter with a gradient by its rate; what decays is zero here at first."""
+    """AdamW's first step moves every parameter with a gradient by its rate, and a little less where that is no larger
+    than AdamW's epsilon; what decays is zero here at first."""
     mild = quick.mild.model_copy(
         update={
             "offsets": OffsetSettings(spatial_offset=True, boundary_smoothing=True, width=4),
@@ -135,11 +136,11 @@ def test_every_part_is_trained_at_its_own_rate(
         (moved("offsets", "offset.last", "gate"), 1e-2),
         (moved("prefix", "delta"), 1e-2),
     ]:
-        assert values.median().item() == pytest.approx(rate, rel=0.02)
+        assert 0.8 * rate < values.median().item() < 1.001 * rate
     alphas = moved("sma", "alpha")
     # What is pushed against the hard constraints is projected back to zero.
     assert alphas.any() and not alphas.all()
-    assert (alphas[alphas > 0] - 0.5).abs().max() < 0.02
+    assert alphas[alphas > 0].min() > 0.5 * 0.5 and alphas.max() < 1.001 * 0.5
 
 
 @torch.no_grad()
