@@ -195,17 +195,16 @@ def _evaluate_sample(
     _save(place / "mask.png", mask.astype(np.uint8) * 255)
     if sample.background is not None:
         _save(place / "truth.png", sample.background)
+    case = {
+        "key": sample.key,
+        "masks": masks,
+        "people": len(sample.people),
+        "overlap": _overlap([person.mask for person in sample.people]),
+        "hole_share": float(hole.mean()),
+    }
     rows = []
     for eraser in erasers:
-        row: dict[str, Any] = {
-            "key": sample.key,
-            "masks": masks,
-            "method": eraser.name,
-            "people": len(sample.people),
-            "overlap": _overlap([person.mask for person in sample.people]),
-            "hole_share": float(hole.mean()),
-            "not_computed": [],
-        }
+        row: dict[str, Any] = {**case, "method": eraser.name, "not_computed": []}
         started = time.perf_counter()
         result, failure = None, ""
         try:

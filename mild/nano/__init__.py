@@ -35,12 +35,11 @@ def base_place(name: str) -> str:
     return str(_BUNDLED) if name == NAME else name
 
 
-def save_nano_pipeline(pipeline: StableDiffusionXLInpaintPipeline, folder: Path, card: str) -> None:
+def save_nano_pipeline(pipeline: StableDiffusionXLInpaintPipeline, folder: Path) -> None:
     """Write a pipeline in the precision that it has, as safetensors, with both readings of its vocabulary."""
     pipeline.save_pretrained(folder, safe_serialization=True)
     for name in ("tokenizer", "tokenizer_2"):
         _write_vocabulary(getattr(pipeline, name), folder / name)
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def count_parameters(pipeline: StableDiffusionXLInpaintPipeline) -> int:

@@ -120,7 +120,7 @@ def export_base(
     data, trained, vae = Pictures.open(pictures), Path(trained), Path(vae)
     with folder_written_whole(folder) as place:
         pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(trained, add_watermarker=False)
-        save_nano_pipeline(pipeline.to(dtype=torch.float16), place, "")
+        save_nano_pipeline(pipeline.to(dtype=torch.float16), place)
         for name in ("text_encoder", "text_encoder_2"):
             _load_in_float32(place / name / "config.json")
         curves: dict[str, float] = {}

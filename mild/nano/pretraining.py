@@ -90,7 +90,7 @@ class UnetSettings(LoopSettings):
     no_text: float = Field(0.1, ge=0, le=1)
     """Share of the examples whose text is all zeros, which is what stock pipelines guide away from."""
     compile: bool = True
-    """Whether the UNet is compiled: some minutes at the beginning, twice as fast afterwards."""
+    """Whether the UNet is compiled, which takes minutes at the beginning: meant for a GPU; two cores gained nothing."""
 
 
 class PretrainSettings(Settings):
@@ -268,7 +268,7 @@ def train_unet(
     losses = _optimise(trained, loss_of, options, kept, "unet", log)
     pipeline.unet.set_attn_processor(AttnProcessor2_0())
     with folder_written_whole(folder) as place:
-        save_nano_pipeline(pipeline.to("cpu"), place, "")
+        save_nano_pipeline(pipeline.to("cpu"), place)
         write_curve(losses, place, "loss-unet")
     kept.remove()
 

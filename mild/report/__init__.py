@@ -63,16 +63,15 @@ def render_report(summary: dict[str, Any], samples: Sequence[SampleFigures], cha
         summary=summary,
         metrics=METRICS,
         titles=TITLES,
-        tables={f"{group['name']} ({group['cases']})": _table(group) for group in summary["groups"]},
+        tables=[(group, _table(group["methods"])) for group in summary["groups"]],
         chart=Markup(chart) if chart else None,
         samples=[_figures_of(sample) for sample in samples],
         settings=json.dumps(summary["settings"], indent=2),
     )
 
 
-def _table(group: dict[str, Any]) -> list[dict[str, Any]]:
+def _table(methods: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of a group's table: a method, its cells (one a metric) and its seconds."""
-    methods = group["methods"]
     best: dict[str, str] = {}
     for metric in METRICS:
         means = [(methods[m][metric.name]["mean"], m) for m in methods if methods[m][metric.name]["mean"] is not None]
@@ -85,7 +84,6 @@ def _table(group: dict[str, Any]) -> list[dict[str, Any]]:
                 **values[metric.name],
                 **{key: _shown(values[metric.name][key], metric.digits) for key in ("mean", "low", "high")},
                 "best": best.get(metric.name) == method,
-                "cases": group["cases"],
             }
             for metric in METRICS
         ]
