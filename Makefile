@@ -8,7 +8,7 @@ quickstart: .venv/.installed
 	$(BIN)/mild quickstart
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from scipy.stats import bootstrap
 from dataset_tools.errors import UserError
 from dataset_tools.schema import KEY_PATTERN, Sample, encode_png
 from mild.backbone import load_base
-from mild.erasers import Eraser
+from mild.erasers import Case, Eraser
 from mild.erasers.layered import MILDEraser
 from mild.erasers.opencv import OpenCVEraser
 from mild.erasers.sdxl import SDXLEraser
@@ -186,16 +186,15 @@ def _evaluate_sample(
 ) -> tuple[list[dict[str, Any]], SampleFigures]:
     if KEY_PATTERN.fullmatch(sample.key) is None:
         raise UserError(f"sample key {sample.key!r} cannot be a file name: keys hold letters, digits, '-' and '_' only")
-    people = np.logical_or.reduce([person.mask for person in sample.people])
-    mask = people if masks == "exact" else _augmented_union(sample)
-    hole = mask | people
+    case = _case(sample, masks)
+    hole = case.hole | np.logical_or.reduce([person.mask for person in sample.people])
     place = pictures / sample.key / masks
     place.mkdir(parents=True)
     _save(place / "before.png", sample.image)
-    _save(place / "mask.png", mask.astype(np.uint8) * 255)
+    _save(place / "mask.png", case.hole.astype(np.uint8) * 255)
     if sample.background is not None:
         _save(place / "truth.png", sample.background)
-    case = {
+    known = {
         "key": sample.key,
         "masks": masks,
         "people": len(sample.people),
@@ -204,11 +203,11 @@ def _evaluate_sample(
     }
     rows = []
     for eraser in erasers:
-        row: dict[str, Any] = {**case, "method": eraser.name, "not_computed": []}
+        row: dict[str, Any] = {**known, "method": eraser.name, "not_computed": []}
         started = time.perf_counter()
         result, failure = None, ""
         try:
-            result = eraser.erase(sample.image, mask, derived_seed(seed, sample.key))
+            result = eraser.erase(case, derived_seed(seed, sample.key))
             _save(place / f"{eraser.name}.png", result)
         except UserError as error:
             failure = str(error)
@@ -227,12 +226,24 @@ def _evaluate_sample(
     return rows, SampleFigures(key=sample.key, folder=place, rows=rows)
 
 
-def _augmented_union(sample: Sample) -> np.ndarray:
-    masks = [person.augmented_mask for person in sample.people if person.augmented_mask is not None]
-    if len(masks) < len(sample.people):
-        raise UserError(f"sample {sample.key} has no augmented masks: set masks to exact, or use composite samples")
-    union: np.ndarray = np.logical_or.reduce(masks)
-    return union
+def _case(sample: Sample, kind: Masks) -> Case:
+    """What methods are given: everybody of whom the masks of this kind show anything, with the cues that are known."""
+    people, masks = [], []
+    for person in sample.people:
+        mask = person.mask if kind == "exact" else person.augmented_mask
+        if mask is None:
+            raise UserError(f"sample {sample.key} has no augmented masks: set masks to exact, or use composite samples")
+        if mask.any():
+            people.append(person)
+            masks.append(mask)
+    keypoints = np.array([person.keypoints for person in people])
+    return Case(
+        image=sample.image,
+        masks=np.array(masks, bool).reshape(-1, *sample.image.shape[:2]),
+        pose=keypoints if keypoints.size and keypoints[..., 2].any() else None,
+        parsing=None if sample.label_set == "none" else sample.parsing,
+        label_set=sample.label_set,
+    )
 
 
 def _overlap(masks: list[np.ndarray]) -> bool:

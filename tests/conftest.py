@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 from dataset_tools.schema import EncodingSettings, Person, Sample
 from dataset_tools.shards import Manifest, write_shard
+
+# For torch, here and in child processes: the models are too small for more threads, rounding depends on their number,
+# and other tests run beside.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def draw_sample(index: int, height: int = 48, width: int = 64, people: int = 2) -> Sample:

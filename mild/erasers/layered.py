@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mild.erasers import check_input, keep_outside
+from mild.erasers import Case, check_background, keep_outside
 from mild.pipeline import MILDPipeline
 
 
@@ -19,21 +19,23 @@ class MILDEraser:
         self.steps = steps
         self.prompt = prompt
 
-    def erase(self, image: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
-        """Fill the hole, taken as one person. See `mild.erasers.Eraser.erase`.
+    def erase(self, case: Case, seed: int) -> np.ndarray:
+        """Fill the hole, person by person known, with pose and parsing. See `mild.erasers.Eraser.erase`.
 
-        The pipeline also smooths a margin around the mask; it is left out here, so that all methods are judged alike.
+        The pipeline also smooths a margin around the masks; it is left out here, so that all methods are judged alike.
         """
-        check_input(image, mask)
-        if not mask.any():
-            return image.copy()
-        generator = torch.Generator("cpu").manual_seed(seed)
+        check_background(case)
+        if not case.hole.any():
+            return case.image.copy()
         result = self.pipeline(
-            image,
-            [mask],
+            case.image,
+            list(case.masks),
             prompt=self.prompt,
+            pose=case.pose,
+            parsing=case.parsing,
+            label_set=case.label_set,
             num_inference_steps=self.steps,
-            generator=generator,
+            generator=torch.Generator("cpu").manual_seed(seed),
             output_type="np",
         )
-        return keep_outside(result.image, image, mask)
+        return keep_outside(result.image, case)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mild.erasers import check_input, keep_outside
+from mild.erasers import Case, check_background, keep_outside
 
 RADIUS = 3.0
 """Neighbourhood that OpenCV looks at around each pixel to be filled."""
@@ -20,9 +20,10 @@ class OpenCVEraser:
         self.name = name
         self._algorithm = self.algorithms[name]
 
-    def erase(self, image: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+    def erase(self, case: Case, seed: int) -> np.ndarray:
         """Fill the hole; there is no randomness, so ``seed`` does nothing. See `mild.erasers.Eraser.erase`."""
-        check_input(image, mask)
-        if not mask.any():
-            return image.copy()
-        return keep_outside(cv2.inpaint(image, mask.astype(np.uint8) * 255, RADIUS, self._algorithm), image, mask)
+        check_background(case)
+        if not case.hole.any():
+            return case.image.copy()
+        filled = cv2.inpaint(case.image, case.hole.astype(np.uint8) * 255, RADIUS, self._algorithm)
+        return keep_outside(filled, case)

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 from PIL import Image
 
-from mild.erasers import check_input, keep_outside
+from mild.erasers import Case, check_background, keep_outside
 
 STRENGTH = 0.9999
 """The pipeline's default: at exactly 1 SDXL's inpainting UNet degrades."""
@@ -34,17 +34,17 @@ class SDXLEraser:
         self.prompt = prompt
         self.resolution = resolution
 
-    def erase(self, image: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+    def erase(self, case: Case, seed: int) -> np.ndarray:
         """Fill the hole, working with the shorter side at ``resolution``. See `mild.erasers.Eraser.erase`."""
-        check_input(image, mask)
-        if not mask.any():
-            return image.copy()
-        height, width = image.shape[:2]
+        check_background(case)
+        if not case.hole.any():
+            return case.image.copy()
+        height, width = case.hole.shape
         work_height, work_width = self._working_size(height, width)
         size = (work_width, work_height)
-        scaled = cv2.resize(image, size, interpolation=_interpolation(height, work_height))
+        scaled = cv2.resize(case.image, size, interpolation=_interpolation(height, work_height))
         # Every pixel that the mask touches: nothing of a person may shine through into what the UNet sees.
-        hole = cv2.resize(mask.astype(np.float32), size, interpolation=_interpolation(height, work_height)) > 0
+        hole = cv2.resize(case.hole.astype(np.float32), size, interpolation=_interpolation(height, work_height)) > 0
         result = self.pipeline(
             prompt=self.prompt,
             image=Image.fromarray(scaled),
@@ -57,7 +57,7 @@ class SDXLEraser:
             generator=torch.Generator("cpu").manual_seed(seed),
         ).images[0]
         filled = np.asarray(result.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
-        return keep_outside(filled, image, mask)
+        return keep_outside(filled, case)
 
     def _working_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width with the shorter side at ``resolution``, in multiples of 8 as the pipeline wants them."""

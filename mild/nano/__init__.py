@@ -117,7 +117,8 @@ def build_nano_pipeline() -> StableDiffusionXLInpaintPipeline:
             clip_sample=False,
             set_alpha_to_one=False,
             steps_offset=1,
-            timestep_spacing="leading",
+            # With few steps, "leading" never asks for the noisiest step, where holes are filled.
+            timestep_spacing="trailing",
             prediction_type="sample",
         ),
         add_watermarker=False,

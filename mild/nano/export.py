@@ -13,6 +13,7 @@ from PIL import Image
 
 from dataset_tools.drawn_world import Scene, draw_scene, generator
 from dataset_tools.schema import encode_png
+from mild.erasers import Case
 from mild.erasers.opencv import OpenCVEraser
 from mild.folders import folder_written_whole
 from mild.metrics import perceptual_hole, psnr, psnr_hole
@@ -188,7 +189,7 @@ def judge(
         found: dict[str, list[float]] = defaultdict(list)
         for number, (image, own, result, scene) in enumerate(zip(images, masks, filled, drawn, strict=True)):
             area = editable(np.stack(own), range(len(own)))
-            telea = OpenCVEraser("telea").erase(image, area, 0)
+            telea = OpenCVEraser("telea").erase(Case(image, area[None]), 0)
             for way, picture in ((name, result.image), (f"{name}_telea", telea)):
                 found[way].append(psnr_hole(picture, scene.background, area))
                 found[f"{way}_distance"].append(perceptual_hole(picture, scene.background, area))

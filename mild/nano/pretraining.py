@@ -11,9 +11,12 @@ nothing had happened; on a CPU, with as many threads and the same machine, to th
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -128,21 +131,25 @@ def train_vae(settings: PretrainSettings, pictures: str | Path, folder: str | Pa
     vae.to(_device())
     crop, options = min(settings.vae.crop, data.pictures.shape[1]), settings.vae
 
-    def loss_of(step: int) -> Tensor:
+    grid = crop // 2 ** (len(vae.config.block_out_channels) - 1)
+    latents = (options.batch_size, vae.config.latent_channels, grid, grid)
+
+    def batch_of(step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng(derived_seed(settings.seed, "vae", step))
         seen = torch.from_numpy(_crops(rng, data.pictures, options.batch_size, crop)).to(_device())
-        target = _as_floats(seen)
+        return _as_floats(seen), torch.from_numpy(rng.standard_normal(latents, np.float32)).to(_device())
+
+    def loss_of(target: Tensor, noise: Tensor) -> Tensor:
         with _autocast(settings):
             mean, spread = vae._encode(target).float().chunk(2, dim=1)
         spread = spread.clamp(-30, 20)
-        noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), np.float32)).to(mean)
         with _autocast(settings):
             result = vae._decode(mean + noise * (0.5 * spread).exp(), return_dict=False)[0].float()
         divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
         return (result - target).square().mean() + options.divergence * divergence
 
     kept = _checkpoints_beside(folder, settings.model_dump(mode="json", exclude={"unet"}))
-    losses = _optimise({"vae": vae}, loss_of, options, kept, "vae", log)
+    losses = _optimise({"vae": vae}, batch_of, loss_of, options, kept, "vae", log)
     _standardise(vae, data.pictures, settings)
     with folder_written_whole(folder) as place:
         vae.to("cpu").save_pretrained(place)
@@ -232,8 +239,10 @@ def train_unet(
     unet = torch.compile(pipeline.unet, dynamic=False) if settings.unet.compile else pipeline.unet
     options, side = settings.unet, holes.shape[2]
     alphas = pipeline.scheduler.alphas_cumprod.to(_device())
+    # transformers collects hidden states in a way that mixes up those of threads.
+    text_encoders = Lock()
 
-    def loss_of(step: int) -> Tensor:
+    def batch_of(step: int) -> tuple[Any, ...]:
         rng = np.random.default_rng(derived_seed(settings.seed, "unet", step))
         chosen = rng.integers(len(latents), size=options.batch_size)
         numbers = rng.integers(holes.shape[1], size=options.batch_size)
@@ -241,7 +250,9 @@ def train_unet(
         shown = torch.from_numpy(seen[chosen, numbers].astype(np.float32)).to(_device())
         unpacked = np.unpackbits(holes[chosen, numbers], axis=-1)[:, None]
         hole = torch.from_numpy(unpacked.astype(np.float32)).to(_device())
-        timesteps = torch.from_numpy(rng.integers(len(alphas), size=options.batch_size)).to(_device())
+        # What goes into a hole is decided where there is most noise; where there is little the answer is nearly given.
+        drawn = np.sqrt(rng.random(options.batch_size)) * len(alphas)
+        timesteps = torch.from_numpy(drawn.astype(np.int64)).to(_device())
         noise = torch.from_numpy(rng.standard_normal(tuple(target.shape), np.float32)).to(_device())
         share = alphas[timesteps, None, None, None]
         noisy = share.sqrt() * target + (1 - share).sqrt() * noise
@@ -251,21 +262,28 @@ def train_unet(
         # Sizes as SDXL is told them, drawn at random: none that a picture may have is new to the network.
         sizes = torch.from_numpy(rng.uniform(side / 2, 2 * side, (options.batch_size, 2)).astype(np.float32))
         sizes = torch.cat([sizes, torch.zeros_like(sizes), sizes], 1).to(_device())
+        # As pipelines do it: the mask channel is taken at the nearest pixel.
+        seen_by_unet = torch.cat([noisy, F.interpolate(hole, size=target.shape[-2:]), shown], 1)
+        weight = options.outside + (1 - options.outside) * F.adaptive_max_pool2d(hole, target.shape[-2:])
+        return seen_by_unet, timesteps, texts, blank, sizes, target, weight / weight.mean()
+
+    def loss_of(
+        given: Tensor, timesteps: Tensor, texts: list[str], blank: Tensor, sizes: Tensor, target: Tensor, weight: Tensor
+    ) -> Tensor:
         with _autocast(settings):
-            text, _, pooled, _ = pipeline.encode_prompt(texts, device=_device(), do_classifier_free_guidance=False)
+            with text_encoders:
+                text, _, pooled, _ = pipeline.encode_prompt(texts, device=_device(), do_classifier_free_guidance=False)
             prediction = unet(
-                # As pipelines do it: the mask channel is taken at the nearest pixel.
-                torch.cat([noisy, F.interpolate(hole, size=target.shape[-2:]), shown], 1),
+                given,
                 timesteps,
                 encoder_hidden_states=torch.where(blank[:, None, None], 0, text),
                 added_cond_kwargs={"text_embeds": torch.where(blank[:, None], 0, pooled), "time_ids": sizes},
                 return_dict=False,
             )[0]
-        weight = options.outside + (1 - options.outside) * F.adaptive_max_pool2d(hole, target.shape[-2:])
-        return (weight * (prediction.float() - target).square()).mean() / weight.mean()
+        return (weight * (prediction.float() - target).square()).mean()
 
     kept = _checkpoints_beside(folder, settings.model_dump(mode="json"))
-    losses = _optimise(trained, loss_of, options, kept, "unet", log)
+    losses = _optimise(trained, batch_of, loss_of, options, kept, "unet", log)
     pipeline.unet.set_attn_processor(AttnProcessor2_0())
     with folder_written_whole(folder) as place:
         save_nano_pipeline(pipeline.to("cpu"), place)
@@ -288,7 +306,8 @@ def write_curve(losses: list[float], folder: Path, name: str) -> None:
 
 def _optimise(
     networks: Mapping[str, nn.Module],
-    loss_of: Callable[[int], Tensor],
+    batch_of: Callable[[int], tuple[Any, ...]],
+    loss_of: Callable[..., Tensor],
     settings: LoopSettings,
     kept: Checkpoints,
     stage: str,
@@ -296,8 +315,12 @@ def _optimise(
 ) -> list[float]:
     """Train with AdamW from the checkpoint, where there is one, to the end; the networks then hold the average.
 
+    On a CPU the batch is cut into as many parts as torch has threads, each computed by a thread of its own: small
+    layers gain little from several threads, and lose much where the cores have other work too.
+
     Args:
-        loss_of: the loss of a step, counted from 0.
+        batch_of: the examples of a step, counted from 0: tensors and lists, each as long as the batch.
+        loss_of: the mean loss of examples.
 
     Returns:
         The loss of every step.
@@ -315,7 +338,16 @@ def _optimise(
         **{name: [optimizer.state[p][name] for p in weights] for name in ("exp_avg", "exp_avg_sq")},
     }
     held = {f"{kind}.{name}": t for kind, values in states.items() for name, t in zip(named, values, strict=True)}
-    with kept.held():
+    count = 1 if _device().type != "cpu" else min(torch.get_num_threads(), settings.batch_size)
+    bounds = [settings.batch_size * number // count for number in range(count + 1)]
+    cuts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+
+    def part_of(part: list[Any]) -> tuple[float, tuple[Tensor | None, ...]]:
+        loss = loss_of(*part) * len(part[0]) / settings.batch_size
+        return loss.item(), torch.autograd.grad(loss, weights, allow_unused=True)
+
+    threads = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    with kept.held(), threads as pool:
         saved = kept.latest()
         losses: list[float] = [] if saved is None else saved.tensors["losses"].tolist()
         if saved is not None:
@@ -326,16 +358,17 @@ def _optimise(
         for step in range(len(losses), settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step)
-            loss = loss_of(step)
-            losses.append(loss.item())
+            batch = batch_of(step)
+            found = list(pool.map(part_of, [[values[cut] for values in batch] for cut in cuts]))
+            losses.append(sum(loss for loss, _ in found))
             if not math.isfinite(losses[-1]):
                 raise UserError(
                     f"the loss of the {stage} is {losses[-1]} at step {step + 1}: lower {stage}.learning_rate"
                 )
-            loss.backward()
+            for p, *shares in zip(weights, *(gradients for _, gradients in found), strict=True):
+                p.grad = None if shares[0] is None else torch.stack(shares).sum(0)
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
-            optimizer.zero_grad()
             forgotten = 1 - min(settings.average, (1 + step) / (10 + step))
             torch._foreach_lerp_(average, states["weights"], forgotten)
             log(stage, step + 1, losses[-1])
@@ -422,7 +455,9 @@ def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _autocast(settings: PretrainSettings) -> torch.autocast:
-    return torch.autocast(_device().type, torch.bfloat16, enabled=settings.mixed_precision == "bf16")
+    # Its cache of rounded weights belongs to all threads, and the first that is done would empty it.
+    enabled = settings.mixed_precision == "bf16"
+    return torch.autocast(_device().type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def _device() -> torch.device:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 from PIL import Image, ImageCms
 
@@ -50,7 +49,6 @@ def read(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def base() -> str:
-    torch.set_num_threads(1)
     return base_place(NAME)
 
 

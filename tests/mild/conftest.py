@@ -55,12 +55,6 @@ def heights() -> Callable[[str, str], list[float]]:
     return found
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """The models here are too small for more, and other tests may run beside."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def samples(make_sample: Callable[..., Sample]) -> MemorySamples:
     return MemorySamples([make_sample(index, people=1 + index % 3) for index in range(6)])

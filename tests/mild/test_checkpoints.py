@@ -257,7 +257,6 @@ from mild.settings import TrainSettings
 from mild.training import train
 
 dataset, base, output, settings, kills = sys.argv[1:]
-torch.set_num_threads(1)
 samples = ShardDataset(dataset, "composite", "train")
 checkpoints = Path(output + ".work/checkpoints")
 names = lambda: {path.name for path in checkpoints.glob("step-*")}

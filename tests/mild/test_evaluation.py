@@ -226,7 +226,7 @@ def test_a_sample_that_a_method_cannot_use_is_not_computed_and_the_others_are(
     result = evaluate(_classical(), in_memory([full, make_sample(1)]), NO_BASE, None, str(tmp_path / "out"), _silent)
     value = result.summary["groups"][0]["methods"]["telea"]["psnr"]
     assert value["count"] == 1
-    assert "mask covers the whole picture" in next(iter(value["not_computed"]))
+    assert "the masks cover the whole picture" in next(iter(value["not_computed"]))
 
 
 def test_the_interval_is_the_one_that_theory_gives_for_many_values() -> None:

@@ -71,7 +71,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def work(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that is trained, in one folder: vae, examples, trained."""
-    torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("work")
     train_vae(TOY, pictures, place / "vae", quiet)
     encode_examples(TOY, pictures, place / "vae", place / "examples", quiet)
@@ -166,6 +165,20 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     name = "diffusion_pytorch_model.safetensors"
     expected, found = load_file(before / name), load_file(after / name)
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_a_step_and_change_its_outcome_by_no_more_than_rounding(
+    work: Path, pictures: Path, tmp_path: Path, threads: int
+) -> None:
+    """Among three of them, a batch of four is not shared equally."""
+    torch.set_num_threads(threads)
+    try:
+        train_unet(TOY, pictures, work / "vae", work / "examples", tmp_path / "trained", quiet)
+    finally:
+        torch.set_num_threads(1)
+    found, expected = losses(tmp_path / "trained", "loss-unet"), losses(work / "trained", "loss-unet")
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
 def test_a_checkpoint_of_other_settings_is_refused_and_the_setting_named(pictures: Path, tmp_path: Path) -> None:
