@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from mild.nano import NAME
 from mild.settings import MildSettings
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -41,8 +42,8 @@ pipeline = MILDPipeline.from_pretrained("{base}", mild="this folder")
 
 ```python
 from diffusers import StableDiffusionXLInpaintPipeline
-
-pipeline = StableDiffusionXLInpaintPipeline.from_pretrained("{base}")
+{base_import}
+pipeline = StableDiffusionXLInpaintPipeline.from_pretrained({base_folder})
 pipeline.load_lora_weights("this folder")
 ```
 """
@@ -79,6 +80,9 @@ def model_card(settings: MildSettings, *, base: str, resolution: int, about: str
     return CARD.format(
         base_model=f"base_model: {base}\n" if HUB_ID.fullmatch(base) else "",
         base=base,
+        # The name of the bundled base says nothing to diffusers.
+        base_import="from mild.nano import base_place\n" if base == NAME else "",
+        base_folder=f'base_place("{base}")' if base == NAME else f'"{base}"',
         resolution=resolution,
         about=about and about.rstrip("\n") + "\n",
         parts="\n".join(f"| `{name}` | {part} |" for name, part in rows),

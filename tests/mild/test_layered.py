@@ -4,6 +4,7 @@ import base64
 import filecmp
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from dataset_tools.errors import UserError
 from mild.backbone import BRANCHES, Branch, adapter_parameters, load_base
 from mild.layered import LayeredUNet, push_to_hub
 from mild.morphology import CHANNELS, Cue
+from mild.nano import NAME
 from mild.saved import read_config
 from mild.settings import HmgSettings, LoraSettings, MildSettings, OffsetSettings, PrefixSettings
 
@@ -427,6 +429,18 @@ def test_the_card_names_the_parts_that_are_there_and_links_a_base_of_the_hub(
     assert "hmg" not in card and "offsets" not in card and "prefix" not in card
     layered.save(tmp_path, base="/somewhere/base", resolution=96, record={})
     assert "base_model" not in (tmp_path / "README.md").read_text(), "hubs refuse a card whose base is no id"
+
+
+def test_the_code_in_a_card_runs_as_it_stands(tmp_path: Path) -> None:
+    """With the bundled base, whose name diffusers alone does not know."""
+    layered = _layered(load_base(NAME).unet, MildSettings(lora=LoraSettings(rank=2), hmg=None))
+    layered.save(tmp_path, base=NAME, resolution=64, record={})
+    snippets = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        found: dict[str, Any] = {}
+        exec(snippet.replace("this folder", str(tmp_path)), found)
+        assert found["pipeline"].unet.peft_config
 
 
 def _cut(path: Path) -> None:
