@@ -175,7 +175,11 @@ def erase(
         typer.Option(help="SDXL inpainting pipeline, folder or hub id; default: the one that --mild was trained on."),
     ] = None,
     mild: Annotated[
-        str | None, typer.Option(help="Folder that training wrote, or hub id; without it the base works alone.")
+        str | None,
+        typer.Option(
+            help="Folder that training wrote, or hub id; default: the base of --base alone or, without that, the "
+            "adapters that come with this package, which know drawn pictures only."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise; the same seed gives the same picture.")] = 0,

@@ -28,6 +28,7 @@ from dataset_tools.photographs import Photograph, read_photograph
 from dataset_tools.records import Rejection
 from dataset_tools.storage import write_bytes
 from mild.layers import INDEX as LAYERS_INDEX
+from mild.nano import ADAPTERS, place_of
 from mild.regions import editable
 from mild.saved import read_config
 
@@ -41,6 +42,8 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 """What Pillow is told for a suffix."""
 
+DRAWN_ONLY = f"erasing with {ADAPTERS}, which know drawn pictures only: for photographs name others with --mild"
+
 
 @dataclass(frozen=True)
 class EraseOptions:
@@ -49,7 +52,7 @@ class EraseOptions:
     base: str | None
     """Folder or hub id; None: the base that the parts of ``mild`` were trained on."""
     mild: str | None
-    """Folder or hub id; None: the base alone."""
+    """Folder or hub id; None: the base alone or, where none is named, the adapters that come with the package."""
     steps: int
     seed: int
     """Of the noise of every photograph: a photograph's result does not depend on those beside it."""
@@ -136,6 +139,8 @@ def erase(
                 set_aside(job, error)
                 continue
             if pipeline is None:  # once there is something to erase
+                if options.base is None and options.mild is None:
+                    complaints.print(DRAWN_ONLY, soft_wrap=True, highlight=False)
                 pipeline = _load(options)
                 pipeline.set_progress_bar_config(desc="erase", disable=several or not shown)
             try:
@@ -339,12 +344,14 @@ def _load(options: EraseOptions) -> MILDPipeline:
     from mild.backbone import SUGGESTED_BASE
     from mild.pipeline import MILDPipeline
 
-    base = options.base
+    base, mild = options.base, options.mild
+    if base is None and mild is None:
+        mild = ADAPTERS
     if base is None:
-        own = options.mild is not None and Path(options.mild).is_dir()
-        base = read_config(Path(str(options.mild))).base if own else SUGGESTED_BASE
+        own = Path(place_of(str(mild)))
+        base = read_config(own).base if own.is_dir() else SUGGESTED_BASE
     cuda = torch.cuda.is_available()
-    pipeline = MILDPipeline.from_pretrained(base, mild=options.mild, dtype=torch.float16 if cuda else torch.float32)
+    pipeline = MILDPipeline.from_pretrained(base, mild=mild, dtype=torch.float16 if cuda else torch.float32)
     return pipeline.to("cuda" if cuda else "cpu")
 
 

@@ -15,6 +15,7 @@ from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import open_root
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
 from flows.progress import Progress
+from mild.nano import place_of
 from mild.saved import read_config
 from mild.settings import EvaluateSettings
 
@@ -98,8 +99,8 @@ def evaluate(
         dataset=dataset,
         dataset_digest=read_manifest(dataset).digest(),
         adapters=adapters,
-        adapters_digest=folder_digest(adapters),
-        base=read_config(Path(adapters)).base,
+        adapters_digest=folder_digest(place_of(adapters)),
+        base=read_config(Path(place_of(adapters))).base,
         recipe=recipe,
     )
     outcome = run_steps(compare_methods, [job], result_storage(place["work"]))[0]

@@ -19,7 +19,7 @@ from dataset_tools.shards import ShardDataset, read_manifest
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
 from flows.progress import Progress
 from mild.launch import TrainRequest, check_shards, launch
-from mild.nano import NAME, base_place
+from mild.nano import NAME, place_of
 from mild.settings import TrainSettings
 
 
@@ -172,7 +172,7 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
     place = {"root": root, "work": f"{root}.work"}
     storage = result_storage(place["work"])
     digest = read_manifest(dataset).digest()
-    base = base_place(recipe.base)
+    base = place_of(recipe.base)
     base_digest = folder_digest(base) if Path(base).is_dir() else base
     # Machines with one GPU for each that may train at a time set a limit on this tag.
     gpu = ["gpu"]

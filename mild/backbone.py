@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from dataset_tools.errors import UserError
-from mild.nano import NAME, base_place
+from mild.nano import NAME, place_of
 from mild.settings import LoraSettings
 
 Branch = Literal["fg", "bg"]
@@ -43,7 +43,7 @@ def load_base(
         UserError: there is no such folder or hub id, the hub cannot be reached, it is no SDXL inpainting
             pipeline, or its UNet does not take noisy latents, mask and masked latents together.
     """
-    place = base_place(name_or_folder)
+    place = place_of(name_or_folder)
     folder = Path(place)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(f"{name_or_folder} is not a diffusers pipeline folder: it has no model_index.json")

@@ -26,7 +26,7 @@ from mild.erasers.opencv import OpenCVEraser
 from mild.erasers.sdxl import SDXLEraser
 from mild.folders import folder_written_whole
 from mild.metrics import METRICS, NotComputed
-from mild.nano import base_place
+from mild.nano import place_of
 from mild.pipeline import MILDPipeline
 from mild.report import SampleFigures, render_report
 from mild.seeds import derived_seed
@@ -145,7 +145,7 @@ def evaluate(
             ],
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        curve = None if adapters is None else Path(adapters) / "loss.svg"
+        curve = None if adapters is None else Path(place_of(adapters)) / "loss.svg"
         chart = curve.read_text(encoding="utf-8") if curve is not None and curve.is_file() else None
         (folder / "report.html").write_text(render_report(summary, figures, chart), encoding="utf-8")
     return EvaluateResult(output, str(Path(output) / "report.html"), summary, time.monotonic() - started)
@@ -164,6 +164,7 @@ def _make_erasers(settings: EvaluateSettings, base: str, adapters: str | None) -
                 pipeline,
                 steps=settings.inference_steps,
                 guidance_scale=settings.guidance_scale,
+                strength=settings.strength,
                 prompt=settings.prompt,
                 resolution=settings.resolution,
             )
@@ -306,6 +307,6 @@ def _save(path: Path, picture: np.ndarray) -> None:
 
 def _card_title(base: str) -> str:
     """The first heading of the base's model card, where the base is a folder that has one."""
-    card = Path(base_place(base)) / "README.md"
+    card = Path(place_of(base)) / "README.md"
     lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
     return next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "")

@@ -38,6 +38,7 @@ from mild.attention import SpatialModulation, install_sma, remove_sma
 from mild.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
 from mild.model_card import HUB_ID, model_card
 from mild.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
+from mild.nano import place_of
 from mild.offsets import Offsets, install_offsets, remove_offsets
 from mild.prefix import PromptPrefix
 from mild.saved import CONFIG, FORMAT, SavedConfig, one_line, read_config
@@ -267,7 +268,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, p
 
 def _fetched(folder_or_hub_id: str | Path) -> Path:
     """A local folder of the directory: itself, or fetched from the hub into its cache."""
-    folder, name = Path(folder_or_hub_id), str(folder_or_hub_id)
+    name = str(folder_or_hub_id)
+    folder = Path(place_of(name))
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -81,8 +81,8 @@ def model_card(settings: MildSettings, *, base: str, resolution: int, about: str
         base_model=f"base_model: {base}\n" if HUB_ID.fullmatch(base) else "",
         base=base,
         # The name of the bundled base says nothing to diffusers.
-        base_import="from mild.nano import base_place\n" if base == NAME else "",
-        base_folder=f'base_place("{base}")' if base == NAME else f'"{base}"',
+        base_import="from mild.nano import place_of\n" if base == NAME else "",
+        base_folder=f'place_of("{base}")' if base == NAME else f'"{base}"',
         resolution=resolution,
         about=about and about.rstrip("\n") + "\n",
         parts="\n".join(f"| `{name}` | {part} |" for name, part in rows),

@@ -257,6 +257,9 @@ class EvaluateSettings(Settings):
     """DDIM (or the base's scheduler) steps."""
     guidance_scale: float = Field(7.5, ge=1)
     """Classifier-free guidance of ``sdxl-inpaint``. MILD is trained on one prompt and runs without guidance."""
+    strength: float = Field(0.9999, gt=0, le=1)
+    """Of ``sdxl-inpaint``: below 1 it leaves out the noisiest step and begins from the noised picture, people included,
+    of which more shines through the fewer steps there are. SDXL's own UNet paints worse at exactly 1, says its card."""
     prompt: str = ""
     """Text for the diffusion methods."""
     resolution: int = Field(512, ge=8)

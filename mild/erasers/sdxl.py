@@ -10,9 +10,6 @@ from PIL import Image
 
 from mild.erasers import Case, check_background, keep_outside
 
-STRENGTH = 0.9999
-"""The pipeline's default: at exactly 1 SDXL's inpainting UNet degrades."""
-
 
 class SDXLEraser:
     """A stock `StableDiffusionXLInpaintPipeline`, which sees the whole picture."""
@@ -25,12 +22,14 @@ class SDXLEraser:
         *,
         steps: int = 25,
         guidance_scale: float = 1.0,
+        strength: float = 0.9999,
         prompt: str = "",
         resolution: int = 512,
     ) -> None:
         self.pipeline = pipeline
         self.steps = steps
         self.guidance_scale = guidance_scale
+        self.strength = strength
         self.prompt = prompt
         self.resolution = resolution
 
@@ -51,7 +50,7 @@ class SDXLEraser:
             mask_image=Image.fromarray(hole.astype(np.uint8) * 255),
             height=work_height,
             width=work_width,
-            strength=STRENGTH,
+            strength=self.strength,
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(seed),

@@ -1,6 +1,7 @@
 """A very small base: a `StableDiffusionXLInpaintPipeline` folder with SDXL's architecture and its own vocabulary.
 
-A trained one comes with the package: wherever a base is named, `NAME` is its.
+A trained one comes with the package, and adapters for it: wherever a base or a MILD directory is named, `NAME` and
+`ADAPTERS` are theirs.
 
 Torch and diffusers are imported when they are needed: the processes that draw pictures do without.
 """
@@ -24,15 +25,17 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 NAME = "mild-nano"
 """What the trained nano base is called, on every machine."""
-_BUNDLED = Path(__file__).parent / "bundled"
+ADAPTERS = "mild-nano-adapters"
+"""What its trained adapters are called."""
+_BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in (NAME, ADAPTERS)}
 
 MERGES = Path(__file__).parent / "merges.json"
 """Byte-pair merges learned from a few sentences about people and scenes; other words fall back to smaller pieces."""
 
 
-def base_place(name: str) -> str:
-    """The folder of the base that comes with the package, if ``name`` is its; otherwise ``name``."""
-    return str(_BUNDLED) if name == NAME else name
+def place_of(name: str) -> str:
+    """The folder of what comes with the package by that name; any other name as it is."""
+    return str(_BUNDLED.get(name, name))
 
 
 def save_nano_pipeline(pipeline: StableDiffusionXLInpaintPipeline, folder: Path) -> None:
@@ -40,6 +43,11 @@ def save_nano_pipeline(pipeline: StableDiffusionXLInpaintPipeline, folder: Path)
     pipeline.save_pretrained(folder, safe_serialization=True)
     for name in ("tokenizer", "tokenizer_2"):
         _write_vocabulary(getattr(pipeline, name), folder / name)
+    # diffusers notes the folder that each part was loaded from, which nobody else has.
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop("_name_or_path", None)
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def count_parameters(pipeline: StableDiffusionXLInpaintPipeline) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from flows.evaluate import EvaluateRecipe
 from flows.pipeline import recipe_path
 from flows.settings import BuildSettings
 from flows.train import TrainRecipe
+from mild.nano import ADAPTERS, place_of
 
 
 def mild(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +81,12 @@ def test_the_papers_recipe_has_the_papers_numbers() -> None:
     assert (lora.rank, lora.alpha, train.learning_rate, train.batch_size) == (16, 16, 1e-6, 4)
     assert (train.steps, train.resolution, train.warm_up.start) == (20_000, 512, 8_000)
     assert recipe.configurations == {"real": 1, "composite": 1}
+
+
+def test_the_adapters_of_the_package_are_those_of_their_recipe() -> None:
+    recipe = TrainRecipe.load(recipe_path("train", "nano"))
+    saved = json.loads((Path(place_of(ADAPTERS)) / "mild.json").read_text())
+    assert (saved["base"], saved["settings"]) == (recipe.base, recipe.train.model_dump(mode="json"))
 
 
 def test_the_sample_trains_for_minutes_not_an_hour() -> None:

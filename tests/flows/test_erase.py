@@ -19,7 +19,7 @@ from flows import cli
 from mild.folders import folder_written_whole
 from mild.layered import LayeredUNet
 from mild.layers import LayeredPicture
-from mild.nano import NAME, base_place
+from mild.nano import ADAPTERS, NAME, place_of
 from mild.regions import editable
 from mild.settings import LoraSettings, MildSettings
 
@@ -49,7 +49,7 @@ def read(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def base() -> str:
-    return base_place(NAME)
+    return place_of(NAME)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,19 @@ def test_every_way_of_giving_masks_erases_the_same_people(
     result = tmp_path / "one-erased.png"
     assert (code, out.strip(), err) == (0, f"{result}: 2 of 2 people erased", "")
     assert_erased(result, image, BOTH)
+
+
+def test_with_nothing_named_the_adapters_of_the_package_erase_and_say_what_they_know(
+    tmp_path: Path, mild: Command
+) -> None:
+    photograph = save(photo(), tmp_path / "one.png")
+    common = ["erase", photograph, *write_people(tmp_path / "masks"), "--steps", 1, "-o"]
+    code, _, err = mild(*common, tmp_path / "default.png")
+    assert (code, ADAPTERS in err, "drawn pictures only" in err) == (0, True, True)
+    assert mild(*common, tmp_path / "named.png", "--mild", ADAPTERS)[::2] == (0, "")
+    assert mild(*common, tmp_path / "base.png", "--base", NAME)[::2] == (0, "")
+    assert np.array_equal(read(tmp_path / "default.png"), read(tmp_path / "named.png"))
+    assert not np.array_equal(read(tmp_path / "default.png"), read(tmp_path / "base.png"))
 
 
 def test_people_are_counted_from_1_and_the_others_stay(tmp_path: Path, erase: Command) -> None:

@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from dataset_tools.schema import Sample
-from mild.nano import NAME, base_place
+from mild.nano import NAME, place_of
 from mild.settings import HmgSettings, LoraSettings, MildSettings, TrainSettings, WarmUpSettings
 from mild.training import train
 
@@ -63,7 +63,7 @@ def samples(make_sample: Callable[..., Sample]) -> MemorySamples:
 @pytest.fixture(scope="session")
 def nano_base() -> str:
     """The folder of the base that comes with the package."""
-    return base_place(NAME)
+    return place_of(NAME)
 
 
 @pytest.fixture(scope="session")

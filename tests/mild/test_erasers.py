@@ -16,7 +16,7 @@ from mild.backbone import load_base
 from mild.erasers import Case, Eraser
 from mild.erasers.layered import MILDEraser
 from mild.erasers.opencv import OpenCVEraser
-from mild.erasers.sdxl import STRENGTH, SDXLEraser
+from mild.erasers.sdxl import SDXLEraser
 from mild.pipeline import MILDPipeline
 
 METHODS = ("telea", "navier-stokes", "sdxl-inpaint", "mild")
@@ -33,7 +33,7 @@ def erasers(nano_base: str, adapters: Path) -> dict[str, Eraser]:
     return {
         "telea": OpenCVEraser("telea"),
         "navier-stokes": OpenCVEraser("navier-stokes"),
-        "sdxl-inpaint": SDXLEraser(load_base(nano_base), steps=3, guidance_scale=2.0, resolution=32),
+        "sdxl-inpaint": SDXLEraser(load_base(nano_base), steps=3, guidance_scale=2.0, strength=0.8, resolution=32),
         "mild": MILDEraser(layered, steps=3),
     }
 
@@ -145,7 +145,7 @@ def test_the_base_is_run_as_the_stock_pipeline_runs_it(
         mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
         height=32,
         width=48,
-        strength=STRENGTH,
+        strength=0.8,
         num_inference_steps=3,
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(9),

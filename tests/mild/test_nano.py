@@ -9,6 +9,9 @@ from diffusers import StableDiffusionXLInpaintPipeline
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from mild.nano import ADAPTERS, NAME, place_of
+from mild.saved import read_config
+
 
 @pytest.fixture(scope="module")
 def stock(nano_base: str) -> StableDiffusionXLInpaintPipeline:
@@ -47,9 +50,16 @@ def test_it_is_small_holds_safetensors_only_and_its_card_says_how_it_was_made(na
     files = [path for path in Path(nano_base).rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json", ".txt", ".md", ".csv", ".svg", ".png"}
     assert sum(path.stat().st_size for path in files) < 25e6
+    assert not any(b"_name_or_path" in path.read_bytes() for path in files if path.suffix == ".json")
     card = (Path(nano_base) / "README.md").read_text()
     for fact in ("mild pretrain pretrain-nano.yaml", "Seed 0", "digest `", "loss-unet.svg"):
         assert fact in card
+
+
+def test_its_adapters_are_small_and_belong_to_it() -> None:
+    folder = Path(place_of(ADAPTERS))
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 5e6
+    assert read_config(folder).base == NAME
 
 
 @pytest.mark.parametrize("text", ["A photo of an empty street", "zwölf Boxkämpfer, 12:30?", "人 and 🌳"])
