@@ -10,7 +10,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 """What Pillow is told for a suffix."""
 
 DRAWN_ONLY = f"erasing with {ADAPTERS}, which know drawn pictures only: for photographs name others with --mild"
+"""Said where neither base nor adapters are named."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def erase(
             if pipeline is None:  # once there is something to erase
                 if options.base is None and options.mild is None:
                     complaints.print(DRAWN_ONLY, soft_wrap=True, highlight=False)
+                    options = replace(options, mild=ADAPTERS)
                 pipeline = _load(options)
                 pipeline.set_progress_bar_config(desc="erase", disable=several or not shown)
             try:
@@ -344,14 +346,12 @@ def _load(options: EraseOptions) -> MILDPipeline:
     from mild.backbone import SUGGESTED_BASE
     from mild.pipeline import MILDPipeline
 
-    base, mild = options.base, options.mild
-    if base is None and mild is None:
-        mild = ADAPTERS
+    base = options.base
     if base is None:
-        own = Path(place_of(str(mild)))
+        own = Path(place_of(str(options.mild)))
         base = read_config(own).base if own.is_dir() else SUGGESTED_BASE
     cuda = torch.cuda.is_available()
-    pipeline = MILDPipeline.from_pretrained(base, mild=mild, dtype=torch.float16 if cuda else torch.float32)
+    pipeline = MILDPipeline.from_pretrained(base, mild=options.mild, dtype=torch.float16 if cuda else torch.float32)
     return pipeline.to("cuda" if cuda else "cpu")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +36,7 @@ class Case:
         if masks.ndim != 3 or masks.shape[1:] != image.shape[:2] or masks.dtype != np.bool_:
             raise UserError(f"masks are {masks.dtype} of shape {masks.shape}; give (N, *{image.shape[:2]}) bool")
 
-    @property
+    @cached_property
     def hole(self) -> np.ndarray:
         """(H, W) bool: where anybody is to vanish."""
         union: np.ndarray = np.logical_or.reduce(self.masks)
