@@ -184,14 +184,23 @@ def erase(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise; the same seed gives the same picture.")] = 0,
     prompt: Annotated[str, typer.Option(help="What is to be seen where people were.")] = "",
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How far beyond a mask pixels may change, as a share of the square root of its area: more for rough "
+            "masks, 0 for exactly the masks; default: 0.015.",
+        ),
+    ] = None,
 ) -> None:
     """Erase people from photographs; all other pixels stay exactly as they are."""
     from flows.erase import EraseOptions
     from flows.erase import erase as erase_people
+    from mild.regions import MARGIN
 
     if not mask:
         raise UserError("say where the people are: --mask MASK.png, a folder of masks, or a COCO json")
-    options = EraseOptions(base, mild, steps, seed, prompt)
+    options = EraseOptions(base, mild, steps, seed, prompt, MARGIN if margin is None else margin)
     if erase_people(
         photos,
         mask,

@@ -58,6 +58,8 @@ class EraseOptions:
     seed: int
     """Of the noise of every photograph: a photograph's result does not depend on those beside it."""
     prompt: str
+    margin: float
+    """How far beyond masks pixels may change: see `mild.regions.editable`."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def erase(
                 photograph = read_photograph(job.photo, job.name, finder)
                 for note in photograph.notes:
                     complain(job.photo, note)
-                chosen = _chosen(numbers, photograph, job.layers is not None)
+                chosen = _chosen(numbers, photograph, job.layers is not None, options.margin)
             except Rejected as error:
                 set_aside(job, error)
                 continue
@@ -326,7 +328,7 @@ def _check_writable(folders: Iterable[Path]) -> None:
             raise UserError(f"nothing can be written into {folder}: {nearest}: {error.strerror}") from None
 
 
-def _chosen(numbers: Sequence[int] | None, photograph: Photograph, layers: bool) -> list[int]:
+def _chosen(numbers: Sequence[int] | None, photograph: Photograph, layers: bool, margin: float) -> list[int]:
     """Indices of the people who are to vanish."""
     everybody = list(range(len(photograph.people)))
     try:
@@ -335,7 +337,7 @@ def _chosen(numbers: Sequence[int] | None, photograph: Photograph, layers: bool)
         raise Rejected("no-such-person", str(error)) from None
     chosen = everybody if numbers is None else [number - 1 for number in numbers]
     # For layers, everybody is painted out.
-    if editable(np.stack(photograph.people), everybody if layers else chosen).all():
+    if editable(np.stack(photograph.people), everybody if layers else chosen, margin).all():
         raise Rejected("nothing-left", "the masks cover the whole picture; leave some background to go by")
     return chosen
 
@@ -367,6 +369,7 @@ def _erase_one(
             chosen,
             prompt=options.prompt,
             layers=job.layers is not None,
+            margin=options.margin,
             num_inference_steps=options.steps,
             generator=torch.Generator("cpu").manual_seed(options.seed),
             output_type="np",

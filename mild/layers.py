@@ -15,7 +15,7 @@ from pydantic import Field
 from dataset_tools.errors import UserError
 from dataset_tools.settings import Settings
 from mild.folders import folder_written_whole
-from mild.regions import editable
+from mild.regions import MARGIN, editable
 
 INDEX = "layers.json"
 
@@ -31,6 +31,8 @@ class LayersIndex(Settings):
     """Of all its pictures, in pixels."""
     order: tuple[str, ...]
     """File names of the layers, from back to front; ``layer-01.png`` is the first person."""
+    margin: float = Field(ge=0)
+    """How far beyond people's masks they were painted out: see `mild.regions.editable`."""
 
 
 def visible(masks: np.ndarray, order: Sequence[int]) -> np.ndarray:
@@ -76,6 +78,8 @@ class LayeredPicture:
     lie behind those in front: elsewhere it would count as seen in the original."""
     order: tuple[int, ...]
     """Indices of the people from back to front."""
+    margin: float = MARGIN
+    """Of `mild.regions.editable`, as people were painted out with."""
 
     def __post_init__(self) -> None:
         height, width = self.original.shape[:2]
@@ -141,7 +145,7 @@ class LayeredPicture:
         area = np.zeros_like(fixed)
         for index in range(people):
             if index not in keep:
-                freed = editable(seen, [index]) & ~fixed
+                freed = editable(seen, [index], self.margin) & ~fixed
                 if (freed & ~self.painted).any():
                     raise UserError(f"person {index + 1} (index {index}) was not painted out: erase with layers=True")
                 area |= freed
@@ -158,7 +162,7 @@ class LayeredPicture:
         """
         height, width = self.painted.shape
         names = _layer_names(len(self.layers))
-        index = LayersIndex(height=height, width=width, order=tuple(names[k] for k in self.order))
+        index = LayersIndex(height=height, width=width, order=tuple(names[k] for k in self.order), margin=self.margin)
         pictures = {"original.png": self.original, "background.png": self.background, "painted.png": self.painted}
         pictures |= dict(zip(names, self.layers, strict=True))
         with folder_written_whole(folder) as place:
@@ -184,6 +188,7 @@ class LayeredPicture:
             painted=_read_picture(place / "painted.png", "L", size) >= 128,
             layers=np.array(layers, np.uint8).reshape(-1, index.height, index.width, 4),
             order=tuple(names.index(name) for name in index.order),
+            margin=index.margin,
         )
 
 

@@ -37,6 +37,8 @@ class Photo:
     parsing: np.ndarray | None
     """(H, W) uint8 of ``label_set``."""
     label_set: str
+    margin: float
+    """Of `mild.regions.editable`."""
     generator: torch.Generator | None
     """Source of the noise; None for torch's global one."""
 
@@ -72,6 +74,7 @@ def checked_photo(
     generator: Any,
     label_set: str,
     protect: Protect | None,
+    margin: float,
     name: str = "",
 ) -> Photo:
     """One picture and what belongs to it; the arguments are those of `mild.pipeline.MILDPipeline`.
@@ -113,15 +116,13 @@ def checked_photo(
             people[k] = isolate(people[k], people[stay], protect, **cues, keypoints=joints)
             if not people[k].any():
                 raise UserError(f"{name}mask {k} lies wholly on {protect} that are to be protected")
-    if chosen and editable(people, chosen).all():
+    if chosen and editable(people, chosen, margin).all():
         raise UserError(f"{name}the masks cover the whole picture: leave some background to go by")
-    return Photo(picture, people, chosen, layering, pose, parsing, label_set, generator)
+    return Photo(picture, people, chosen, layering, pose, parsing, label_set, margin, generator)
 
 
-def checked_photos(
-    images: Sequence[Picture], label_set: str, protect: Protect | None, **lists: Sequence[Any] | None
-) -> list[Photo]:
-    """The pictures of a batch: each of ``lists``, the other arguments of `checked_photo`, has one entry a picture."""
+def checked_photos(images: Sequence[Picture], common: dict[str, Any], **lists: Sequence[Any] | None) -> list[Photo]:
+    """The pictures of a batch: of the arguments of `checked_photo`, ``common`` are for all, ``lists`` have one each."""
     if len(images) == 0:
         raise UserError("no picture is given")
     for name, values in lists.items():
@@ -132,7 +133,7 @@ def checked_photos(
         for number in range(len(images))
     ]
     return [
-        checked_photo(picture, label_set=label_set, protect=protect, name=f"picture {number}: ", **row)
+        checked_photo(picture, name=f"picture {number}: ", **common, **row)
         for number, (picture, row) in enumerate(zip(images, rows, strict=True))
     ]
 

@@ -39,7 +39,7 @@ from mild.layered import LayeredUNet, push_to_hub
 from mild.layers import LayeredPicture
 from mild.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.photo import Photo, checked_photo, checked_photos
-from mild.regions import Region, cut_mask, cut_picture, cut_soft, editable, paste, plan_regions, prefilled
+from mild.regions import MARGIN, Region, cut_mask, cut_picture, cut_soft, editable, paste, plan_regions, prefilled
 
 SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 AESTHETIC_SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
@@ -174,6 +174,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         order: Any = None,
         layers: bool = False,
         protect: Protect | None = None,
+        margin: float = MARGIN,
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
         generator: Generators = None,
@@ -195,6 +196,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             layers: paint out everybody and complete everybody who is partly hidden, so that any combination can be
                 made from the result, at the price of one foreground branch a hidden person.
             protect: faces or whole bodies of those who stay are taken out of the masks of those who go (section G.8).
+            margin: how far beyond each mask pixels may change, as a share of the square root of its area (see
+                `mild.regions.editable`): more for rough masks, 0 for the masks as they are.
             num_inference_steps: the paper uses 25 (DDIM).
             guidance_scale: classifier-free guidance, off at 1: the branches are trained without it.
             generator: one for all pictures, or one a picture. The same seed gives the same result.
@@ -205,13 +208,13 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             UserError: a picture, mask or cue cannot be used; the message says which.
         """
         own: dict[str, Any] = {"masks": masks, "remove": remove, "order": order, "pose": pose, "parsing": parsing}
-        common: dict[str, Any] = {"label_set": label_set, "protect": protect}
+        common: dict[str, Any] = {"label_set": label_set, "protect": protect, "margin": margin}
         single = not isinstance(image, list | tuple)
         if single:
             photos = [checked_photo(image, generator=generator, **own, **common)]
         else:
             each = [generator] * len(image) if isinstance(generator, torch.Generator) else generator
-            photos = checked_photos(image, **common, generator=each, **own)
+            photos = checked_photos(image, common, generator=each, **own)
         if num_inference_steps < 1 or batch_size < 1:
             raise UserError("num_inference_steps and batch_size must be 1 or more")
         jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, layers)]
@@ -250,14 +253,14 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         targets = list(everybody) if layers else photo.remove
         # As all windows are multiples of the UNet's coarsest grid, no level of it has to be padded.
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        regions = plan_regions([editable(photo.seen, [k]) for k in targets], self.resolution, multiple)
+        regions = plan_regions([editable(photo.seen, [k], photo.margin) for k in targets], self.resolution, multiple)
         hidden = photo.hidden(layers)
-        all_people = editable(photo.masks, everybody)
+        all_people = editable(photo.masks, everybody, photo.margin)
         for group, region in enumerate(regions):
             yield self._job(number, photo, region, group, "bg", None, all_people)
             for k in everybody:
                 if hidden[k][region.rows, region.columns].any():
-                    others = editable(photo.masks, [j for j in everybody if j != k])
+                    others = editable(photo.masks, [j for j in everybody if j != k], photo.margin)
                     yield self._job(number, photo, region, group, "fg", k, others & ~photo.seen[k])
 
     def _job(
@@ -424,7 +427,7 @@ def _batches(jobs: list[_Job], batch_size: int, *, together: bool) -> list[list[
 def _assembled(photo: Photo, painted: list[tuple[_Job, np.ndarray]], layers: bool, output_type: str) -> Erased:
     """Put what was painted into the photograph, and take it apart into layers."""
     targets = list(range(len(photo.masks))) if layers else photo.remove
-    core, area = np.asarray(photo.seen[targets].any(0)), editable(photo.seen, targets)
+    core, area = np.asarray(photo.seen[targets].any(0)), editable(photo.seen, targets, photo.margin)
     hidden = photo.hidden(layers)
     background = photo.image
     shown = photo.seen | hidden
@@ -438,7 +441,7 @@ def _assembled(photo: Photo, painted: list[tuple[_Job, np.ndarray]], layers: boo
             part = hidden[job.person]
             filled = paste(layers_of[job.person, ..., :3], picture, job.region, part, part)
             layers_of[job.person, ..., :3] = filled
-    parts = LayeredPicture(photo.image, background, area, layers_of, photo.order)
+    parts = LayeredPicture(photo.image, background, area, layers_of, photo.order, photo.margin)
     keep = [k for k in range(len(photo.masks)) if k not in photo.remove]
     image, removed = parts.recompose(keep), parts.changed(keep)
     if output_type == "np":

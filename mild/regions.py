@@ -9,13 +9,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from dataset_tools.errors import UserError
+
 MARGIN = 0.015
-"""How far the editable area reaches beyond a mask, as a share of the square root of the mask's area."""
+"""How far the editable area reaches beyond a mask unless told otherwise, as a share of the square root of the mask's
+area."""
 LEAST_MARGIN = 2
 """Pixels. Linear resampling reaches one pixel and an antialiased outline about one, so this holds both."""
-CONTEXT = 0.4
+CONTEXT = 1.0
 """Surroundings on each side of a hole, as a share of the square root of its area: a hole fills at most
-1 / (1 + 2 * 0.4)^2 = 0.31 of its window."""
+1 / (1 + 2 * 1)^2 = 0.11 of its window, where the picture has that much."""
 FILL = (1 + 2 * CONTEXT) ** -2
 ELONGATION = 2
 """Longer over shorter side that a window is held to."""
@@ -24,28 +27,35 @@ _Box = tuple[tuple[int, int], tuple[int, int]]
 """First and past-the-last row, first and past-the-last column."""
 
 
-def editable(masks: np.ndarray, targets: Sequence[int]) -> np.ndarray:
+def editable(masks: np.ndarray, targets: Sequence[int], margin: float = MARGIN) -> np.ndarray:
     """Where pixels may change when people are erased: their masks, each widened by a margin that grows with it.
 
     Masks end inside soft edges; what is left of a person there tells the network, and the eye, that somebody stood
-    there. A person's margin is 1.5 % of the square root of the mask's area, rounded up, and at least 2 pixels
-    (Euclidean distance): 2 pixels for a person of 60 x 200, 18 for one of 700 x 2000.
+    there. A person's margin is by default 1.5 % of the square root of the mask's area, rounded up, and at least 2
+    pixels (Euclidean distance): 2 pixels for a person of 60 x 200, 18 for one of 700 x 2000.
 
     Args:
         masks: (N, H, W) bool, one a person.
         targets: indices of the people who are erased; none gives an empty area.
+        margin: share of the square root of a mask's area; 0 takes the masks as they are.
 
     Returns:
         (H, W) bool.
+
+    Raises:
+        UserError: ``margin`` is negative or no number.
     """
+    if not 0 <= margin < math.inf:
+        raise UserError(f"margin is {margin}: give 0, or a share such as {MARGIN}")
     area = np.zeros(masks.shape[1:], bool)
     for index in targets:
         box = _box(masks[index])
         if box is None:
             continue
-        margin = max(LEAST_MARGIN, math.ceil(MARGIN * math.sqrt(np.count_nonzero(masks[index]))))
-        window = tuple(slice(max(0, low - margin), high + margin) for low, high in box)
-        area[window] |= _distance_to(masks[index][window]) <= margin
+        reach = math.ceil(margin * math.sqrt(np.count_nonzero(masks[index])))
+        reach = max(LEAST_MARGIN, reach) if margin else 0
+        window = tuple(slice(max(0, low - reach), high + reach) for low, high in box)
+        area[window] |= _distance_to(masks[index][window]) <= reach
     return area
 
 
@@ -62,7 +72,7 @@ class Region:
 def plan_regions(holes: Sequence[np.ndarray], resolution: int, multiple: int) -> list[Region]:
     """Windows that hold all holes: one a group of holes near each other, pairwise disjoint, top-left first.
 
-    A window has surroundings on all sides, so that its holes fill at most 0.31 of it; it measures at least
+    A window has surroundings on all sides, so that its holes fill at most 0.11 of it; it measures at least
     ``resolution`` on both sides, so that nothing is enlarged needlessly; and it is at most twice as long as wide:
     each as far as the picture allows. At the border of the picture it is shifted inwards. Where windows overlap,
     their holes get one window together.

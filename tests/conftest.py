@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from dataset_tools.schema import EncodingSettings, Person, Sample
 from dataset_tools.shards import Manifest, write_shard
@@ -15,6 +16,9 @@ from dataset_tools.shards import Manifest, write_shard
 # For torch, here and in child processes: the models are too small for more threads, rounding depends on their number,
 # and other tests run beside.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A busy machine is no defect.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def draw_sample(index: int, height: int = 48, width: int = 64, people: int = 2) -> Sample:

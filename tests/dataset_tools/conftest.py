@@ -14,7 +14,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from hypothesis import settings
 from PIL import Image, ImageDraw
 
 from dataset_tools.card import write_card
@@ -22,9 +21,6 @@ from dataset_tools.records import Rejection, rejections_to_table
 from dataset_tools.schema import NO_PARSING, Configuration, EncodingSettings, Origin, Person, Sample
 from dataset_tools.shards import Manifest, Shard, write_shard
 from dataset_tools.storage import write_bytes
-
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 PNG = EncodingSettings(image_format="png")
 BY_2 = "https://creativecommons.org/licenses/by/2.0/"

@@ -151,6 +151,18 @@ def test_with_nothing_named_the_adapters_of_the_package_erase_and_say_what_they_
     assert not np.array_equal(read(tmp_path / "default.png"), read(tmp_path / "base.png"))
 
 
+def test_without_margin_nothing_beside_the_masks_changes_neither_when_put_together_again(
+    tmp_path: Path, erase: Command, mild: Command
+) -> None:
+    image = photo()
+    file, layers = save(image, tmp_path / "one.png"), tmp_path / "layers"
+    assert erase(file, *write_people(tmp_path / "masks"), "--margin", 0, "--layers", layers)[0] == 0
+    assert mild("recompose", layers, "--keep", "none", "-o", tmp_path / "none.png")[0] == 0
+    for result in ("one-erased.png", "none.png"):
+        differs = (read(tmp_path / result) != image).any(axis=2)
+        assert differs[BOTH.any(0)].any() and not differs[~BOTH.any(0)].any()
+
+
 def test_people_are_counted_from_1_and_the_others_stay(tmp_path: Path, erase: Command) -> None:
     image = photo()
     file = save(image, tmp_path / "one.png")
@@ -379,6 +391,7 @@ def test_what_the_user_must_mend_is_one_line_before_any_model_is_loaded(tmp_path
         ([file, *masks, "--remove", "1,x"], "--remove '1,x': give people by number"),
         ([file, *masks, "--remove", "-1"], "--remove '-1': give people by number"),
         ([file, *masks, "--remove", ""], "--remove '': give people by number"),
+        ([file, *masks, "--margin", "inf"], "margin is inf: give 0, or a share"),
         ([tmp_path / "gone.jpg", *masks], "gone.jpg: there is no such file"),
         ([tmp_path / "text.jpg", *masks], "text.jpg: not a JPEG"),
         ([tmp_path / "empty.jpg", *masks], "empty.jpg: the file has 0 bytes"),

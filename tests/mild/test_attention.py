@@ -190,7 +190,7 @@ def test_one_sided_gating_keeps_the_other_bias_exact() -> None:
     st.tuples(st.integers(1, 12), st.integers(1, 12)),
     st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tokens_are_exact_area_averages(size: tuple[int, int], grid: tuple[int, int], seed: int) -> None:
     """Against an integer refinement: repeat every pixel until sizes divide, then average plain blocks."""
     mask = draw_masks(1, 1, *size, soft=True, seed=seed)
@@ -488,7 +488,7 @@ def test_compiled_blocks_compute_the_same_without_a_graph_break(
 
 
 @given(st.integers(0, 2**31), st.floats(1e-3, 10), st.integers(1, 12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_constraints_hold_after_every_projection_whatever_the_optimizer_does(
     seed: int, rate: float, steps: int
 ) -> None:

@@ -21,7 +21,7 @@ from mild.layered import LayeredUNet
 from mild.morphology import COMMON_LABELS
 from mild.photo import checked_photo
 from mild.pipeline import MILDPipeline
-from mild.regions import FILL, editable
+from mild.regions import FILL, MARGIN, editable
 from mild.settings import CropSettings, HmgSettings, TrainSettings
 from mild.training import BranchLoss
 
@@ -177,6 +177,7 @@ def test_a_branch_is_trained_on_what_the_pipeline_shows_it(nano_base: str, make_
         generator=None,
         label_set="lip",
         protect=None,
+        margin=MARGIN,
     )
     jobs = list(pipeline._plan(0, photo, True))
     assert [(job.branch, job.person) for job in jobs] == [("bg", None), ("fg", 1)]
@@ -331,6 +332,7 @@ def test_a_random_crop_is_a_square_with_as_much_of_the_person_as_fits(
 
 def test_crops_and_flips_differ_from_draw_to_draw_and_reach_their_bounds(make_sample: Callable[..., Sample]) -> None:
     sample = make_sample(0, height=48, width=64, people=1)
+    sample.people[0].mask[:, 8:] = False  # small enough for all sizes of crops
     sample.image[:] = np.arange(48 * 64 * 3).reshape(48, 64, 3) % 251
     asked = TrainSettings(resolution=16, crop=CropSettings(smallest=0.75), flip=0.5)
     views = [draw_view(sample, 0, asked, np.random.default_rng(seed)) for seed in range(150)]
@@ -356,7 +358,7 @@ def test_fixed_views_are_always_the_same_and_show_people_in_turn(make_sample: Ca
     asked = TrainSettings(resolution=16, crop=CropSettings(smallest=0.5), flip=0.5, cached_views=8)
     firsts = set()
     for key in range(6):
-        sample = make_sample(key, people=3)
+        sample = make_sample(key, height=96, width=128, people=3)
         views = [draw_fixed_view(sample, number, asked) for number in range(8)]
         people = [index for _, index in views]
         assert people == [(people[0] + number) % 3 for number in range(8)]

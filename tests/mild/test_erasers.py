@@ -18,6 +18,7 @@ from mild.erasers.layered import MILDEraser
 from mild.erasers.opencv import OpenCVEraser
 from mild.erasers.sdxl import SDXLEraser
 from mild.pipeline import MILDPipeline
+from mild.regions import editable
 
 METHODS = ("telea", "navier-stokes", "sdxl-inpaint", "mild")
 
@@ -131,6 +132,14 @@ def test_what_is_under_the_mask_cannot_be_seen_by_mild(
         erasers["mild"].erase(replace(case_of(sample), image=image), seed=0) for image in (sample.image, other)
     )
     assert np.array_equal(first, second)
+
+
+def test_mild_sees_everything_but_what_is_under_the_mask(erasers: dict[str, Eraser], case: Case) -> None:
+    """No margin: a picture that differs in pixels beside the mask alone is filled differently."""
+    beside = editable(case.masks, range(len(case.masks)), 0.001) & ~case.hole
+    other = np.where(beside[..., None], 255 - case.image, case.image)
+    first, second = (erasers["mild"].erase(replace(case, image=image), seed=0) for image in (case.image, other))
+    assert not np.array_equal(first[case.hole], second[case.hole])
 
 
 def test_the_base_is_run_as_the_stock_pipeline_runs_it(

@@ -26,7 +26,7 @@ def _head(points: dict[str, tuple[float, float]]) -> np.ndarray:
 
 
 @given(st.integers(0, 10**6), st.integers(0, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_without_bodies_is_the_target_minus_the_union_of_the_others(seed: int, people: int) -> None:
     target, others, _ = _scene(seed, people, "lip")
     before = target.copy()
@@ -37,7 +37,7 @@ def test_without_bodies_is_the_target_minus_the_union_of_the_others(seed: int, p
 
 
 @given(st.integers(0, 10**6), st.integers(0, 4), st.sampled_from(sorted(FACES)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_without_faces_is_the_target_minus_face_labels_in_the_others_masks(
     seed: int, people: int, label_set: str
 ) -> None:

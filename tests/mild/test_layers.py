@@ -48,7 +48,7 @@ def _assert_equal(one: LayeredPicture, other: LayeredPicture) -> None:
     for name in ("original", "background", "painted", "layers"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
         assert getattr(one, name).dtype == getattr(other, name).dtype
-    assert one.order == other.order
+    assert (one.order, one.margin) == (other.order, other.margin)
 
 
 def _subsets(people: int) -> list[tuple[int, ...]]:
@@ -59,7 +59,7 @@ def _subsets(people: int) -> list[tuple[int, ...]]:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_last_in_order_is_seen_where_masks_overlap(seed: int, people: int) -> None:
     rng = np.random.default_rng(seed)
     masks, order = rng.random((people, 6, 7)) < 0.5, [int(k) for k in rng.permutation(people)]
@@ -80,7 +80,7 @@ def test_an_order_that_misses_or_repeats_people_is_refused() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_recomposing_is_painting_those_kept_over_the_background(seed: int, people: int) -> None:
     """Layers and background are the true ones here, so that any subset has one right answer, in any order."""
     picture = _scene(seed, people)
@@ -91,7 +91,7 @@ def test_recomposing_is_painting_those_kept_over_the_background(seed: int, peopl
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_only_what_belongs_to_those_who_go_may_change(seed: int, people: int) -> None:
     """Whatever was generated, however wrong: a pixel of somebody who stays, or far from who goes, is the original."""
     picture = _scene(seed, people)
@@ -206,9 +206,20 @@ def test_what_does_not_fit_together_is_refused() -> None:
 # Folders.
 
 
+def test_what_may_change_is_as_wide_as_people_were_painted_out() -> None:
+    picture = _scene(5, 2)
+    masks = picture.layers[..., 3] > 0
+    picture.painted, picture.margin = masks.any(0), 0
+    assert np.array_equal(picture.changed([]), masks.any(0))
+    picture.margin = 0.1
+    with pytest.raises(UserError, match="was not painted out"):
+        picture.changed([])
+
+
 @pytest.mark.parametrize("people", [0, 1, 3, 11])
 def test_a_saved_picture_comes_back_as_it_was(people: int, tmp_path: Path) -> None:
     picture = _scene(people, people)
+    picture.margin = 0.25
     picture.layers[..., 3] ^= 7  # soft alpha, and colours under an alpha of nearly nothing
     picture.save(tmp_path / "new" / "folder")
     _assert_equal(LayeredPicture.load(tmp_path / "new" / "folder"), picture)
@@ -234,6 +245,7 @@ def test_the_folder_holds_what_image_editors_open(tmp_path: Path) -> None:
         "height": 24,
         "width": 30,
         "order": ["layer-02.png", "layer-01.png"],
+        "margin": 0.015,
     }
 
 
@@ -275,7 +287,7 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(tmp_path: P
         return (tmp_path / "picture.png").read_bytes()
 
     def index(**changes: object) -> bytes:
-        good = {"version": 1, "height": 24, "width": 30, "order": ["layer-01.png", "layer-02.png"]}
+        good = {"version": 1, "height": 24, "width": 30, "order": ["layer-01.png", "layer-02.png"], "margin": 0}
         return json.dumps({**good, **changes}).encode()
 
     for name in ("original.png", "background.png", "painted.png", "layer-02.png", "layers.json"):
@@ -290,5 +302,6 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(tmp_path: P
     refused("layers.json", b"[]", "dictionary")
     refused("layers.json", index(version=2), "version")
     refused("layers.json", index(height=0), "height")
+    refused("layers.json", index(margin=-1), "margin")
     refused("layers.json", index(order=["layer-01.png", "layer-01.png"]), "once")
     refused("layers.json", index(order=["layer-01.png", "layer-03.png"]), "once")

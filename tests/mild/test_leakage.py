@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mild.attention import install_sma, modulated_attention, remove_sma
@@ -73,7 +73,6 @@ def test_lemma_2_the_restricted_jacobian_is_bounded_by_twice_the_mass(row: tuple
 
 
 @given(attentions())
-@settings(deadline=None)
 def test_equation_33_holds_and_is_an_equality_at_the_worst_query(
     case: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
@@ -123,7 +122,6 @@ def test_equation_70_bounds_the_change_of_the_weights(row: tuple[torch.Tensor, t
 
 
 @given(attentions(), st.lists(st.floats(-5, 5), min_size=4, max_size=4))
-@settings(deadline=None)
 def test_sma_with_hard_masks_shifts_gamma_by_alpha_00_minus_alpha_01(
     case: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scalars: list[float]
 ) -> None:
@@ -138,7 +136,6 @@ def test_sma_with_hard_masks_shifts_gamma_by_alpha_00_minus_alpha_01(
 
 
 @given(attentions(), st.integers(1, 20), st.booleans())
-@settings(deadline=None)
 def test_streaming_gives_what_dense_attention_gives(
     case: tuple[torch.Tensor, torch.Tensor, torch.Tensor], tile: int, biased: bool
 ) -> None:

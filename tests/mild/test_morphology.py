@@ -117,7 +117,7 @@ def test_a_limb_is_the_profile_of_the_distance_to_its_segment() -> None:
 
 
 @given(st.integers(0, 5), st.randoms(use_true_random=False))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_order_of_people_does_not_matter(count: int, random: Any) -> None:
     people = _people(count, count, (60, 90))
     order = random.sample(range(count), count)

@@ -27,7 +27,7 @@ from mild.layered import LayeredUNet
 from mild.leakage import measure_leakage
 from mild.morphology import map_size
 from mild.pipeline import Erased, MILDPipeline, recompose
-from mild.regions import editable
+from mild.regions import MARGIN, editable
 from mild.settings import HmgSettings, LoraSettings, MildSettings, OffsetSettings, PrefixSettings
 
 STEPS = 2
@@ -101,29 +101,38 @@ def branches_run(pipe: MILDPipeline, *given: Any, **options: Any) -> list[tuple[
     return [(call.args[0], len(call.args[1])) for call in branch.call_args_list]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     height=st.integers(3, 150),
     width=st.integers(3, 150),
     remove=st.sets(st.integers(0, 1)),
     layers=st.booleans(),
+    margin=st.sampled_from([0, MARGIN, 0.3]),
     data=st.data(),
 )
 def test_pixels_outside_the_refined_mask_come_back_bit_identical(
-    base_alone: MILDPipeline, height: int, width: int, remove: set[int], layers: bool, data: st.DataObject
+    base_alone: MILDPipeline,
+    height: int,
+    width: int,
+    remove: set[int],
+    layers: bool,
+    margin: float,
+    data: st.DataObject,
 ) -> None:
     image, masks = photo(height, width), []
     for _ in range(2):
         top, left = data.draw(st.integers(0, height // 2)), data.draw(st.integers(0, width // 2))
         masks.append(box(height, width, top, top + 1 + height // 4, left, left + 1 + width // 4))
-    assume(not editable(np.stack(masks), sorted(remove)).all())
-    result = erase(base_alone, image, masks, remove=sorted(remove), layers=layers, num_inference_steps=1)
+    wide = editable(np.stack(masks), sorted(remove), margin)
+    assume(not wide.all())
+    options = {"remove": sorted(remove), "layers": layers, "margin": margin}
+    result = erase(base_alone, image, masks, **options, num_inference_steps=1)
     assert result.image.shape == image.shape
     assert np.array_equal(result.image[~result.removed], image[~result.removed])
     assert np.array_equal(result.background[~result.parts.painted], image[~result.parts.painted])
     gone = np.logical_or.reduce([masks[k] for k in remove]) if remove else np.zeros((height, width), bool)
     kept = np.logical_or.reduce([masks[k] for k in (0, 1) if k not in remove] or [np.zeros_like(gone)])
-    assert result.removed[gone & ~kept].all()
+    assert result.removed[gone & ~kept].all() and not (result.removed & ~wide).any()
 
 
 def test_what_the_network_paints_is_what_stands_in_the_hole(base_alone: MILDPipeline) -> None:
@@ -176,12 +185,13 @@ def test_the_unet_is_asked_as_a_stock_pipeline_asks_it(nano_base: str, base_alon
         assert torch.equal(ours["added_cond_kwargs"][name], theirs["added_cond_kwargs"][name])
 
 
-def test_nothing_of_a_person_reaches_the_background_branch(pipe: MILDPipeline) -> None:
+@pytest.mark.parametrize("margin", [0, MARGIN])
+def test_nothing_of_a_person_reaches_the_background_branch(pipe: MILDPipeline, margin: float) -> None:
     """Two photographs that differ in the people alone give one background."""
     image, masks = photo(), people()
     other = image.copy()
     other[np.logical_or.reduce(masks)] = 255 - other[np.logical_or.reduce(masks)]
-    first, second = (erase(pipe, picture, masks) for picture in (image, other))
+    first, second = (erase(pipe, picture, masks, margin=margin) for picture in (image, other))
     core = np.logical_or.reduce(masks)
     assert np.array_equal(first.background[core], second.background[core])
 
@@ -446,6 +456,7 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
         ({"image": [photo(), photo()], "masks": [people()]}, "masks has 1 entries for 2 pictures"),
         ({"image": [photo(), photo()], "masks": [people(), [EMPTY]]}, "picture 1: mask 0 is empty"),
         ({"image": [], "masks": []}, "no picture is given"),
+        ({"margin": -1.0}, "margin is -1.0"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"layers": True, "batch_size": 1, "masks": [people()[0], *people()]}, "raise batch_size"),
     ],

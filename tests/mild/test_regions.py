@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dataset_tools.errors import UserError
 from mild.regions import Region, cut_mask, cut_picture, cut_soft, editable, paste, plan_regions, prefilled
 
 seeds = st.integers(0, 10**6)
@@ -58,6 +59,18 @@ def test_the_editable_area_ends_at_the_border_of_the_picture(place: tuple[int, i
     assert np.array_equal(editable(mask[None], [0]), _brute_force_widened(mask, 2))
 
 
+def test_a_margin_is_a_share_of_the_square_root_of_the_area_and_none_takes_masks_as_they_are() -> None:
+    masks = np.stack([_rectangle((40, 50), 10, 12, 4, 16), _rectangle((40, 50), 20, 30, 5, 5)])
+    assert np.array_equal(editable(masks, [0], 0.45), _brute_force_widened(masks[0], 4))  # of sqrt(4 * 16): 3.6
+    assert np.array_equal(editable(masks, [0, 1], 0), masks.any(0))
+
+
+@pytest.mark.parametrize("margin", [-0.1, math.inf, math.nan])
+def test_a_margin_that_is_no_share_is_refused(margin: float) -> None:
+    with pytest.raises(UserError, match=f"margin is {margin}: give 0, or a share such as 0.015"):
+        editable(np.ones((1, 3, 3), bool), [0], margin)
+
+
 def test_nobody_and_empty_masks_leave_nothing_editable() -> None:
     masks = np.zeros((2, 5, 6), bool)
     assert editable(masks, [0, 1]).shape == (5, 6) and not editable(masks, [0, 1]).any()
@@ -86,7 +99,7 @@ def _inside(hole: np.ndarray, region: Region) -> bool:
 
 
 @given(_plans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @example(([np.ones((1, 1), bool)], 8, 8))
 def test_every_hole_lies_in_one_of_disjoint_windows_inside_the_picture(plan: tuple[list[np.ndarray], int, int]) -> None:
     holes, resolution, multiple = plan
@@ -107,7 +120,7 @@ def test_every_hole_lies_in_one_of_disjoint_windows_inside_the_picture(plan: tup
 
 
 @given(_plans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_working_sizes_are_multiples_of_the_wanted_area_and_of_the_windows_shape(
     plan: tuple[list[np.ndarray], int, int],
 ) -> None:
@@ -124,8 +137,8 @@ def test_working_sizes_are_multiples_of_the_wanted_area_and_of_the_windows_shape
 
 
 @given(_plans())
-@settings(max_examples=200, deadline=None)
-def test_holes_fill_at_most_a_third_of_a_window_and_windows_are_two_to_one_where_the_picture_allows(
+@settings(max_examples=200)
+def test_holes_fill_at_most_a_ninth_of_a_window_and_windows_are_two_to_one_where_the_picture_allows(
     plan: tuple[list[np.ndarray], int, int],
 ) -> None:
     holes, resolution, multiple = plan
@@ -133,7 +146,7 @@ def test_holes_fill_at_most_a_third_of_a_window_and_windows_are_two_to_one_where
     union = np.any(holes, axis=0)
     for region in plan_regions(holes, resolution, multiple):
         size = region.rows.stop - region.rows.start, region.columns.stop - region.columns.start
-        assert union[region.rows, region.columns].sum() <= size[0] * size[1] / 3 or size == (height, width)
+        assert union[region.rows, region.columns].sum() <= size[0] * size[1] / 9 or size == (height, width)
         assert size[0] <= 2 * size[1] or size[1] == width
         assert size[1] <= 2 * size[0] or size[0] == height
 
@@ -141,11 +154,11 @@ def test_holes_fill_at_most_a_third_of_a_window_and_windows_are_two_to_one_where
 def test_a_person_gets_surroundings_on_all_sides() -> None:
     hole = _rectangle((3000, 4000), 1000, 2000, 900, 300)
     (region,) = plan_regions([hole], 512, 8)
-    least = 0.4 * math.sqrt(900 * 300) - 1
+    least = math.sqrt(900 * 300) - 1
     for window, start, stop in ((region.rows, 1000, 1900), (region.columns, 2000, 2300)):
         assert window.start <= start - least and window.stop >= stop + least
         assert abs((start - window.start) - (window.stop - stop)) <= 1, "centred"
-    assert region.rows.stop - region.rows.start < 1400, "and no more than needed"
+    assert region.rows.stop - region.rows.start < 2000, "and no more than needed"
 
 
 def test_at_the_border_the_window_is_shifted_not_cut() -> None:
@@ -168,11 +181,11 @@ def test_people_far_apart_get_a_window_each_and_neighbours_one_together() -> Non
 
 def test_merging_goes_on_until_no_windows_overlap() -> None:
     # The windows of the two large holes overlap; one window for both then reaches over the small hole's.
-    shape = (400, 1000)
+    shape = (1000, 2000)
     holes = [
-        _rectangle(shape, 100, 300, 200, 60),
-        _rectangle(shape, 100, 400, 200, 60),
-        _rectangle(shape, 46, 380, 4, 4),
+        _rectangle(shape, 400, 600, 200, 60),
+        _rectangle(shape, 400, 800, 200, 60),
+        _rectangle(shape, 268, 728, 4, 4),
     ]
     assert len(plan_regions(holes[::2], 8, 8)) == len(plan_regions(holes[1:], 8, 8)) == 2
     (region,) = plan_regions(holes, 8, 8)
@@ -193,7 +206,7 @@ def test_a_whole_square_picture_is_worked_on_at_the_resolution() -> None:
 
 
 @given(seeds)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nothing_inside_a_mask_reaches_a_pixel_outside_the_cut_mask(seed: int) -> None:
     rng, image, region = _random_case(seed)
     mask = rng.random(image.shape[:2]) < 0.1
@@ -215,7 +228,7 @@ def test_a_cut_mask_is_no_larger_than_it_must_be() -> None:
 
 
 @given(seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_soft_masks_and_pictures_are_area_averages_where_they_shrink(seed: int) -> None:
     rng = np.random.default_rng(seed)
     height, width, down, across = (int(n) for n in rng.integers(1, 9, 4))
@@ -242,7 +255,7 @@ def test_growing_overshoots_nowhere() -> None:
 
 
 @given(seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_fill_depends_on_nothing_inside_the_hole_and_stays_within_the_colours_around_it(seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 50, 2))
@@ -273,7 +286,7 @@ def test_a_hole_in_a_slope_is_filled_by_nearly_that_slope() -> None:
 
 
 @given(seeds)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_outside_the_editable_area_and_the_window_pasting_changes_nothing(seed: int) -> None:
     rng, canvas, region = _random_case(seed)
     core, area = rng.random((2, *canvas.shape[:2])) < 0.6
@@ -287,7 +300,7 @@ def test_outside_the_editable_area_and_the_window_pasting_changes_nothing(seed: 
 
 
 @given(seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_at_scale_one_a_core_is_replaced_and_what_was_there_already_stays(seed: int) -> None:
     rng, canvas, region = _random_case(seed)
     core = rng.random(canvas.shape[:2]) < 0.3
