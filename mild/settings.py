@@ -110,8 +110,8 @@ class RegionLossSettings(Settings):
 
 
 class CropSettings(Settings):
-    """Random square crops (section G.1). Each keeps the chosen person, or as much as fits, and the surroundings that
-    inference would show, and is no smaller than ``resolution``."""
+    """Random square crops (section G.1). Each keeps the chosen person, or as much as fits, and as much around them as
+    the picture allows, up to nine times their area, and is no smaller than ``resolution``."""
 
     smallest: float = Field(0.5, gt=0, le=1)
     """Smallest side, as a share of the picture's shorter side, which is the largest."""

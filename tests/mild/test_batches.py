@@ -16,12 +16,12 @@ from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 from dataset_tools.errors import UserError
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, Person, Sample
 from mild.backbone import BRANCHES, load_base
-from mild.batches import cropped, draw_fixed_view, draw_view, make_batch, make_cues, mirrored, with_faulty_masks
+from mild.batches import MOST, cropped, draw_fixed_view, draw_view, make_batch, make_cues, mirrored, with_faulty_masks
 from mild.layered import LayeredUNet
 from mild.morphology import COMMON_LABELS
 from mild.photo import checked_photo
 from mild.pipeline import MILDPipeline
-from mild.regions import FILL, MARGIN, editable
+from mild.regions import MARGIN, editable
 from mild.settings import CropSettings, HmgSettings, TrainSettings
 from mild.training import BranchLoss
 
@@ -324,7 +324,7 @@ def test_a_random_crop_is_a_square_with_as_much_of_the_person_as_fits(
     side = view.image.shape[0]
     assert {array.shape[:2] for name, array in _arrays(view).items() if "keypoints" not in name} == {(side, side)}
     assert max(resolution, smallest * min(size)) <= side <= min(size)
-    assert area <= FILL * side**2 or side == min(size)
+    assert area <= MOST * side**2 or side == min(size)
     seen = view.people[0].mask
     assert np.flatnonzero(seen.any(1)).size == min(rows, side)
     assert np.flatnonzero(seen.any(0)).size == min(columns, side)

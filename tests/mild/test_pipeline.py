@@ -308,7 +308,7 @@ def test_cues_are_drawn_where_the_window_shows_them(pipe: MILDPipeline) -> None:
     """A nose in the middle of a person who stands in the middle of a window: its map peaks in the middle."""
     assert pipe.layered is not None
     height, width = 80, 600
-    masks = [box(height, width, 30, 50, 540, 552)]
+    masks = [box(height, width, 35, 45, 543, 549)]
     pose = np.zeros((1, 18, 3))
     pose[0, 0] = [545.5, 39.5, 1]
     with mock.patch.object(pipe.layered, "branch", wraps=pipe.layered.branch) as branch:

@@ -138,7 +138,7 @@ def test_working_sizes_are_multiples_of_the_wanted_area_and_of_the_windows_shape
 
 @given(_plans())
 @settings(max_examples=200)
-def test_holes_fill_at_most_a_ninth_of_a_window_and_windows_are_two_to_one_where_the_picture_allows(
+def test_holes_fill_at_most_a_twenty_fifth_of_a_window_and_windows_are_two_to_one_where_the_picture_allows(
     plan: tuple[list[np.ndarray], int, int],
 ) -> None:
     holes, resolution, multiple = plan
@@ -146,19 +146,19 @@ def test_holes_fill_at_most_a_ninth_of_a_window_and_windows_are_two_to_one_where
     union = np.any(holes, axis=0)
     for region in plan_regions(holes, resolution, multiple):
         size = region.rows.stop - region.rows.start, region.columns.stop - region.columns.start
-        assert union[region.rows, region.columns].sum() <= size[0] * size[1] / 9 or size == (height, width)
+        assert union[region.rows, region.columns].sum() <= size[0] * size[1] / 25 or size == (height, width)
         assert size[0] <= 2 * size[1] or size[1] == width
         assert size[1] <= 2 * size[0] or size[0] == height
 
 
 def test_a_person_gets_surroundings_on_all_sides() -> None:
-    hole = _rectangle((3000, 4000), 1000, 2000, 900, 300)
+    hole = _rectangle((5000, 6000), 2000, 3000, 900, 300)
     (region,) = plan_regions([hole], 512, 8)
-    least = math.sqrt(900 * 300) - 1
-    for window, start, stop in ((region.rows, 1000, 1900), (region.columns, 2000, 2300)):
+    least = 2 * math.sqrt(900 * 300) - 1
+    for window, start, stop in ((region.rows, 2000, 2900), (region.columns, 3000, 3300)):
         assert window.start <= start - least and window.stop >= stop + least
         assert abs((start - window.start) - (window.stop - stop)) <= 1, "centred"
-    assert region.rows.stop - region.rows.start < 2000, "and no more than needed"
+    assert region.rows.stop - region.rows.start < 3000, "and no more than needed"
 
 
 def test_at_the_border_the_window_is_shifted_not_cut() -> None:
@@ -185,7 +185,7 @@ def test_merging_goes_on_until_no_windows_overlap() -> None:
     holes = [
         _rectangle(shape, 400, 600, 200, 60),
         _rectangle(shape, 400, 800, 200, 60),
-        _rectangle(shape, 268, 728, 4, 4),
+        _rectangle(shape, 150, 728, 4, 4),
     ]
     assert len(plan_regions(holes[::2], 8, 8)) == len(plan_regions(holes[1:], 8, 8)) == 2
     (region,) = plan_regions(holes, 8, 8)
