@@ -1,7 +1,6 @@
 """What erasing with MILD costs beside the stock inpainting pipeline, at the same steps, size and precision.
 
     python benchmarks/inference.py                 # full-size SDXL architecture, random weights, bfloat16: a GPU
-    python benchmarks/inference.py --resolution 256 --rounds 1   # the same on a CPU with 16 GB, a smaller picture
     python benchmarks/inference.py --size nano     # anywhere
 
 In one run, in turn, on one picture of four people who stand before one another: the stock

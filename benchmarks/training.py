@@ -181,7 +181,7 @@ def contender(name: str, size: str, side: int, device: str) -> Callable[[], None
 
 
 def precision_of(size: str, device: str) -> Literal["no", "bf16"]:
-    """Half of the networks that were made for a GPU."""
+    """bfloat16 on a GPU, and for the full size, which hardly fits a memory in float32."""
     return "bf16" if size == "sdxl" or device == "cuda" else "no"
 
 
