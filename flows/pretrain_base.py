@@ -78,7 +78,7 @@ class ExportJob(Job):
     """Write the base with its card, ``root``."""
 
     step: ClassVar[str] = "export-base"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     recipe: PretrainRecipe
     pictures: str
     """Digest."""
