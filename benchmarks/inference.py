@@ -132,8 +132,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if given.size == "sdxl" and device == "cpu":
+        parser.error("full size needs a GPU; use --size nano here")
     side = given.resolution or (512 if given.size == "sdxl" else 128)
-    dtype = torch.bfloat16 if given.size == "sdxl" or device == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
 
     torch.manual_seed(SEED)
     # The UNet is MILD's own, as SMA changes it; all else is shared.

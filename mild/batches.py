@@ -38,7 +38,8 @@ from mild.seeds import derived_seed
 from mild.settings import CropSettings, HmgSettings, TrainSettings
 
 MOST = 1 / 9
-"""Of a random crop is filled by the person. Inference shows more around people; crops that did would hardly vary."""
+"""Largest share of a random crop that the person fills. Inference shows more around people; crops that did so would
+hardly vary."""
 
 
 @dataclass(frozen=True)
