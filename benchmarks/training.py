@@ -5,17 +5,18 @@
     python benchmarks/training.py --size nano     # anywhere
 
 In one run, in turn, four samples of two people each: one optimizer step of MILD (``mild``), as `mild.training` takes it
-from samples in memory to the moved weights, against three steps (``plain``) of the recipe of diffusers'
+from samples in memory to the moved weights; the same with latents that were computed before (``mild, cached``, the
+setting ``cached_views``); and three steps (``plain``) of the recipe of diffusers'
 examples/dreambooth/train_dreambooth_lora_sdxl.py, as for an inpainting UNet: one adapter of the same rank on to_q,
 to_k, to_v and to_out.0, frozen weights in the precision of the computation and trained ones in float32, pictures and
-masked pictures encoded by the VAE in every step, noise, mean squared error, gradient clipping, AdamW. Both have UNets
-of equal weights and the same precision, VAE, samples and batch.
+masked pictures encoded in every step ("The VAE is always in float32 to avoid NaN losses", says the recipe), noise, mean
+squared error, gradient clipping, AdamW. All have UNets of equal weights and the same precision, VAE, samples and batch.
 
 Why three: what MILD learns of a sample with N people, the clean background and each of them, are N + 1 examples to a
 recipe that knows pictures and masks only. MILD takes two forward and backward passes for them whatever N is: the
 background's, and that of one person drawn at random, who stands for the sum over all N of eq. 5 (an estimate without
 bias, which counts N-fold). So its step sees all that three plain steps see only in expectation, and two thirds are what
-it would cost if SMA, HMG, cues and larger optimizer states cost nothing; what is shared by both branches can save more.
+it would cost if SMA, HMG, cues and larger optimizer states cost nothing; latents that are kept save more.
 
 Medians, lowest and highest of the rounds' ratios, and peak memory of a step, weights and optimizer included (each in a
 process of its own: of the CUDA allocator, or what the process grew by, on Linux), go to
@@ -29,7 +30,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -46,6 +47,8 @@ from torch.nn import functional as F
 
 from dataset_tools.schema import Person, Sample
 from mild.backbone import encode_pictures
+from mild.batches import draw_fixed_view
+from mild.latents import Latents, encode_view
 from mild.layered import LayeredUNet
 from mild.nano import build_nano_pipeline
 from mild.objective import prediction_target
@@ -87,17 +90,42 @@ class Samples:
         )
 
 
-def mild_step(
-    pipeline: StableDiffusionXLInpaintPipeline, samples: Samples, settings: TrainSettings, accelerator: Accelerator
-) -> Callable[[], None]:
-    """An optimizer step of `mild.training`."""
+class Kept(Latents):
+    """Latents of one view of each sample, in memory; from a disk they come as one small read a sample."""
+
+    def __init__(self, pipeline: StableDiffusionXLInpaintPipeline, samples: Samples, settings: TrainSettings) -> None:
+        views = {sample.key: draw_fixed_view(sample, 0, settings) for sample in samples.samples}
+        self._of = {key: encode_view(pipeline.vae, *view, settings.resolution) for key, view in views.items()}
+
+    def read(self, sample: Sample, number: int) -> dict[str, torch.Tensor]:
+        return self._of[sample.key]
+
+
+def mild_steps(
+    names: Sequence[str],
+    pipeline: StableDiffusionXLInpaintPipeline,
+    samples: Samples,
+    settings: TrainSettings,
+    accelerator: Accelerator,
+) -> dict[str, Callable[[], None]]:
+    """An optimizer step of `mild.training`, with the VAE or with kept latents: both on one UNet, for want of memory."""
     layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
-    run = _Run(settings, samples, pipeline, layered, accelerator, latents=None)
+    encoders = pipeline.text_encoder, pipeline.text_encoder_2
 
-    def step() -> None:
-        run.step(len(run.losses), False)
+    def step_of(name: str) -> Callable[[], None]:
+        chosen, latents = settings, None
+        if name == "mild, cached":
+            chosen = settings.model_copy(update={"cached_views": 1})
+            latents = Kept(pipeline, samples, chosen)
+        pipeline.text_encoder, pipeline.text_encoder_2 = encoders  # a run is done with them at once
+        run = _Run(chosen, samples, pipeline, layered, accelerator, latents)
 
-    return step
+        def step() -> None:
+            run.step(len(run.losses), False)
+
+        return step
+
+    return {name: step_of(name) for name in names}
 
 
 def plain_steps(
@@ -109,7 +137,7 @@ def plain_steps(
     pipeline.to(device)
     with torch.no_grad():
         text, _, pooled_text, _ = pipeline.encode_prompt(settings.prompt, do_classifier_free_guidance=False)
-    text, pooled_text = (given.expand(BATCH, *given.shape[1:]) for given in (text, pooled_text))
+    text, pooled_text = text.repeat(BATCH, 1, 1), pooled_text.repeat(BATCH, 1)
     # The text encoders are done with.
     unet, vae = pipeline.unet, pipeline.vae.requires_grad_(False)
     pipeline.text_encoder, pipeline.text_encoder_2 = None, None
@@ -126,19 +154,18 @@ def plain_steps(
 
     def step(layer: int) -> None:
         pictures, holes = (given.to(device) for given in example(samples, layer))
+        latents, seen = (encode_pictures(vae, shown).to(precision) for shown in (pictures, pictures * (1 - holes)))
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,), device=device)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
         with accelerator.autocast():
-            latents = encode_pictures(vae, pictures)
-            seen = encode_pictures(vae, pictures * (1 - holes))
-            noise = torch.randn_like(latents)
-            timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,), device=device)
-            noisy = scheduler.add_noise(latents, noise, timesteps)
             prediction = unet(
                 torch.cat([noisy, F.interpolate(holes, size=latents.shape[-2:]), seen], dim=1),
                 timesteps,
                 encoder_hidden_states=text,
                 added_cond_kwargs={"text_embeds": pooled_text, "time_ids": times},
             ).sample
-            loss = F.mse_loss(prediction.float(), prediction_target(scheduler, latents, noise, timesteps).float())
+        loss = F.mse_loss(prediction.float(), prediction_target(scheduler, latents, noise, timesteps).float())
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -163,13 +190,12 @@ def example(samples: Samples, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-CONTENDERS = {"mild": mild_step, "plain": plain_steps}
+MILD = ("mild", "mild, cached")
+CONTENDERS = (*MILD, "plain")
 
 
-def contender(name: str, size: str, side: int, device: str) -> Callable[[], None]:
-    """What one round of a contender runs, all weights drawn from `SEED`."""
-    torch.manual_seed(SEED)
-    pipeline = sdxl_pipeline() if size == "sdxl" else build_nano_pipeline()
+def contenders(names: Sequence[str], size: str, side: int, device: str) -> dict[str, Callable[[], None]]:
+    """What one round of each runs, all weights drawn from `SEED`."""
     settings = TrainSettings(
         batch_size=BATCH,
         resolution=side,
@@ -177,7 +203,17 @@ def contender(name: str, size: str, side: int, device: str) -> Callable[[], None
         warm_up=WarmUpSettings(start=0, end=0),
         seed=SEED,
     )
-    return CONTENDERS[name](pipeline, Samples(side), settings, Accelerator(mixed_precision=settings.mixed_precision))
+    samples, accelerator = Samples(side), Accelerator(mixed_precision=settings.mixed_precision)
+
+    def pipeline() -> StableDiffusionXLInpaintPipeline:
+        torch.manual_seed(SEED)
+        return sdxl_pipeline() if size == "sdxl" else build_nano_pipeline()
+
+    ours = [name for name in MILD if name in names]
+    found = mild_steps(ours, pipeline(), samples, settings, accelerator) if ours else {}
+    if "plain" in names:
+        found["plain"] = plain_steps(pipeline(), samples, settings, accelerator)
+    return found
 
 
 def precision_of(size: str, device: str) -> Literal["no", "bf16"]:
@@ -188,7 +224,7 @@ def precision_of(size: str, device: str) -> Literal["no", "bf16"]:
 def peak(name: str, size: str, side: int, device: str) -> int:
     """Peak bytes during one round of a contender, the second."""
     held = resident("VmRSS")
-    run = contender(name, size, side, device)
+    run = contenders([name], size, side, device)[name]
     run()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -220,10 +256,17 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | allocator)
         memory[name] = json.loads(done.stdout.splitlines()[-1])
     load = os.getloadavg()[0]
-    runs = measured({name: contender(name, given.size, side, device) for name in CONTENDERS}, given.rounds, device)
+    runs = measured(contenders(CONTENDERS, given.size, side, device), given.rounds, device)
     for name, found in runs.items():
         found["peak_bytes"] = memory[name]
-    ratios = [own / plain for own, plain in zip(runs["mild"]["seconds"], runs["plain"]["seconds"], strict=True)]
+    ratios: dict[str, float] = {}
+    for name in MILD:
+        times = [own / plain for own, plain in zip(runs[name]["seconds"], runs["plain"]["seconds"], strict=True)]
+        against = f"{name} / {PEOPLE + 1} plain, time"
+        ratios |= {
+            f"{against}, {kind}": of(times) for kind, of in (("median", median), ("lowest", min), ("highest", max))
+        }
+        ratios[f"{name} / plain, memory"] = memory[name] / memory["plain"]
     write_result(
         "training",
         given.size,
@@ -240,12 +283,7 @@ def main() -> None:
                 "load_average_at_start": load,
             },
             "runs": runs,
-            "ratios": {
-                f"mild / {PEOPLE + 1} plain, time, median": median(ratios),
-                f"mild / {PEOPLE + 1} plain, time, lowest": min(ratios),
-                f"mild / {PEOPLE + 1} plain, time, highest": max(ratios),
-                "mild / plain, memory": memory["mild"] / memory["plain"],
-            },
+            "ratios": ratios,
         },
     )
 

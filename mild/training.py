@@ -648,7 +648,8 @@ class BranchLoss:
             prediction = unet(
                 examples.given,
                 examples.timesteps,
-                encoder_hidden_states=self.layered.text(self.text.expand(count, -1, -1)),
+                # A copy a sample: multiplying one text expanded over the batch, torch copies all weights instead.
+                encoder_hidden_states=self.layered.text(self.text.repeat(count, 1, 1)),
                 added_cond_kwargs={
                     "text_embeds": self.pooled_text.expand(count, -1),
                     "time_ids": self.size_and_crop.expand(count, -1),

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from mild.attention import modulated_attention
 from mild.backbone import BRANCHES, load_base
 from mild.layered import LayeredUNet
 from mild.regions import editable
-from mild.settings import HmgSettings, OffsetSettings, PrefixSettings, TrainSettings, WarmUpSettings
+from mild.settings import HmgSettings, MildSettings, OffsetSettings, PrefixSettings, TrainSettings, WarmUpSettings
 from mild.training import BranchLoss, Examples, Preempted, train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -167,6 +168,26 @@ def test_what_training_gives_the_parts_is_what_they_compute_with(
             changed = loss(pipeline.unet, examples).item()
             part.load_state_dict(before)
             assert abs(changed - neutral) > 1e-5 * neutral, (branch, name)
+
+
+@torch.no_grad()
+def test_each_sample_of_a_batch_has_its_own_copy_of_the_text(
+    nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+) -> None:
+    """One text in memory for all takes a quarter of a step at full size: torch multiplies by copies of all weights."""
+    pipeline = load_base(nano_base)
+    plain = MildSettings(sma=False, hmg=None)
+    loss = BranchLoss(pipeline, LayeredUNet.create(pipeline.unet, plain, seed=0), quick)
+    (examples,) = loss.examples(["bg"], [make_sample(index, height=32, width=32) for index in range(2)], step=0)
+    texts = []
+
+    def unet(given: torch.Tensor, timesteps: torch.Tensor, **rest: Any) -> Any:
+        texts.append(rest["encoder_hidden_states"])
+        return SimpleNamespace(sample=examples.target)
+
+    assert loss(unet, examples) == 0
+    assert texts[0].shape[0] == 2 and texts[0].is_contiguous()
+    assert torch.equal(texts[0][0], texts[0][1])
 
 
 @pytest.fixture
