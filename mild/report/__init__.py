@@ -63,15 +63,16 @@ def render_report(summary: dict[str, Any], samples: Sequence[SampleFigures], cha
         summary=summary,
         metrics=METRICS,
         titles=TITLES,
-        tables=[(group, _table(group["methods"])) for group in summary["groups"]],
+        tables=[(group, _table(group)) for group in summary["groups"]],
         chart=Markup(chart) if chart else None,
         samples=[_figures_of(sample) for sample in samples],
         settings=json.dumps(summary["settings"], indent=2),
     )
 
 
-def _table(methods: dict[str, Any]) -> list[dict[str, Any]]:
+def _table(group: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of a group's table: a method, its cells (one a metric) and its seconds."""
+    methods, differences = group["methods"], group["mild_minus"]
     best: dict[str, str] = {}
     for metric in METRICS:
         means = [(methods[m][metric.name]["mean"], m) for m in methods if methods[m][metric.name]["mean"] is not None]
@@ -84,6 +85,9 @@ def _table(methods: dict[str, Any]) -> list[dict[str, Any]]:
                 **values[metric.name],
                 **{key: _shown(values[metric.name][key], metric.digits) for key in ("mean", "low", "high")},
                 "best": best.get(metric.name) == method,
+                "difference": _difference(differences[method][metric.name], metric.digits)
+                if method in differences
+                else "",
             }
             for metric in METRICS
         ]
@@ -96,6 +100,15 @@ def _shown(value: float | None, digits: int) -> str:
     if value is None:
         return ""
     return f"{value:.{digits}f}" if math.isfinite(value) else "identical"
+
+
+def _difference(estimate: dict[str, float | None], digits: int) -> str:
+    """A signed mean with its interval as text; empty where there is none."""
+    mean, low, high = (estimate[key] for key in ("mean", "low", "high"))
+    if mean is None:
+        return ""
+    between = f" ({low:+.{digits}f} to {high:+.{digits}f})" if low is not None and high is not None else ""
+    return f"{mean:+.{digits}f}{between}"
 
 
 def _figures_of(sample: SampleFigures) -> dict[str, Any]:

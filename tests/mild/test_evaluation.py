@@ -13,7 +13,7 @@ from PIL import Image
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from mild.evaluation import _mean, evaluate
+from mild.evaluation import _differences, _mean, evaluate
 from mild.metrics import METRICS, psnr_hole
 from mild.settings import EvaluateSettings
 
@@ -90,6 +90,13 @@ def test_the_summary_holds_the_means_and_intervals_around_them(finished: Path) -
             assert values[metric.name]["mean"] == pytest.approx(np.mean(expected))
             ordered = [min(expected), *(values[metric.name][name] for name in ("low", "mean", "high")), max(expected)]
             assert np.diff(ordered).min() >= -1e-9
+    own = summary["groups"][0]["methods"]["mild"]
+    for method, differences in summary["groups"][0]["mild_minus"].items():
+        for name, found in differences.items():
+            expected = own[name]["mean"] - summary["groups"][0]["methods"][method][name]["mean"]
+            assert found["mean"] == pytest.approx(expected)
+            assert found["low"] <= found["mean"] <= found["high"]
+    assert set(summary["groups"][0]["mild_minus"]) == set(summary["groups"][0]["methods"]) - {"mild"}
 
 
 def test_the_report_needs_nothing_but_itself_and_can_be_read_aloud(finished: Path) -> None:
@@ -232,11 +239,39 @@ def test_a_sample_that_a_method_cannot_use_is_not_computed_and_the_others_are(
 def test_the_interval_is_the_one_that_theory_gives_for_many_values() -> None:
     """For 400 normal values the bootstrap interval of the mean is close to 1.96 standard errors on each side."""
     values = np.random.default_rng(0).normal(20, 3, 400)
-    rows = [{"method": "telea", "psnr": float(value), "not_computed": []} for value in values]
+    rows = [
+        {"key": str(index), "method": "telea", "psnr": float(value), "not_computed": []}
+        for index, value in enumerate(values)
+    ]
     found = _mean(rows, "psnr", EvaluateSettings(resamples=4000))
     half = 1.96 * values.std(ddof=1) / 20
     assert found["low"] == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert found["high"] == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_masks_of_another_kind_do_not_make_a_picture_two() -> None:
+    """Twice the same values of each picture leave the interval as wide as it was."""
+    values = np.random.default_rng(0).normal(20, 3, 50).tolist()
+    once = [
+        {"key": str(index), "method": "telea", "psnr": value, "not_computed": []} for index, value in enumerate(values)
+    ]
+    settings = EvaluateSettings(resamples=500)
+    assert _mean(once + once, "psnr", settings) == _mean(once, "psnr", settings) | {"count": 100}
+
+
+def test_what_mild_differs_by_is_taken_case_by_case() -> None:
+    """A lead of 1 dB on every picture is certain, however much the pictures differ; what is missing is left out."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for index, value in enumerate(draw.normal(20, 5, 30)):
+        known = {"key": str(index), "masks": "exact", "perceptual_hole": None, "psnr": None, "ssim": float(value)}
+        rows += [known | {"method": "telea", "psnr_hole": value}, known | {"method": "mild", "psnr_hole": value + 1}]
+    rows[0]["psnr_hole"] = np.inf
+    found = _differences(rows[::-1], EvaluateSettings(methods=("telea", "mild"), resamples=200))
+    assert set(found) == {"telea"}
+    assert list(found["telea"]["psnr_hole"].values()) == pytest.approx([1, 1, 1])
+    assert found["telea"]["ssim"] == {"mean": 0, "low": 0, "high": 0}
+    assert found["telea"]["psnr"] == {"mean": None, "low": None, "high": None}
 
 
 def test_what_cannot_be_evaluated_is_named_and_leaves_nothing(
