@@ -75,6 +75,8 @@ def _complaints(cls: type[BaseModel], error: ValidationError) -> list[str]:
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
             hint = f", did you mean {near[0]!r}?" if near else ""
             lines.append(f"unknown setting {where!r}{hint}")
+        elif item["type"] == "literal_error" and isinstance(item["input"], bool):
+            lines.append(f"{where}: {item['msg']}; YAML reads a bare yes, no, on or off as a boolean: put it in quotes")
         else:
             lines.append(f"{where}: {item['msg']}")
     return lines

@@ -31,6 +31,8 @@ class Masks(Settings):
 
     smallest_area: float = Field(0.01, ge=0, le=1)
     """Share of the picture."""
+    holes: Literal["no", "filled"] = "filled"
+    """What becomes of them."""
 
 
 class Build(Settings):
@@ -75,6 +77,7 @@ def test_an_unknown_key_names_the_nearest_known_one(values: dict[str, Any], unkn
         ("workers: 0\n", "workers: Input should be greater than or equal to 1"),
         ("masks:\n  smallest_area: 3\n", "masks.smallest_area: Input should be less than or equal to 1"),
         ("source:\n  kind: floppy\n", "source: "),
+        ("masks:\n  holes: no\n", "boolean: put it in quotes"),
         ("1: 2\n", "1"),
     ],
 )
