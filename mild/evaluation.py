@@ -275,7 +275,6 @@ def _summarize(rows: list[dict[str, Any]], settings: EvaluateSettings) -> dict[s
 def _mean(rows: list[dict[str, Any]], metric: str, settings: EvaluateSettings) -> dict[str, Any]:
     """Mean and bootstrap interval of the finite values; infinite and missing ones are counted beside it."""
     values = [(row["key"], row[metric]) for row in rows if row[metric] is not None]
-    finite = [(key, value) for key, value in values if np.isfinite(value)]
     reasons = Counter(
         reason.removeprefix(f"{metric}: ")
         for row in rows
@@ -283,8 +282,8 @@ def _mean(rows: list[dict[str, Any]], metric: str, settings: EvaluateSettings) -
         if reason.startswith(f"{metric}: ")
     )
     return {
-        **_estimate(finite, settings, derived_seed(settings.seed, rows[0]["method"], metric)),
-        "count": len(finite),
+        **_estimate(values, settings, derived_seed(settings.seed, rows[0]["method"], metric)),
+        "count": sum(bool(np.isfinite(value)) for _, value in values),
         "identical": sum(value == np.inf for _, value in values),
         "not_computed": dict(reasons),
     }
@@ -296,32 +295,30 @@ def _differences(rows: list[dict[str, Any]], settings: EvaluateSettings) -> dict
     Values are compared case by case, which tells far more of a lead than two intervals beside one another: most of what
     values vary by is how hard the pictures are.
     """
-    found: dict[str, dict[str, Any]] = {}
     cases = {(row["key"], row["masks"], row["method"]): row for row in rows}
-    own = [row for row in rows if row["method"] == "mild"]
-    for method in settings.methods:
-        if method == "mild":
-            continue
-        pairs = [(row, cases[row["key"], row["masks"], method]) for row in own]
-        found[method] = {}
-        for metric in (metric.name for metric in METRICS):
-            values = [
-                (row["key"], row[metric] - other[metric])
-                for row, other in pairs
-                if all(value is not None and np.isfinite(value) for value in (row[metric], other[metric]))
-            ]
-            seed = derived_seed(settings.seed, "mild minus", method, metric)
-            found[method][metric] = _estimate(values, settings, seed)
-    return found
+
+    def estimate(method: str, metric: str) -> dict[str, float | None]:
+        pairs = [(own, cases[key, masks, method]) for (key, masks, of), own in cases.items() if of == "mild"]
+        values = [
+            (own["key"], own[metric] - other[metric])
+            for own, other in pairs
+            if own[metric] is not None and other[metric] is not None
+        ]
+        return _estimate(values, settings, derived_seed(settings.seed, "mild minus", method, metric))
+
+    others = [method for method in settings.methods if method != "mild"]
+    return {method: {metric.name: estimate(method, metric.name) for metric in METRICS} for method in others}
 
 
 def _estimate(values: list[tuple[str, float]], settings: EvaluateSettings, seed: int) -> dict[str, float | None]:
     """``mean`` of (key of the sample, value), and ``low`` and ``high`` of its bootstrap interval; None where unknown.
 
-    Samples are drawn, each with all of its values: those of one picture with other masks are no news of their own.
+    Values that are not finite are left out. Samples are drawn, each with all of its values: those of one picture with
+    other masks are no news of their own.
     """
+    finite = [(key, value) for key, value in values if np.isfinite(value)]
     of_sample = defaultdict(list)
-    for key, value in values:
+    for key, value in finite:
         of_sample[key].append(value)
     means = [float(np.mean(found)) for found in of_sample.values()]
     low = high = None
@@ -335,7 +332,7 @@ def _estimate(values: list[tuple[str, float]], settings: EvaluateSettings, seed:
             rng=np.random.default_rng(seed),
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    return {"mean": float(np.mean([value for _, value in values])) if values else None, "low": low, "high": high}
+    return {"mean": float(np.mean([value for _, value in finite])) if finite else None, "low": low, "high": high}
 
 
 def _save(path: Path, picture: np.ndarray) -> None:
