@@ -37,8 +37,8 @@ class TrainRecipe(Settings):
     """Steps, rates and schedule."""
     launcher: tuple[str, ...] = ()
     """What starts several processes, a module and its arguments, such as ``["torch.distributed.run",
-    "--nproc_per_node", "4"]`` or ``["accelerate.commands.launch", "--multi_gpu", "--num_processes", "4"]``; empty: one
-    process. The result is the same up to rounding, and so is remembered whatever this is."""
+    "--nproc_per_node", "4"]`` or ``["accelerate.commands.launch", "--config_file", "fsdp.yaml"]`` (`mild.sharding`);
+    empty: one process. The result is the same up to rounding, and so is remembered whatever this is."""
 
 
 class LatentsJob(Job):

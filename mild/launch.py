@@ -73,7 +73,7 @@ def launch(request: TrainRequest, log: Callable[[int, dict[str, float]], None], 
         log: see `mild.training.train`.
         launcher: what starts several processes, a module and its arguments, such as ``("torch.distributed.run",
             "--nproc_per_node", "4")`` or ``("accelerate.commands.launch", "--multi_gpu", "--num_processes", "4")``;
-            empty: one process. On processors alone the first, with ``ACCELERATE_USE_CPU=true`` in the environment.
+            empty: one process. On processors alone, with ``ACCELERATE_USE_CPU=true`` in the environment, the first.
 
     Raises:
         UserError: what training found wrong.
@@ -118,12 +118,10 @@ def main() -> None:
 
     try:
         datasets = {name: ShardDataset(request.dataset, name, request.split) for name in request.configurations}
-        validation = None
         if os.environ.get("RANK", "0") == "0":
             for dataset in datasets.values():
                 check_shards(dataset)
-            if request.settings.samples_every is not None:
-                validation = validation_of(request)
+        validation = None if request.settings.samples_every is None else validation_of(request)
         train(
             request.settings,
             Mixture(datasets, request.configurations),

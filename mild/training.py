@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
 from diffusers import DDPMScheduler, StableDiffusionXLInpaintPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, cast_training_params
@@ -42,6 +43,7 @@ from mild.objective import (
 )
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
+from mild.sharding import shard_frozen, sharding_asked_for
 from mild.versions import software_versions
 
 LOSS_COLUMNS = ("step", "loss", "background", "foreground", "lambda")
@@ -126,7 +128,7 @@ def train(
     **Several processes** (``torchrun``, ``accelerate launch``) share each step's samples; each calls this function with
     equal arguments and sees the same folders. They average gradients by themselves, in one piece, not by wrapping the
     UNet for that: SMA, HMG, offsets and prefix are no part of it, and which parameters get a gradient changes with
-    branch and step.
+    branch and step. The frozen weights are shared out too where accelerate's configuration says so (`mild.sharding`).
 
     Args:
         samples: of any configuration; `mild.batches` says what each teaches.
@@ -160,6 +162,7 @@ def train(
         mixed_precision=settings.mixed_precision, log_with=list(settings.trackers) or None, project_dir=logs_of(work)
     )
     _check_processes(accelerator, settings)
+    sharding = sharding_asked_for(accelerator, settings)
     pipeline = load_base(base)
     check_resolution(pipeline, settings.resolution)
     started = time.monotonic()
@@ -178,28 +181,28 @@ def train(
         accelerator.wait_for_everyone()
         layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
         layered.resolution = settings.resolution
-        run = _Run(settings, samples, pipeline, layered, accelerator, latents)
+        run = _Run(settings, samples, pipeline, layered, accelerator, latents, sharding)
         saved = kept.latest()
         if saved is not None:
             run.restore(saved)
-        journal = pictures = None
+        journal = None
         if accelerator.is_main_process:
             journal = held.enter_context(contextlib.closing(Journal(accelerator, settings, work, len(run.losses))))
-            pictures = _sample_pictures(run, validation)
+        pictures = _sample_pictures(run, validation)
         _optimize(run, kept, journal, pictures, log, stop)
         losses = run.losses
-        if journal is not None:
-            about = ABOUT.format(
-                steps=settings.steps,
-                batch_size=settings.batch_size,
-                count=len(samples),
-                dataset=dataset_digest,
-                first=losses[0]["loss"],
-                last=losses[-1]["loss"],
-            )
-            with run.averaged():
-                if pictures is not None:
-                    sheet = pictures.draw()
+        with run.averaged():
+            sheet = None if pictures is None else pictures.draw()
+            if journal is not None:
+                about = ABOUT.format(
+                    steps=settings.steps,
+                    batch_size=settings.batch_size,
+                    count=len(samples),
+                    dataset=dataset_digest,
+                    first=losses[0]["loss"],
+                    last=losses[-1]["loss"],
+                )
+                if sheet is not None:
                     journal.picture(settings.steps, sheet)
                     (folder / "samples.png").write_bytes(encode_png(sheet.picture))
                     reached = "" if sheet.psnr is None else f"; PSNR in the hole {sheet.psnr:.1f} dB"
@@ -216,7 +219,7 @@ def train(
                     },
                     about=about,
                 )
-            _write_losses(folder, losses)
+                _write_losses(folder, losses)
     if accelerator.is_main_process:
         kept.remove()
     accelerator.wait_for_everyone()
@@ -255,9 +258,12 @@ def _optimize(
             journal.numbers(done, values, run.layered)
             log(done, values)
             seen, seconds = 0, 0.0
-        if journal is not None and pictures is not None and pictures.due(done):
+        if pictures is not None and pictures.due(done):
+            # By every process: a UNet that is sharded computes in all of them or not at all.
             with run.averaged():
-                journal.picture(done, pictures.draw())
+                sheet = pictures.draw()
+            if journal is not None:
+                journal.picture(done, sheet)
         asked_to_end = asked_to_end and done < settings.steps
         if journal is not None and (done % settings.checkpoint_every == 0 or asked_to_end):
             kept.save(done, *run.state())
@@ -277,9 +283,9 @@ class _Run:
         layered: LayeredUNet,
         accelerator: Accelerator,
         latents: Latents | None,
+        sharding: FullyShardedDataParallelPlugin | None,
     ) -> None:
         self.settings, self.samples, self.layered, self.accelerator = settings, samples, layered, accelerator
-        pipeline.unet.to(accelerator.device)
         layered.to(accelerator.device)
         if settings.mixed_precision != "no":
             # What is frozen needs no more precision than it is multiplied in; what is trained stays in float32.
@@ -287,6 +293,10 @@ class _Run:
             # Not diffusers' own `to`, which warns of layers to keep in float32, of which SDXL has none.
             torch.nn.Module.to(pipeline.unet, dtype=dtype)
             cast_training_params(pipeline.unet, torch.float32)
+        if sharding is None:
+            pipeline.unet.to(accelerator.device)
+        else:
+            shard_frozen(pipeline.unet, accelerator, sharding)
         self.pipeline, self.unet = pipeline, pipeline.unet
         self.unet.train()
         if settings.gradient_checkpointing:
@@ -313,7 +323,8 @@ class _Run:
             num_warmup_steps=settings.lr_warmup_steps,
             num_training_steps=settings.steps,
         ).lr_lambdas[0]
-        self.optimizer = accelerator.prepare(adamw)
+        # Not `prepare`, which under FSDP wants to shard what is trained.
+        self.optimizer = accelerator.prepare_optimizer(adamw)
         self.average = None if settings.ema_decay is None else EMAModel(self.trained.values(), decay=settings.ema_decay)
         self.losses: list[dict[str, float]] = []
         self.measured: dict[str, float] = {}
@@ -485,7 +496,10 @@ def _sample_pictures(run: _Run, validation: Samples | None) -> SamplePictures | 
         pictures = SamplePictures(run.pipeline, run.layered, validation, run.settings)
         if pictures.samples:
             return pictures
-    _log.warning("samples_every: the dataset has no split validation with people to erase, so no pictures are drawn")
+    if run.accelerator.is_main_process:
+        _log.warning(
+            "samples_every: the dataset has no split validation with people to erase, so no pictures are drawn"
+        )
     return None
 
 
@@ -690,10 +704,10 @@ def _check_processes(accelerator: Accelerator, settings: TrainSettings) -> None:
             f"batch_size: {settings.batch_size} must be a multiple of processes ({accelerator.num_processes}) times "
             f"gradient_accumulation ({settings.gradient_accumulation})"
         )
-    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP"):
         raise UserError(
-            f"training shares samples, not weights: {accelerator.distributed_type.value} of the accelerate "
-            "configuration is not supported, use MULTI_GPU or one process"
+            f"distributed_type: {accelerator.distributed_type.value} of the accelerate configuration is not supported, "
+            "use MULTI_GPU, or FSDP where the frozen UNet is too large for one GPU"
         )
 
 

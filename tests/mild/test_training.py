@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
@@ -218,6 +219,15 @@ def test_with_mixed_precision_frozen_weights_are_halved_and_trained_ones_are_not
     saved = {tensor.dtype for path in (tmp_path / "out").rglob("*.safetensors") for tensor in load_file(path).values()}
     assert saved == {torch.float32}
     assert (tmp_path / "out/samples.png").is_file()
+
+
+@pytest.mark.usefixtures("_accelerate_afresh")
+def test_processes_that_would_share_what_is_trained_are_refused(
+    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
+) -> None:
+    PartialState().distributed_type = DistributedType.MEGATRON_LM
+    with pytest.raises(UserError, match=r"distributed_type: MEGATRON_LM .* use MULTI_GPU, or FSDP"):
+        train(quick, samples, nano_base, str(tmp_path / "out"), _silent)
 
 
 def test_progress_is_reported_every_so_often_and_at_the_end(
