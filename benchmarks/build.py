@@ -120,7 +120,7 @@ def against_img2dataset(photos: Path, scratch: Path, python: str, rounds: int) -
             file = scratch / f"run-{name}.py"  # not NAME.py: it would hide the package of that name
             file.write_text(script)
             target = scratch / f"{name}-{number}"
-            command = [interpreter, file, given, target, str(SIDE), str(QUALITY), str(WORKERS)]
+            command: list[Any] = [interpreter, file, given, target, str(SIDE), str(QUALITY), str(WORKERS)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rates[name].append(len(paths) / float(done.stdout.split()[-1]) / WORKERS)
             held = sum(path.stat().st_size for path in target.glob("*.tar"))
@@ -208,7 +208,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         make_photographs(scratch / "photos", given.images)
-        result = {
+        result: dict[str, Any] = {
             "command": f"python benchmarks/build.py --images {given.images} --samples {given.samples} "
             f"--rounds {given.rounds}",
             "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},

@@ -13,6 +13,7 @@ import argparse
 import base64
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -214,7 +215,8 @@ def run_pandas(root: Path) -> list[tuple[str, str, str]]:
     every = every[every["OriginalMD5"].isna() | ~every.duplicated("OriginalMD5")]
     every["place"] = [hashlib.md5(f"{settings.seed}{image}".encode()).hexdigest() for image in every["ImageID"]]
     every = every.sort_values("place")
-    most = np.where(every["stratum"] == "", settings.backgrounds, settings.images_per_stratum)
+    limits = [math.inf if limit is None else limit for limit in (settings.backgrounds, settings.images_per_stratum)]
+    most = np.where(every["stratum"] == "", *limits)
     every = every[every.groupby(["split", "stratum"]).cumcount() < most]
     return list(zip(every["split"], every["stratum"], every["ImageID"], strict=True))
 
@@ -240,7 +242,7 @@ def _pictures_of_people(masks: pd.DataFrame, boxes: pd.DataFrame, settings: Cura
     pairs = _pairs(everyone)
     width = np.minimum(pairs["XMax"], pairs["XMax_b"]) - np.maximum(pairs["XMin"], pairs["XMin_b"])
     height = np.minimum(pairs["YMax"], pairs["YMax_b"]) - np.maximum(pairs["YMin"], pairs["YMin_b"])
-    shared = width.clip(lower=0) * height.clip(lower=0)
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
     same = pairs[shared >= settings.same_person_iou * (pairs["area"] + pairs["area_b"] - shared)]
     persons = everyone[~everyone["person"].isin(same["person_b"])]
     masked = persons[~persons["no_mask"]]

@@ -91,7 +91,7 @@ def randomised(layered: LayeredUNet) -> LayeredUNet:
     with torch.no_grad():
         for part in layered.parts().values():
             for parameter in part.parameters():
-                parameter += 0.01 * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=0.01)
     layered.project_()
     return layered
 

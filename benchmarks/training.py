@@ -33,7 +33,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class Samples:
             for k in range(PEOPLE)
         ]
         image, background = random.integers(0, 256, (2, side, side, 3), np.uint8)
-        parsing = masks.any(0).astype(np.uint8)
+        parsing = np.any(masks, axis=0).astype(np.uint8)
         return Sample(
             str(number), "train", "composite", image, people, parsing, "lip", [], background=background, pose_by="drawn"
         )
@@ -118,7 +118,7 @@ def mild_steps(
             chosen = settings.model_copy(update={"cached_views": 1})
             latents = Kept(pipeline, samples, chosen)
         pipeline.text_encoder, pipeline.text_encoder_2 = encoders  # a run is done with them at once
-        run = _Run(chosen, samples, pipeline, layered, accelerator, latents)
+        run = _Run(chosen, samples, pipeline, layered, accelerator, latents, sharding=None)
 
         def step() -> None:
             run.step(len(run.losses), False)
@@ -181,7 +181,7 @@ def plain_steps(
 
 def example(samples: Samples, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (B, 3, H, W) in -1..1 and holes (B, 1, H, W), 0 or 1, of the background (0) or of a person (1 to N)."""
-    pictures = [sample.image if layer else sample.background for sample in samples.samples]
+    pictures: list[Any] = [sample.image if layer else sample.background for sample in samples.samples]
     people = [sample.people[layer - 1 : layer] if layer else sample.people for sample in samples.samples]
     holes = [np.any([person.mask for person in chosen], axis=0) for chosen in people]
     return (
