@@ -35,7 +35,7 @@ class EvaluateJob(Job):
     """Compare methods."""
 
     step: ClassVar[str] = "compare-methods"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     dataset: str
     dataset_digest: str
     adapters: str

@@ -178,7 +178,12 @@ def _make_erasers(settings: EvaluateSettings, base: str, adapters: str | None) -
             layered = MILDPipeline.from_pretrained(base, mild=adapters, **shared).to(device)
             layered.set_progress_bar_config(disable=True)
             shared.update({name: part for name, part in layered.components.items() if name in SHARED})
-            return MILDEraser(layered, steps=settings.inference_steps, prompt=settings.prompt)
+            return MILDEraser(
+                layered,
+                steps=settings.inference_steps,
+                prompt=settings.prompt,
+                match_colours=settings.match_colours,
+            )
         return OpenCVEraser(method)
 
     return [make(method) for method in settings.methods]

@@ -39,7 +39,18 @@ from mild.layered import LayeredUNet, push_to_hub
 from mild.layers import LayeredPicture
 from mild.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.photo import Photo, checked_photo, checked_photos
-from mild.regions import MARGIN, Region, cut_mask, cut_picture, cut_soft, editable, paste, plan_regions, prefilled
+from mild.regions import (
+    MARGIN,
+    Region,
+    colours_matched,
+    cut_mask,
+    cut_picture,
+    cut_soft,
+    editable,
+    paste,
+    plan_regions,
+    prefilled,
+)
 
 SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 AESTHETIC_SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
@@ -175,6 +186,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         layers: bool = False,
         protect: Protect | None = None,
         margin: float = MARGIN,
+        match_colours: bool = True,
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
         generator: Generators = None,
@@ -198,6 +210,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             protect: faces or whole bodies of those who stay are taken out of the masks of those who go (section G.8).
             margin: how far beyond each mask pixels may change, as a share of the square root of its area (see
                 `mild.regions.editable`): more for rough masks, 0 for the masks as they are.
+            match_colours: bring the colours of the painted background nearer to those around the hole (see
+                `mild.regions.colours_matched`); False: as the networks paint it, which is the paper's method alone.
             num_inference_steps: the paper uses 25 (DDIM).
             guidance_scale: classifier-free guidance, off at 1: the branches are trained without it.
             generator: one for all pictures, or one a picture. The same seed gives the same result.
@@ -224,6 +238,13 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
             for batch in batches:
                 pictures = self._paint(batch, text, num_inference_steps, guidance_scale, bar)
+                if match_colours and batch[0].branch == "bg":
+                    # Networks see in cells of the latent: strips of half a cell on each side.
+                    width = self.vae_scale_factor / 2
+                    pictures = [
+                        colours_matched(painted_in, job.picture, job.hole, width)
+                        for job, painted_in in zip(batch, pictures, strict=True)
+                    ]
                 painted.update(zip(map(id, batch), pictures, strict=True))
         self.maybe_free_model_hooks()
         results = []

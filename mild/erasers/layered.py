@@ -14,10 +14,13 @@ class MILDEraser:
 
     name = "mild"
 
-    def __init__(self, pipeline: MILDPipeline, *, steps: int = 25, prompt: str = "") -> None:
+    def __init__(
+        self, pipeline: MILDPipeline, *, steps: int = 25, prompt: str = "", match_colours: bool = True
+    ) -> None:
         self.pipeline = pipeline
         self.steps = steps
         self.prompt = prompt
+        self.match_colours = match_colours
 
     def erase(self, case: Case, seed: int) -> np.ndarray:
         """Fill the hole, person by person known, with pose and parsing. See `mild.erasers.Eraser.erase`.
@@ -35,6 +38,7 @@ class MILDEraser:
             parsing=case.parsing,
             label_set=case.label_set,
             margin=0,
+            match_colours=self.match_colours,
             num_inference_steps=self.steps,
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="np",

@@ -185,7 +185,16 @@ def judge(
         ("people", [scene.image for scene in drawn], people),
     ):
         seeds = [torch.Generator().manual_seed(index) for index in range(scenes)]
-        filled = pipeline(images, masks, generator=seeds, output_type="np", prompt=prompt, num_inference_steps=steps)
+        filled = pipeline(
+            images,
+            masks,
+            prompt=prompt,
+            # The base itself is measured.
+            match_colours=False,
+            num_inference_steps=steps,
+            generator=seeds,
+            output_type="np",
+        )
         found: dict[str, list[float]] = defaultdict(list)
         for number, (image, own, result, scene) in enumerate(zip(images, masks, filled, drawn, strict=True)):
             area = editable(np.stack(own), range(len(own)))

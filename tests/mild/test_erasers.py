@@ -55,6 +55,25 @@ def case_of(sample: Sample) -> Case:
     )
 
 
+def test_mild_is_judged_with_matched_colours_or_without(erasers: dict[str, Eraser], case: Case) -> None:
+    mild = erasers["mild"]
+    assert isinstance(mild, MILDEraser)
+    pipeline = mild.pipeline
+    plain = MILDEraser(pipeline, steps=3, match_colours=False).erase(case, 0)
+    given = {"pose": case.pose, "parsing": case.parsing, "label_set": case.label_set, "num_inference_steps": 3}
+    expected = pipeline(
+        case.image,
+        list(case.masks),
+        **given,
+        margin=0,
+        match_colours=False,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).image
+    assert np.array_equal(plain[case.hole], expected[case.hole])
+    assert not np.array_equal(plain, mild.erase(case, 0))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_pixels_outside_the_mask_are_untouched_and_inside_are_filled(
     erasers: dict[str, Eraser], case: Case, method: str

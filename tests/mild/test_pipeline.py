@@ -145,11 +145,21 @@ def test_what_the_network_paints_is_what_stands_in_the_hole(base_alone: MILDPipe
         mock.patch.object(base_alone, "scheduler", to_the_end),
         mock.patch.object(base_alone.unet, "forward", return_value=(latent,)),
     ):
-        result = erase(base_alone, photo(128, 128), [mask])
+        result = erase(base_alone, photo(128, 128), [mask], match_colours=False)
     with torch.no_grad():
         decoded = base_alone.vae.decode(latent / base_alone.vae.config.scaling_factor).sample[0]
     expected = base_alone.image_processor.pt_to_numpy(decoded[None] / 2 + 0.5)[0].clip(0, 1) * 255
     assert np.abs(result.image - expected)[mask].max() <= 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_colours_are_matched_in_the_background_alone_and_only_if_wanted(pipe: MILDPipeline, wanted: bool) -> None:
+    with mock.patch("mild.pipeline.colours_matched", side_effect=lambda painted, *_: np.zeros_like(painted)):
+        result = erase(pipe, photo(), people(), layers=True, match_colours=wanted)
+    everybody = np.logical_or.reduce(people())
+    assert (result.background[everybody] == 0).all() == wanted
+    hidden = people()[0] & people()[1]
+    assert result.layers[0][hidden, :3].any(), "painted by the foreground branch"
 
 
 def test_the_unet_is_asked_as_a_stock_pipeline_asks_it(nano_base: str, base_alone: MILDPipeline) -> None:

@@ -8,7 +8,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataset_tools.errors import UserError
-from mild.regions import Region, cut_mask, cut_picture, cut_soft, editable, paste, plan_regions, prefilled
+from mild.regions import (
+    JUMP,
+    MATCHED,
+    Region,
+    colours_matched,
+    cut_mask,
+    cut_picture,
+    cut_soft,
+    editable,
+    paste,
+    plan_regions,
+    prefilled,
+)
 
 seeds = st.integers(0, 10**6)
 
@@ -280,6 +292,45 @@ def test_a_hole_in_a_slope_is_filled_by_nearly_that_slope() -> None:
     filled = prefilled(slope, hole).astype(int)
     assert np.abs(filled - slope)[hole].max() < 20, "the hole spans 30 to 60 grey levels"
     assert np.abs(np.diff(filled, axis=0)).max() < 12 and np.abs(np.diff(filled, axis=1)).max() < 12, "smooth"
+
+
+# Colours at the border.
+
+
+@given(seeds)
+@settings(max_examples=100)
+def test_matching_colours_changes_nothing_outside_the_hole_and_looks_at_nothing_inside_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 50, 2))
+    hole = rng.random(shape) < rng.choice([0.1, 0.5, 1])
+    painted, picture = rng.integers(0, 256, (2, *shape, 3), np.uint8)
+    given = painted.copy(), picture.copy(), hole.copy()
+    matched = colours_matched(painted, picture, hole, 2)
+    assert matched.dtype == np.uint8
+    assert all(np.array_equal(one, other) for one, other in zip(given, (painted, picture, hole), strict=True))
+    assert np.array_equal(matched[~hole], painted[~hole])
+    other = np.where(hole[..., None], rng.integers(0, 256, picture.shape, np.uint8), picture)
+    assert np.array_equal(colours_matched(painted, other, hole, 2), matched)
+
+
+@pytest.mark.parametrize("difference", [0, 10, -40, 80, 160])
+def test_a_fill_that_is_off_by_one_colour_is_moved_by_a_share_that_falls_with_the_difference(difference: int) -> None:
+    """Two flat colours: the mean on each side is known, and what is spread is the same all over the hole."""
+    hole = _rectangle((60, 50), 20, 10, 25, 20)
+    picture = np.full((60, 50, 3), 90, np.uint8)
+    painted = np.where(hole[..., None], np.uint8(90 + difference), picture)
+    expected = 90 + difference * (1 - MATCHED * math.exp(-((difference / JUMP) ** 2)))
+    assert (colours_matched(painted, picture, hole, 2)[hole] == round(expected)).all()
+
+
+def test_a_difference_at_one_end_of_a_hole_is_taken_away_there_and_hardly_at_the_other() -> None:
+    hole = _rectangle((40, 120), 15, 10, 10, 100)
+    picture = np.full((40, 120, 3), 100, np.uint8)
+    picture[:, 60:] = 120
+    painted = np.where(hole[..., None], np.uint8(100), picture)
+    matched = colours_matched(painted, picture, hole, 2)
+    left, right = (matched[hole & where].astype(int) - 100 for where in (np.arange(120) < 40, np.arange(120) >= 80))
+    assert left.min() >= 0 and left.max() < 4 and right.min() >= 9, "of 13 that is taken away where all is alike"
 
 
 # Pasting.
