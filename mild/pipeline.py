@@ -242,8 +242,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                     # Networks see in cells of the latent: strips of half a cell on each side.
                     width = self.vae_scale_factor / 2
                     pictures = [
-                        colours_matched(painted_in, job.picture, job.hole, width)
-                        for job, painted_in in zip(batch, pictures, strict=True)
+                        colours_matched(fill, job.picture, job.hole, width)
+                        for job, fill in zip(batch, pictures, strict=True)
                     ]
                 painted.update(zip(map(id, batch), pictures, strict=True))
         self.maybe_free_model_hooks()
