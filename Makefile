@@ -8,7 +8,7 @@ quickstart: .venv/.installed
 	$(BIN)/mild quickstart
 
 test: .venv/.installed
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
