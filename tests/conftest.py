@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -93,3 +94,22 @@ def drawn_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     (root / "manifest.json").write_text(manifest.model_dump_json())
     return str(root)
+
+
+@pytest.fixture(scope="session")
+def assert_trained_alike() -> Callable[[Path, Path], None]:
+    """Fails unless two folders of adapters have the same losses and weights, to rounding."""
+
+    def check(folder: Path, expected: Path) -> None:
+        # Here, as tests of the dataset's tools do without torch.
+        from safetensors.torch import load_file
+
+        with (folder / "loss.csv").open() as one, (expected / "loss.csv").open() as other:
+            for found, row in zip(list(csv.reader(one))[1:], list(csv.reader(other))[1:], strict=True):
+                assert [float(value) for value in found] == pytest.approx([float(value) for value in row], rel=1e-3)
+        for path in expected.rglob("*.safetensors"):
+            weights = load_file(folder / path.relative_to(expected))
+            for name, tensor in load_file(path).items():
+                assert (weights[name] - tensor).norm() < 0.01 * tensor.norm() + 1e-6, name
+
+    return check
