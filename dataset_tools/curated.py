@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -29,6 +29,17 @@ Result = TypeVar("Result")
 
 FOLDERS = re.compile(r"(?:\w+://|/)\S*/")
 """The folders of an absolute path or URL."""
+
+
+def without_folders(message: str, places: Iterable[str]) -> str:
+    """A message without the folders of this machine that it names, so that it is the same wherever it arose.
+
+    Args:
+        places: folders and URLs that may stand in it, also relative ones and such with spaces.
+    """
+    for place in sorted(places, key=len, reverse=True):
+        message = message.replace(f"{place.rstrip('/')}/", "")
+    return FOLDERS.sub("", message)
 
 
 class CuratedSettings(Settings):
@@ -94,6 +105,8 @@ class Notes:
 
     record: ImageRecord
     rows: list[Rejection]
+    places: Sequence[str]
+    """Folders and URLs of this machine, which stay out of messages: datasets are published."""
 
     def reject(self, error: Rejected, instance: str = "") -> None:
         """The image, or the mask of one person of it, cannot be used."""
@@ -106,8 +119,7 @@ class Notes:
         self._add(instance, stage, "mended", reason, message, False)
 
     def _add(self, instance: str, stage: str, outcome: Any, reason: str, message: str, transient: bool) -> None:
-        # Datasets are published, and the same wherever they were built: no folder of this machine stays in them.
-        message = FOLDERS.sub("", message)
+        message = without_folders(message, self.places)
         self.rows.append(
             Rejection(self.record.split, self.record.id, instance, stage, outcome, reason, message, transient)
         )
@@ -128,7 +140,7 @@ def photographs(
     records = list(records)
     fetched = map_in_order(fetch, records, settings.fetch_workers, 2 * settings.fetch_workers)
     for record, outcome in zip(records, fetched, strict=True):
-        notes = Notes(record, rejected)
+        notes = Notes(record, rejected, source.places)
         if isinstance(outcome, Rejected):
             notes.reject(outcome)
         else:
@@ -145,8 +157,10 @@ def curated_samples(
     rejected: list[Rejection],
 ) -> Iterator[Sample]:
     """Samples of the records that can be used, in order; the others go to ``rejected`` with their reason."""
+    cues = (estimators.pose, estimators.parsing, estimators.plate)
+    places = [*source.places, *(place for cue in cues if cue is not None for place in cue.places)]
     for photograph in photographs(records, source, settings, rejected):
-        notes = Notes(photograph.record, rejected)
+        notes = Notes(photograph.record, rejected, places)
         try:
             yield _sample_of(photograph, settings, estimators, notes)
         except StageFailed as failure:

@@ -29,9 +29,10 @@ from dataset_tools.schema import (
     annotations_of,
 )
 from dataset_tools.storage import (
-    content_token,
+    is_unaltered,
     open_root,
     sha256_of_file,
+    tag_of,
     write_bytes,
     written_whole,
 )
@@ -51,8 +52,10 @@ class Shard(BaseModel):
     """Bytes."""
     sha256: str
     index_sha256: str
-    token: str | None
-    """`dataset_tools.storage.content_token` of the tar right after it was written; None without a tar."""
+    tag: str | None
+    """`dataset_tools.storage.tag_of` the tar right after it was written; None without a tar."""
+    index_tag: str | None
+    """The same of the index."""
     rejected: int
     transient: int
     """How many of the rejected may succeed when tried again."""
@@ -73,6 +76,8 @@ class Manifest(BaseModel):
     """The settings that built it."""
     software: dict[str, str]
     """Versions of the packages that decide about bytes."""
+    built_from: dict[str, str] = {}
+    """Path of each shard to the digest of what decided about its bytes."""
 
     def digest(self) -> str:
         """sha256 (hex) over the shards' digests: equal data, equal digest."""
@@ -124,7 +129,8 @@ def write_shard(
         size=tar.size,
         sha256=tar.sha256,
         index_sha256=index_sha256,
-        token=content_token(filesystem, f"{base}/{path}"),
+        tag=tag_of(filesystem, f"{base}/{path}"),
+        index_tag=tag_of(filesystem, f"{base}/{index_path(path)}"),
         rejected=len(rejected),
         transient=sum(bool(row["transient"]) for row in rejected),
     )
@@ -203,12 +209,12 @@ def index_path(shard_path: str) -> str:
 def is_intact(root: str, shard: Shard) -> bool:
     """Whether the shard and its index still have the bytes they had when they were written."""
     filesystem, base = open_root(root)
-    if content_token(filesystem, f"{base}/{shard.path}") != shard.token:
+    tar, index = f"{base}/{shard.path}", f"{base}/{index_path(shard.path)}"
+    if not is_unaltered(filesystem, index, shard.index_sha256, shard.index_tag):
         return False
-    index_token = content_token(filesystem, f"{base}/{index_path(shard.path)}")
-    return index_token is not None and (
-        not index_token.startswith("sha256:") or index_token == f"sha256:{shard.index_sha256}"
-    )
+    if shard.samples == 0:
+        return not filesystem.exists(tar)
+    return is_unaltered(filesystem, tar, shard.sha256, shard.tag)
 
 
 def read_index(root: str, path: str) -> dict[str, Any]:

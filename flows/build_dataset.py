@@ -1,6 +1,6 @@
-"""The flow ``build-dataset``: curate, plan shards, build each, check, describe.
+"""The flow ``build-dataset``: curate, build shards, place people on backgrounds, describe, publish.
 
-The unit of work is the shard. A step's result is a small manifest; pictures go straight to storage.
+`flows.dataset_steps` has the steps. Each hands the next what it wrote by name and digest.
 """
 
 from __future__ import annotations
@@ -10,352 +10,72 @@ import contextlib
 import io
 import json
 import os
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from prefect import Task, flow
 from prefect.artifacts import create_image_artifact, create_table_artifact
-from prefect.concurrency.sync import concurrency
 from prefect.events import emit_event
-from pydantic import BaseModel
 
-from dataset_tools.card import write_card
-from dataset_tools.compositing import CompositorSettings, Cutout, CutoutRow, compose, cut_out, cutout_rows
-from dataset_tools.curated import CuratedSettings, Estimators, curated_samples, photographs, rejection_rows
+from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curation import CurationSettings
-from dataset_tools.errors import Rejected, UserError
+from dataset_tools.errors import UserError
 from dataset_tools.estimators.annotated import AnnotatedSettings
-from dataset_tools.records import (
-    REJECTION_SCHEMA,
-    SPLITS,
-    ImageRecord,
-    Rejection,
-    Split,
-    record_from_row,
-    records_to_table,
-    rejections_to_table,
-)
-from dataset_tools.schema import CONFIGURATIONS, EncodingSettings, Sample
-from dataset_tools.settings import digest_of
-from dataset_tools.shards import (
-    Manifest,
-    Shard,
-    ShardDataset,
-    index_path,
-    is_intact,
-    read_index,
-    read_manifest,
-    write_shard,
-)
+from dataset_tools.records import SPLITS, Split
+from dataset_tools.schema import CONFIGURATIONS
+from dataset_tools.shards import Manifest, Shard, index_path, read_manifest
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
-from dataset_tools.sources.sample import SampleSettings, write_mirror
-from dataset_tools.storage import (
-    open_root,
-    remove_partial_files,
-    sha256_of_file,
-    write_bytes,
-    written_whole,
+from dataset_tools.sources.sample import SampleSettings
+from dataset_tools.storage import open_root, remove_partials, write_bytes, written_whole
+from flows.caching import Job, JobT, ResultT, forget, result_storage, run_steps
+from flows.dataset_steps import (
+    MIRROR,
+    PICTURES,
+    BuiltShard,
+    CompositeShardJob,
+    Curated,
+    CuratedShardJob,
+    CurateJob,
+    Cutouts,
+    CutoutsJob,
+    DescribeJob,
+    MirrorJob,
+    ShardJob,
+    all_rejected,
+    build_composite_shard,
+    build_curated_shard,
+    curate,
+    describe,
+    digest_of_files,
+    digest_of_rows,
+    draw_sample_mirror,
+    list_cutouts,
+    read_table,
+    rows_of,
 )
-from flows.caching import Files, Job, JobT, ResultT, cached_step, result_storage, run_steps
+from flows.output_lock import sole_run
 from flows.progress import Progress
 from flows.settings import BuildSettings, PictureSource
 
+BESIDE_SHARDS = ("README.md", "croissant.json", "attribution.csv", "rejected.parquet", "card")
+"""What `flows.dataset_steps.describe` writes."""
 DATASET_READY = "mild.dataset.ready"
-"""Name of the event that a finished build emits."""
-DOWNLOADS = "mild-downloads"
-"""Global concurrency limit that shard tasks respect while they download, where the server has one by this name."""
+"""Name of the event that a build emits when the dataset that stands there is another than before."""
+ANNOUNCED = "announced.json"
+"""Below the work folder: the digest of the dataset that the last event spoke of."""
+MADE = "made.json"
+"""Below the work folder: paths of all that runs on this output may have written."""
 
-CURATED, CURATED_REJECTED = "curated.parquet", "curated-rejected.parquet"
-
-
-class BuiltShard(BaseModel):
-    """Result of a step that writes a shard."""
-
-    shard: Shard
-
-    def is_sound(self, root: str, work: str) -> bool:
-        """Whether the shard is as it was written, and none of its rejections may pass when tried again."""
-        return self.shard.transient == 0 and is_intact(root, self.shard)
-
-
-class MirrorJob(Job):
-    """Draw the sample world as a mirror in OpenImages' format."""
-
-    step: ClassVar[str] = "draw-sample-mirror"
-    version: ClassVar[int] = 1
-    source: SampleSettings
-
-
-@cached_step
-def draw_sample_mirror(job: MirrorJob) -> Files:
-    """Write the mirror below ``work/mirror``."""
-    write_mirror(job.source, f"{job.work}/mirror")
-    return Files.of(job, "work", ["mirror"])
-
-
-class CurateJob(Job):
-    """Choose the images of a source."""
-
-    step: ClassVar[str] = "curate"
-    version: ClassVar[int] = 1
-    source: PictureSource
-    fingerprint: str
-
-    def determines(self) -> Any:
-        """The fingerprint covers the source's tables and its settings, wherever they lie."""
-        return self.fingerprint
-
-
-@cached_step
-def curate(job: CurateJob) -> Files:
-    """Write the chosen images, in the order of the shards, and what was set aside, below ``work``."""
-    curation = job.source.open().curate()
-    # By split and role, so that the images of one shard are neighbours; within, in the order of the source.
-    records = sorted(curation.records, key=lambda r: (SPLITS.index(r.split), r.role))
-    filesystem, base = open_root(job.work)
-    tables = {CURATED: records_to_table(records), CURATED_REJECTED: rejections_to_table(curation.rejected)}
-    for name, table in tables.items():
-        with written_whole(filesystem, f"{base}/{name}") as partial:
-            pq.write_table(table, partial)
-    files = Files.of(job, "work", tables, rows=len(records))
-    said = [_digest_of_rows(tables[CURATED], 0, len(records)), files.tokens[CURATED_REJECTED]]
-    return files.model_copy(update={"digest": digest_of(said)})
-
-
-class CuratedShardJob(Job):
-    """Photographs ``start`` to ``stop`` of a split."""
-
-    step: ClassVar[str] = "build-curated-shard"
-    version: ClassVar[int] = 1
-    path: str
-    source: PictureSource
-    mirror: str
-    """Digest of the drawn sample world; empty for other sources."""
-    settings: CuratedSettings
-    pose: AnnotatedSettings | None
-    parsing: AnnotatedSettings | None
-    plate: AnnotatedSettings | None
-    side_cars: list[str | None]
-    """Fingerprints of what the three read; empty where ``mirror`` covers it."""
-    encoding: EncodingSettings
-    split: Split
-    start: int
-    stop: int
-    records: str
-    """sha256 of the records of this shard."""
-
-    def determines(self) -> Any:
-        """Rows of the curated table, not their numbers; cues by settings, not by place."""
-        return [
-            self.path,
-            self.mirror,
-            self.settings.model_dump(mode="json", exclude={"fetch_workers"}),
-            [cue and cue.kind for cue in (self.pose, self.parsing, self.plate)],
-            self.side_cars,
-            self.encoding.model_dump(mode="json"),
-            self.records,
-        ]
-
-    def label(self) -> str:
-        """The shard's name."""
-        return self.path.removesuffix(".tar")
-
-
-@cached_step
-def build_curated_shard(job: CuratedShardJob) -> BuiltShard:
-    """fetch and decode -> clean masks -> pose, parsing, plate -> write."""
-    rejected: list[Rejection] = []
-    rows: list[dict[str, Any]] = []
-    estimators = Estimators(
-        pose=job.pose.open() if job.pose else None,
-        parsing=job.parsing.open() if job.parsing else None,
-        plate=job.plate.open() if job.plate else None,
-    )
-    records = _records(job.work, job.split, "people", job.start, job.stop)
-
-    def samples() -> Iterable[Sample]:
-        yield from curated_samples(records, job.source.open(), job.settings, estimators, rejected)
-        rows.extend(rejection_rows(rejected))
-
-    with _download_slot(records):
-        return BuiltShard(shard=write_shard(samples(), job.root, job.path, job.encoding, rows))
-
-
-class CutoutsJob(Job):
-    """List the people of a split that can be cut out."""
-
-    step: ClassVar[str] = "list-cutouts"
-    version: ClassVar[int] = 1
-    split: Split
-    shards: list[Shard]
-    settings: CompositorSettings
-
-    def label(self) -> str:
-        """The step and split."""
-        return f"{self.step}-{self.split}"
-
-
-@cached_step
-def list_cutouts(job: CutoutsJob) -> Files:
-    """Write ``cutouts-{split}.json`` below ``work``: the curated shards and the usable people in them."""
-    dataset = ShardDataset.of_shards(job.root, job.shards)
-    rows = [
-        row.model_dump()
-        for index in range(len(dataset))
-        for row in cutout_rows(index, dataset.annotations(index), job.settings)
-    ]
-    filesystem, base = open_root(job.work)
-    name = f"cutouts-{job.split}.json"
-    document = {"shards": [shard.model_dump() for shard in job.shards], "rows": rows}
-    write_bytes(filesystem, f"{base}/{name}", json.dumps(document).encode())
-    return Files.of(job, "work", [name], rows=len(rows))
-
-
-class CompositeShardJob(Job):
-    """Composites ``start`` to ``stop`` of a split."""
-
-    step: ClassVar[str] = "build-composite-shard"
-    version: ClassVar[int] = 1
-    path: str
-    source: PictureSource
-    mirror: str
-    """Digest of the drawn sample world; empty for other sources."""
-    curated: CuratedSettings
-    settings: CompositorSettings
-    encoding: EncodingSettings
-    split: Split
-    start: int
-    stop: int
-    first_background: int
-    last_background: int
-    """Backgrounds ``first`` to ``last`` (exclusive) of the split are this shard's own."""
-    records: str
-    """sha256 of the records of these backgrounds."""
-    cutouts: str
-    """Digest of the list of cut-outs, which covers the shards that hold them."""
-
-    def determines(self) -> Any:
-        """Settings and digests; the background's numbers do not matter, their rows do."""
-        return [
-            self.path,
-            self.mirror,
-            self.curated.decode.model_dump(mode="json"),
-            self.settings.model_dump(mode="json", exclude={"samples"}),
-            self.encoding.model_dump(mode="json"),
-            [self.start, self.stop],
-            self.records,
-            self.cutouts,
-        ]
-
-    def label(self) -> str:
-        """The shard's name."""
-        return self.path.removesuffix(".tar")
-
-
-@cached_step
-def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
-    """Fetch backgrounds -> place people of the same split on them -> write."""
-    filesystem, base = open_root(job.work)
-    listing = json.loads(filesystem.cat_file(f"{base}/cutouts-{job.split}.json"))
-    donors = ShardDataset.of_shards(job.root, [Shard(**shard) for shard in listing["shards"]])
-    people = [CutoutRow(**row) for row in listing["rows"]]
-    rejected: list[Rejection] = []
-    rows: list[dict[str, Any]] = []
-
-    # Neighbouring composites often draw from the same pictures; decoding is what costs.
-    decoded = lru_cache(maxsize=32)(donors.__getitem__)
-
-    def load(row: CutoutRow) -> Cutout:
-        return cut_out(decoded(row.sample), row.person, job.settings)
-
-    records = _records(job.work, job.split, "background", job.first_background, job.last_background)
-
-    def samples() -> Iterable[Sample]:
-        backgrounds = list(photographs(records, job.source.open(), job.curated, rejected))
-        count = job.stop - job.start
-        for number in range(job.start, job.stop):
-            key = f"composite-{job.split}-{number:08d}"
-            try:
-                if not backgrounds:
-                    raise Rejected("no-background", f"none of the {len(records)} backgrounds of {job.path} can be used")
-                background = backgrounds[(number - job.start) * len(backgrounds) // count]
-                yield compose(
-                    key,
-                    job.split,
-                    background.decoded.image,
-                    background.origin("background"),
-                    people,
-                    load,
-                    job.settings,
-                )
-            except Rejected as error:
-                rejected.append(
-                    Rejection(job.split, key, "", "composite", "image-rejected", error.reason, error.message)
-                )
-        rows.extend(rejection_rows(rejected))
-
-    with _download_slot(records):
-        return BuiltShard(shard=write_shard(samples(), job.root, job.path, job.encoding, rows))
-
-
-class DescribeJob(Job):
-    """Write what stands beside the shards."""
-
-    step: ClassVar[str] = "describe"
-    version: ClassVar[int] = 1
-    name: str
-    description: str
-    shards: dict[str, dict[str, list[Shard]]]
-    curated_rejected: str
-    """Digest of what curation set aside."""
-    settings: dict[str, Any]
-
-
-class Description(BaseModel):
-    """The files beside the shards, as the manifest lists them."""
-
-    files: dict[str, str]
-
-    def is_sound(self, root: str, work: str) -> bool:
-        """Whether every file is as it was written."""
-        filesystem, base = open_root(root)
-        return all(
-            filesystem.exists(f"{base}/{name}") and sha256_of_file(filesystem, f"{base}/{name}") == sha256
-            for name, sha256 in self.files.items()
-        )
-
-
-@cached_step
-def describe(job: DescribeJob) -> Description:
-    """Write card, Croissant metadata, attribution and ``rejected.parquet``."""
-    filesystem, base = open_root(job.work)
-    with filesystem.open(f"{base}/{CURATED_REJECTED}", "rb") as file:
-        rejected = pq.read_table(file)
-    for splits in job.shards.values():
-        for shards in splits.values():
-            for shard in shards:
-                rows = read_index(job.root, shard.path)["rejected"]
-                rejected = pa.concat_tables([rejected, pa.Table.from_pylist(rows, schema=REJECTION_SCHEMA)])
-    return Description(
-        files=write_card(
-            job.root,
-            name=job.name,
-            description=job.description,
-            shards=job.shards,
-            settings=job.settings,
-            rejected=rejected,
-        )
-    )
+Shards = dict[str, dict[str, list[Shard]]]
+"""Configuration to split to shards."""
 
 
 @flow(name="build-dataset", persist_result=False)
@@ -371,10 +91,16 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
         ``dataset`` (path), ``digest``, ``samples``, ``shards``, ``cached`` (shards not redone) and ``rejected``.
 
     Raises:
-        UserError: a setting, table or path cannot be used.
+        UserError: a setting, table or path cannot be used; too many pictures had to be set aside; or another run is
+            at work on the output.
     """
     checked = check_build(settings, output, changes)
-    return build_shards.with_options(task_runner=checked.runner.open())(checked, output.rstrip("/"))
+    root = output.rstrip("/")
+    with sole_run(root):
+        summary = build_shards.with_options(task_runner=checked.runner.open())(checked, root)
+        # Here, not in the subflow: the event of a deployment's own run is to name the deployment.
+        _announce(checked.name, root, summary["digest"])
+    return summary
 
 
 def check_build(settings: str, output: str, changes: dict[str, Any] | None = None) -> BuildSettings:
@@ -392,76 +118,82 @@ def check_build(settings: str, output: str, changes: dict[str, Any] | None = Non
 
 @flow(name="build-shards", persist_result=False)
 def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
-    """The steps of `build_dataset`, on the task runner that the settings name."""
+    """The stages of `build_dataset`, on the task runner that the settings name."""
     with Progress("build-progress") as progress:
-        return _Build(settings, root, progress).run()
+        build = _Build(settings, root, progress)
+        build.clear()
+        source, mirror = build.source()
+        curated = build.curate(source)
+        shards: Shards = {settings.curated.configuration: build.curated_shards(source, mirror, curated)}
+        if settings.composite is not None:
+            cutouts = build.cutouts(settings.composite, shards[settings.curated.configuration])
+            shards["composite"] = build.composite_shards(settings.composite, source, mirror, curated, cutouts)
+        files = build.description(curated, shards)
+        return build.publish(curated, shards, files)
 
 
 class _Build:
-    """One run of the steps in order; each method is one stage."""
+    """One run: each method is a stage, which takes what earlier stages gave."""
 
     def __init__(self, settings: BuildSettings, root: str, progress: Progress) -> None:
         self.settings, self.root, self.work, self.progress = settings, root, f"{root}.work", progress
         self.place = {"root": root, "work": self.work}
         self.storage = result_storage(self.work)
         self.cached = 0
-        for place in (root, self.work):
-            remove_partial_files(*open_root(place))
+        self.built_from: dict[str, str] = {}
+        """Path of each shard to its job's key."""
+        self.made = self._made_before()
 
-    def run(self) -> dict[str, Any]:
+    def clear(self) -> None:
+        """Remove what killed runs of this output left under construction, in the folders that builds write to.
+
+        Raises:
+            UserError: there are files which no run on this output wrote and this one would overwrite.
+        """
+        filesystem, base = open_root(self.root)
+        self._refuse_to_overwrite([] if self.made else [*BESIDE_SHARDS, "manifest.json"])
+        if isinstance(filesystem, LocalFileSystem):
+            for folder in (base, *(f"{base}/{name}" for name in (*CONFIGURATIONS, "card")), open_root(self.work)[1]):
+                remove_partials(folder)
+
+    def source(self) -> tuple[PictureSource, str]:
+        """Where pictures come from, and the digest of the drawn sample world; empty for other sources."""
         self.progress.stage("source")
-        self.source, self.mirror = self._source()
-        self.progress.stage("curate")
-        job = CurateJob(**self.place, source=self.source, fingerprint=self.source.open().fingerprint())
-        self.curated = self._steps(curate, [job])[0]
-        self._withdraw_outdated_manifest()
-        self.progress.stage("curated shards")
-        chosen = self._curated_shards()
-        shards: dict[str, dict[str, list[Shard]]] = {self.settings.curated.configuration: chosen}
-        if self.settings.composite is not None:
-            self.progress.stage("cut-outs")
-            cutouts = self._cutouts(self.settings.composite, chosen)
-            self.progress.stage("composite shards")
-            shards["composite"] = self._composite_shards(self.settings.composite, cutouts)
-        if not any(shard.samples for splits in shards.values() for held in splits.values() for shard in held):
-            raise UserError(
-                f"{self.settings.source.kind}: no picture could be used; see {self.work}/{CURATED_REJECTED}"
-            )
-        self.progress.stage("describe")
-        return self._finish(shards)
-
-    def _steps(self, step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:
-        outcomes = run_steps(step, jobs, self.storage, self.progress)
-        self.cached += sum(o.cached for o in outcomes if isinstance(o.result, BuiltShard))
-        return [outcome.result for outcome in outcomes]
-
-    def _source(self) -> tuple[OpenImagesSettings | FolderSettings, str]:
         source = self.settings.source
         if not isinstance(source, SampleSettings):
             return source, ""
-        mirror = self._steps(draw_sample_mirror, [MirrorJob(**self.place, source=source)])[0]
-        root = f"{self.work}/mirror"
+        mirror = self._run(draw_sample_mirror, [MirrorJob(**self.place, source=source)])[0]
+        root = f"{self.work}/{MIRROR}"
         everything = CurationSettings(images_per_stratum=None, backgrounds=None)
         return OpenImagesSettings(root=root, images=f"{root}/images", curation=everything), mirror.digest
 
-    def _cue(self, cue: AnnotatedSettings | None) -> AnnotatedSettings | None:
-        """Side-cars that lie beside the source's own files are found there."""
-        if cue is None or cue.root:
-            return cue
-        if isinstance(self.source, FolderSettings):
-            raise UserError("folder: side-cars are read from a root that the settings must name")
-        return cue.model_copy(update={"root": self.source.root})
+    def curate(self, source: PictureSource) -> Curated:
+        """Choose images.
 
-    def _curated_shards(self) -> dict[str, list[Shard]]:
+        Raises:
+            UserError: there is none for a split that is to have composites.
+        """
+        self.progress.stage("curate")
+        curated = self._run(curate, [CurateJob(**self.place, source=source, fingerprint=source.open().fingerprint())])[
+            0
+        ]
+        for split, count in self._composites().items():
+            if count and not len(rows_of(self.work, curated.records, split, "background")):
+                raise _too_few(split, "person-free background")
+        return curated
+
+    def curated_shards(self, source: PictureSource, mirror: str, curated: Curated) -> dict[str, list[Shard]]:
+        """Build the shards of ``real`` or ``paired``."""
+        self.progress.stage("curated shards")
         settings, jobs = self.settings, []
-        cues = [self._cue(cue) for cue in (settings.pose, settings.parsing, settings.plate)]
+        cues = [_cue(cue, source) for cue in (settings.pose, settings.parsing, settings.plate)]
         pose, parsing, plate = cues
         # Often one folder holds all three; a drawn world's are covered by its mirror.
-        places = {} if self.mirror else {cue.root: cue for cue in cues if cue is not None}
+        places = {} if mirror else {cue.root: cue for cue in cues if cue is not None}
         fingerprints = {root: cue.open().fingerprint() for root, cue in places.items()}
         side_cars = [cue and fingerprints.get(cue.root, "") for cue in cues]
         for split in SPLITS:
-            table, size = _table(self.work, split, "people"), settings.samples_per_shard
+            table, size = rows_of(self.work, curated.records, split, "people"), settings.samples_per_shard
             count = len(table)
             for number, start in enumerate(range(0, count, size)):
                 stop = min(start + size, count)
@@ -469,8 +201,8 @@ class _Build:
                     CuratedShardJob(
                         **self.place,
                         path=f"{settings.curated.configuration}/{split}-{number:06d}.tar",
-                        source=self.source,
-                        mirror=self.mirror,
+                        source=source,
+                        mirror=mirror,
                         settings=settings.curated,
                         pose=pose,
                         parsing=parsing,
@@ -480,32 +212,46 @@ class _Build:
                         split=split,
                         start=start,
                         stop=stop,
-                        records=_digest_of_rows(table, start, stop),
+                        table=curated.records,
+                        records=digest_of_rows(table, start, stop),
+                        files="" if mirror else digest_of_files(table, start, stop, source),
                     )
                 )
-        return _by_split(jobs, self._steps(build_curated_shard, jobs))
+        return self._shards(build_curated_shard, jobs, curated, "pictures")
 
-    def _cutouts(self, settings: CompositorSettings, chosen: dict[str, list[Shard]]) -> dict[str, Files]:
-        jobs = [
-            CutoutsJob(**self.place, split=split, shards=chosen[split], settings=settings)
-            for split in SPLITS
-            if settings.samples[split] and split in chosen
-        ]
-        return {job.split: files for job, files in zip(jobs, self._steps(list_cutouts, jobs), strict=True)}
+    def cutouts(self, settings: CompositorSettings, chosen: dict[str, list[Shard]]) -> dict[Split, Cutouts]:
+        """List who can be cut out, by split.
 
-    def _composite_shards(self, settings: CompositorSettings, cutouts: dict[str, Files]) -> dict[str, list[Shard]]:
+        Raises:
+            UserError: nobody can be in a split that is to have composites.
+        """
+        self.progress.stage("cut-outs")
+        splits = [split for split, count in self._composites().items() if count]
+        for split in splits:
+            if split not in chosen:
+                raise _too_few(split, "person that can be cut out")
+        jobs = [CutoutsJob(**self.place, split=split, shards=chosen[split], settings=settings) for split in splits]
+        cutouts = dict(zip(splits, self._run(list_cutouts, jobs), strict=True))
+        for split, listed in cutouts.items():
+            if not listed.people:
+                raise _too_few(split, "person that can be cut out")
+        return cutouts
+
+    def composite_shards(
+        self,
+        settings: CompositorSettings,
+        source: PictureSource,
+        mirror: str,
+        curated: Curated,
+        cutouts: dict[Split, Cutouts],
+    ) -> dict[str, list[Shard]]:
+        """Build the shards of ``composite``."""
+        self.progress.stage("composite shards")
         jobs = []
-        for split in SPLITS:
+        for split, listed in cutouts.items():
             samples, size = settings.samples[split], self.settings.samples_per_shard
-            if not samples:
-                continue
-            table = _table(self.work, split, "background")
+            table = rows_of(self.work, curated.records, split, "background")
             backgrounds = len(table)
-            if not backgrounds or split not in cutouts or not cutouts[split].rows:
-                missing = "person-free background" if not backgrounds else "person that can be cut out"
-                raise UserError(
-                    f"composite: split {split} has no {missing}; give some, or set composite.samples.{split} to 0"
-                )
             for number, start in enumerate(range(0, samples, size)):
                 stop = min(start + size, samples)
                 # Each background belongs to one shard (or few neighbours), so that it is fetched about once.
@@ -515,8 +261,8 @@ class _Build:
                     CompositeShardJob(
                         **self.place,
                         path=f"composite/{split}-{number:06d}.tar",
-                        source=self.source,
-                        mirror=self.mirror,
+                        source=source,
+                        mirror=mirror,
                         curated=self.settings.curated,
                         settings=settings,
                         encoding=self.settings.composite_encoding,
@@ -525,60 +271,45 @@ class _Build:
                         stop=stop,
                         first_background=first,
                         last_background=last,
-                        records=_digest_of_rows(table, first, last),
-                        cutouts=cutouts[split].digest,
+                        table=curated.records,
+                        records=digest_of_rows(table, first, last),
+                        files="" if mirror else digest_of_files(table, first, last, source),
+                        cutouts=listed.name,
                     )
                 )
-        return _by_split(jobs, self._steps(build_composite_shard, jobs))
+        return self._shards(build_composite_shard, jobs, curated, "composites")
 
-    def _withdraw_outdated_manifest(self) -> None:
-        """What a manifest describes must stand; it goes before the first shard that will differ is written."""
-        filesystem, base = open_root(self.root)
-        if filesystem.exists(f"{base}/manifest.json"):
-            try:
-                manifest = read_manifest(self.root)
-            except UserError:
-                manifest = None
-            if manifest is None or (manifest.settings, manifest.source) != (
-                self._recorded_settings(),
-                self.curated.digest,
-            ):
-                filesystem.rm_file(f"{base}/manifest.json")
-
-    def _recorded_settings(self) -> dict[str, Any]:
-        """What decides about the data; not where files lie, nor what opens storage (it may be secret)."""
-        cue = {"root"}
-        places = {"root", "root_options", "images", "images_options", "cache", "photos", "masks", "backgrounds"}
-        left_out: dict[str, Any] = {"runner": True, "source": places, "pose": cue, "parsing": cue, "plate": cue}
-        return self.settings.model_dump(mode="json", exclude=left_out)
-
-    def _finish(self, shards: dict[str, dict[str, list[Shard]]]) -> dict[str, Any]:
+    def description(self, curated: Curated, shards: Shards) -> dict[str, str]:
+        """Write what stands beside the shards; gives its files with their sha256."""
+        self.progress.stage("describe")
         settings = self.settings
         job = DescribeJob(
             **self.place,
             name=settings.name,
             description=settings.description,
             shards=shards,
-            curated_rejected=self.curated.tokens[CURATED_REJECTED],
+            curated_rejected=curated.rejected,
             settings=self._recorded_settings(),
         )
-        description = self._steps(describe, [job])[0]
-        filesystem, base = open_root(self.root)
+        self._plan({BESIDE_SHARDS[0]: job})
+        return self._run(describe, [job])[0].files
+
+    def publish(self, curated: Curated, shards: Shards, files: dict[str, str]) -> dict[str, Any]:
+        """Remove shards of earlier plans and write the manifest, by which the dataset is complete."""
+        settings, (filesystem, base) = self.settings, open_root(self.root)
         listed = [shard for splits in shards.values() for held in splits.values() for shard in held]
-        _remove_unlisted(self.root, listed)
+        self._remove_unlisted(listed)
         manifest = Manifest(
             name=settings.name,
             shards=shards,
-            files=description.files,
-            source=self.curated.digest,
+            files=files,
+            source=curated.digest,
             settings=self._recorded_settings(),
-            software={
-                name: version(name) for name in ("mild", "numpy", "opencv-python-headless", "pillow", "webdataset")
-            },
+            software={name: version(name) for name in ("mild", *PICTURES)},
+            built_from=self.built_from,
         )
         write_bytes(filesystem, f"{base}/manifest.json", f"{manifest.model_dump_json(indent=1)}\n".encode())
-        with filesystem.open(f"{base}/rejected.parquet", "rb") as file:
-            rejected = Counter(pq.read_table(file)["reason"].to_pylist())
+        rejected = Counter(read_table(self.root, "rejected.parquet", columns=["reason"])["reason"].to_pylist())
         summary = {
             "dataset": self.root,
             "digest": manifest.digest(),
@@ -587,13 +318,172 @@ class _Build:
             "cached": self.cached,
             "rejected": dict(sorted(rejected.items())),
         }
-        _show(summary, shards, filesystem, base)
-        emit_event(
-            DATASET_READY,
-            resource={"prefect.resource.id": f"mild.dataset.{settings.name}", "prefect.resource.name": settings.name},
-            payload={"dataset": self.root, "digest": summary["digest"]},
-        )
+        _show(summary, shards)
         return summary
+
+    def _run(self, step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:
+        outcomes = run_steps(step, jobs, self.storage, self.progress)
+        self.cached += sum(o.cached for o in outcomes if isinstance(o.result, BuiltShard))
+        return [outcome.result for outcome in outcomes]
+
+    def _shards(
+        self, step: Task[[Any], BuiltShard], jobs: Sequence[ShardJob], curated: Curated, what: str
+    ) -> dict[str, list[Shard]]:
+        """Build shards and look at how much had to be set aside.
+
+        Raises:
+            UserError: too much.
+        """
+        self._plan({job.path: job for job in jobs})
+        built = self._run(step, jobs)
+        shards: dict[str, list[Shard]] = {}
+        for job, result in zip(jobs, built, strict=True):
+            shards.setdefault(job.split, []).append(result.shard)
+        self._check_rejected(jobs, [result.shard for result in built], curated, what)
+        return shards
+
+    def _check_rejected(self, jobs: Sequence[ShardJob], shards: list[Shard], curated: Curated, what: str) -> None:
+        """Where much of what was chosen cannot be used the run is at fault, not the pictures, and nothing settles."""
+        rejected = all_rejected(self.root, self.work, curated.rejected, shards)
+        rows = [row for row in rejected.to_pylist() if _counts(row, what)]
+        lost, made = len(rows), sum(shard.samples for shard in shards)
+        allowed = self.settings.max_rejected_share
+        if made and lost <= allowed * (made + lost):
+            return
+        forget(job for job, shard in zip(jobs, shards, strict=True) if shard.rejected)
+        kind = self.settings.source.kind
+        if not lost and not len(rejected):
+            raise UserError(
+                f"{kind}: curation chose no picture: there is none, or the settings below source allow none"
+            )
+        filesystem, base = open_root(self.work)
+        with written_whole(filesystem, f"{base}/rejected.parquet") as partial:
+            pq.write_table(rejected, partial)
+        counts = Counter(rejected["reason"].to_pylist() if not lost else (row["reason"] for row in rows))
+        reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common(3))
+        problem = (
+            f"{lost} of {made + lost} {what} ({lost / (made + lost):.0%}) were set aside, more than max_rejected_share "
+            f"({allowed:g}) allows"
+            if made
+            else f"none of the {what} could be used"
+        )
+        raise UserError(
+            f"{kind}: {problem}: {reasons}; {self.work}/rejected.parquet has every one with its reason. Mend the cause "
+            "and build again" + (", or raise max_rejected_share" if made else "")
+        )
+
+    def _plan(self, jobs: dict[str, Job]) -> None:
+        """Note what is about to be written, path to job, and what decides about it.
+
+        What a manifest describes must stand: it goes before a file changes to another than it says.
+        """
+        keys = {path: job.key() for path, job in jobs.items()}
+        self.built_from |= keys
+        filesystem, base = open_root(self.root)
+        if filesystem.exists(f"{base}/manifest.json"):
+            try:
+                built_from = read_manifest(self.root).built_from
+            except UserError:
+                built_from = {}
+            if any(built_from.get(path) != key for path, key in keys.items()):
+                filesystem.rm_file(f"{base}/manifest.json")
+        new = [path for path in jobs if path not in self.made]
+        if new:
+            self._refuse_to_overwrite([path for path in new if path.endswith(".tar")])
+            self.made |= set(new)
+            filesystem, work = open_root(self.work)
+            write_bytes(filesystem, f"{work}/{MADE}", json.dumps(sorted(self.made)).encode())
+
+    def _made_before(self) -> set[str]:
+        """What earlier runs on this output may have written, as far as shards and the manifest are concerned."""
+        filesystem, work = open_root(self.work)
+        place = f"{work}/{MADE}"
+        made = set(json.loads(filesystem.cat_file(place))) if filesystem.exists(place) else set()
+        with contextlib.suppress(UserError):
+            held = read_manifest(self.root).shards.values()
+            made |= {shard.path for splits in held for shards in splits.values() for shard in shards}
+        return made
+
+    def _refuse_to_overwrite(self, paths: Sequence[str]) -> None:
+        filesystem, base = open_root(self.root)
+        there = {path.removeprefix(base).lstrip("/") for path in filesystem.find(base)} if paths else set()
+        for path in paths:
+            if any(name == path or name.startswith(f"{path}/") for name in there):
+                raise UserError(
+                    f"output {self.root} holds {path}, which no build is known to have written there, and which this "
+                    "one would overwrite; name another folder, or move it away"
+                )
+
+    def _remove_unlisted(self, listed: list[Shard]) -> None:
+        """Delete shards of an earlier plan of this output, which no manifest names any more."""
+        filesystem, base = open_root(self.root)
+        keep = {shard.path for shard in listed}
+        for path in sorted(path for path in self.made - keep if path.endswith(".tar")):
+            for place in (f"{base}/{path}", f"{base}/{index_path(path)}"):
+                if filesystem.exists(place):
+                    filesystem.rm_file(place)
+
+    def _composites(self) -> dict[Split, int]:
+        composite = self.settings.composite
+        return {} if composite is None else composite.samples
+
+    def _recorded_settings(self) -> dict[str, Any]:
+        """What decides about the data; not where files lie, how they are come by, nor what opens storage."""
+        cue = {"root"}
+        places = {
+            "root",
+            "root_options",
+            "images",
+            "images_options",
+            "cache",
+            "photos",
+            "masks",
+            "backgrounds",
+            "fetch",
+        }
+        left_out: dict[str, Any] = {
+            **{"runner": True, "max_rejected_share": True, "source": places, "curated": {"fetch_workers"}},
+            **{"pose": cue, "parsing": cue, "plate": cue},
+        }
+        return self.settings.model_dump(mode="json", exclude=left_out)
+
+
+def _counts(row: dict[str, Any], what: str) -> bool:
+    """Whether a row of ``rejected.parquet`` tells of a picture or composite that was chosen and is not there.
+
+    Of what curation set aside only what could not be read counts: the rest was not chosen.
+    """
+    if row["outcome"] != "image-rejected" or (row["stage"] == "curate" and not row["transient"]):
+        return False
+    return what == "pictures" or row["stage"] != "curate"
+
+
+def _too_few(split: str, missing: str) -> UserError:
+    return UserError(f"composite: split {split} has no {missing}; give some, or set composite.samples.{split} to 0")
+
+
+def _cue(cue: AnnotatedSettings | None, source: PictureSource) -> AnnotatedSettings | None:
+    """Side-cars that lie beside the source's own files are found there."""
+    if cue is None or cue.root:
+        return cue
+    if isinstance(source, FolderSettings):
+        raise UserError("folder: side-cars are read from a root that the settings must name")
+    return cue.model_copy(update={"root": source.root})
+
+
+def _announce(name: str, root: str, digest: str) -> None:
+    """Emit `DATASET_READY`, unless it was emitted for this very dataset before."""
+    filesystem, work = open_root(f"{root}.work")
+    told = f"{work}/{ANNOUNCED}"
+    if filesystem.exists(told) and json.loads(filesystem.cat_file(told)) == digest:
+        return
+    uri = Path(root).absolute().as_uri() if isinstance(filesystem, LocalFileSystem) else root
+    emit_event(
+        DATASET_READY,
+        resource={"prefect.resource.id": f"mild.dataset.{uri}", "prefect.resource.name": name},
+        payload={"dataset": str(Path(root).absolute()) if uri != root else root, "digest": digest},
+    )
+    write_bytes(filesystem, told, json.dumps(digest).encode())
 
 
 def _check_writable(root: str) -> None:
@@ -605,65 +495,15 @@ def _check_writable(root: str) -> None:
         if not os.access(standing, os.W_OK | os.X_OK):
             raise UserError(f"output {root} cannot be written: no permission in {standing}")
         return
+    probe = f"{path}/.writable-{uuid.uuid4().hex}"
     try:
-        filesystem.pipe_file(f"{path}/.writable", b"")
-        filesystem.rm_file(f"{path}/.writable")
+        filesystem.pipe_file(probe, b"")
+        filesystem.rm_file(probe)
     except Exception as error:  # every store has its own kinds of refusal
         raise UserError(f"output {root} cannot be written: {error}") from None
 
 
-def _table(work: str, split: str, role: str) -> pa.Table:
-    filesystem, base = open_root(work)
-    with filesystem.open(f"{base}/{CURATED}", "rb") as file:
-        return pq.read_table(file, filters=[("split", "=", split), ("role", "=", role)])
-
-
-def _records(work: str, split: str, role: str, start: int, stop: int) -> list[ImageRecord]:
-    return [record_from_row(row) for row in _table(work, split, role).slice(start, stop - start).to_pylist()]
-
-
-def _download_slot(records: Sequence[ImageRecord]) -> contextlib.AbstractContextManager[None]:
-    """A slot of the limit `DOWNLOADS`, for pictures that come over a network.
-
-    Local files need none, and asking is dear: the server's SQLite lets it wait for seconds behind its event log.
-    """
-    if all(isinstance(open_root(record.image)[0], LocalFileSystem) for record in records):
-        return contextlib.nullcontext()
-    return concurrency(DOWNLOADS, occupy=1)
-
-
-def _digest_of_rows(table: pa.Table, start: int, stop: int) -> str:
-    """Digest of what records say but where files lie: ids name pictures and masks, paths may move."""
-    rows = table.slice(start, stop - start).to_pylist()
-    for row in rows:
-        del row["image"]
-        for instance in row["instances"]:
-            del instance["mask"]
-    return digest_of(rows)
-
-
-def _by_split(
-    jobs: Sequence[CuratedShardJob | CompositeShardJob], built: Sequence[BuiltShard]
-) -> dict[str, list[Shard]]:
-    shards: dict[str, list[Shard]] = {}
-    for job, result in zip(jobs, built, strict=True):
-        shards.setdefault(job.split, []).append(result.shard)
-    return shards
-
-
-def _remove_unlisted(root: str, listed: list[Shard]) -> None:
-    """Delete shards of an earlier plan, which no manifest names any more."""
-    filesystem, base = open_root(root)
-    keep = {place for shard in listed for place in (shard.path, index_path(shard.path))}
-    for configuration in CONFIGURATIONS:
-        for path in filesystem.glob(f"{base}/{configuration}/*-[0-9][0-9][0-9][0-9][0-9][0-9].*"):
-            if f"{configuration}/{path.rsplit('/', 1)[-1]}" not in keep:
-                filesystem.rm_file(path)
-
-
-def _show(
-    summary: dict[str, Any], shards: dict[str, dict[str, list[Shard]]], filesystem: AbstractFileSystem, base: str
-) -> None:
+def _show(summary: dict[str, Any], shards: Shards) -> None:
     """Tables and a picture in Prefect's pages."""
     create_table_artifact(
         [
@@ -686,7 +526,8 @@ def _show(
         key="dataset-rejected",
         description="What was set aside or mended, by reason; rejected.parquet has every row",
     )
-    sheets = sorted(filesystem.glob(f"{base}/card/*.png"))
+    filesystem, base = open_root(summary["dataset"])
+    sheets = sorted(filesystem.find(f"{base}/card"))
     if sheets:
         create_image_artifact(_data_uri(filesystem.cat_file(sheets[0])), "dataset-contact-sheet", "First samples")
 

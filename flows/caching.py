@@ -1,9 +1,13 @@
 """Cached steps: Prefect remembers results by key, and what it remembers is checked before it is believed.
 
 A key is the digest of what determines a step's output: its name and version, its settings and the digests of
-its inputs. (Prefect's own TASK_SOURCE policy sees only the text of the task function, so a change in a module
-that it calls would go unnoticed; raise ``version`` when the output of a step changes.) Paths are not part of
-a key: results lie beside the dataset that they speak of, so that both can be moved together.
+its inputs, and the versions of the packages that decide about its bytes. (Prefect's own TASK_SOURCE policy sees only
+the text of the task function, so a change in a module that it calls would go unnoticed; raise ``version`` when the
+output of a step changes.) Paths are not part of a key: results lie beside the dataset that they speak of, so that both
+can be moved together.
+
+A step must read nothing but what its key covers. Files that one step writes for another are named by their digest
+(`write_named`), and the next step's job holds that name: another run cannot put other bytes under it.
 
 Prefect does not look whether the files that a remembered result names are still there. `run_steps` does, and
 redoes those whose files are gone or altered, alone.
@@ -11,10 +15,13 @@ redoes those whose files are gone or altered, alone.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -28,7 +35,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dataset_tools.errors import UserError
 from dataset_tools.settings import digest_of
-from dataset_tools.storage import content_token, open_root
+from dataset_tools.storage import is_unaltered, open_root, sha256_of_file, tag_of, write_bytes
 from flows.progress import Progress
 
 
@@ -38,6 +45,8 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     step: ClassVar[str]
     version: ClassVar[int]
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Those whose versions decide about the step's bytes."""
 
     root: str
     """Where the dataset lies."""
@@ -50,11 +59,20 @@ class Job(BaseModel):
 
     def key(self) -> str:
         """The cache key."""
-        return f"{self.step}-{digest_of([self.step, self.version, self.determines()])[:40]}"
+        software = {package: _version(package) for package in self.packages}
+        return f"{self.step}-{digest_of([self.step, self.version, software, self.determines()])[:40]}"
 
     def label(self) -> str:
         """Name of the task run in Prefect's pages."""
         return self.step
+
+
+class File(BaseModel):
+    """A file that a step wrote."""
+
+    sha256: str
+    tag: str | None
+    """`dataset_tools.storage.tag_of` it right after it was written."""
 
 
 class Files(BaseModel):
@@ -62,8 +80,8 @@ class Files(BaseModel):
 
     below: Literal["root", "work"]
     """Which of the job's two places the paths are relative to."""
-    tokens: dict[str, str]
-    """Path to `dataset_tools.storage.content_token`."""
+    files: dict[str, File]
+    """By path; one at least."""
     digest: str
     """Digest of the files' names and bytes; enters the keys of the steps that read them."""
     rows: int = 0
@@ -71,40 +89,68 @@ class Files(BaseModel):
 
     @classmethod
     def of(cls, job: Job, below: Literal["root", "work"], paths: Iterable[str], rows: int = 0) -> Files:
-        """Tokens of files that were just written; a folder stands for all files in it."""
+        """What was just written; a folder stands for all files in it.
+
+        Raises:
+            RuntimeError: there is nothing.
+        """
         filesystem, base = open_root(job.root if below == "root" else job.work)
-        tokens = {
-            file.removeprefix(base).lstrip("/"): content_token(filesystem, file) or ""
+        files = {
+            file.removeprefix(base).lstrip("/"): File(
+                sha256=sha256_of_file(filesystem, file), tag=tag_of(filesystem, file)
+            )
             for path in paths
             for file in sorted(filesystem.find(f"{base}/{path}".rstrip("/")))
         }
-        return cls(below=below, tokens=tokens, digest=digest_of(tokens), rows=rows)
+        if not files:
+            raise RuntimeError(f"{job.step} wrote no file below {base}")
+        digest = digest_of({path: file.sha256 for path, file in files.items()})
+        return cls(below=below, files=files, digest=digest, rows=rows)
 
-    def is_sound(self, root: str, work: str) -> bool:
+    def is_sound(self, job: Job) -> bool:
         """Whether all files are as they were written."""
-        filesystem, base = open_root(root if self.below == "root" else work)
-        return all(content_token(filesystem, f"{base}/{path}") == token for path, token in self.tokens.items())
+        filesystem, base = open_root(job.root if self.below == "root" else job.work)
+        return bool(self.files) and all(
+            is_unaltered(filesystem, f"{base}/{path}", file.sha256, file.tag) for path, file in self.files.items()
+        )
+
+
+def write_named(job: Job, name: str, data: bytes) -> str:
+    """Write ``data`` below ``work`` under a name that holds its digest; gives that name, such as ``a-0123abcd.json``.
+
+    Args:
+        name: without the digest, such as ``a.json``.
+    """
+    stem, dot, suffix = name.partition(".")
+    named = f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}{dot}{suffix}"
+    filesystem, base = open_root(job.work)
+    write_bytes(filesystem, f"{base}/{named}", data)
+    return named
 
 
 def folder_digest(folder: str) -> str:
     """Digest of the names and bytes of all files in a folder. Raises `UserError` where there are none."""
     filesystem, base = open_root(folder)
-    tokens = {file.removeprefix(base): content_token(filesystem, file) for file in filesystem.find(base)}
-    if not tokens:
+    found = {file.removeprefix(base): sha256_of_file(filesystem, file) for file in filesystem.find(base)}
+    if not found:
         raise UserError(f"{folder} does not exist or is empty")
-    return digest_of(tokens)
+    return digest_of(found)
 
 
 class Result(Protocol):
     """What a step returns: a small manifest of the files it wrote."""
 
-    def is_sound(self, root: str, work: str) -> bool:
+    def is_sound(self, job: Any, /) -> bool:
         """Whether its files are as they were written, and nothing in it is worth another try."""
         ...
 
 
 JobT = TypeVar("JobT", bound=Job)
 ResultT = TypeVar("ResultT", bound=Result)
+
+
+_NOT_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+"""What the user must mend: a second later the disk is as full as before."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +198,7 @@ def run_steps(
     doubtful = [
         number
         for number, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True))
-        if outcome.cached and not outcome.result.is_sound(job.root, job.work)
+        if outcome.cached and not outcome.result.is_sound(job)
     ]
     if doubtful:
         again = run(stored.with_options(refresh_cache=True), [jobs[number] for number in doubtful])
@@ -173,6 +219,14 @@ def result_storage(work: str) -> Path | RemoteFileSystem:
     return block
 
 
+def forget(jobs: Iterable[Job]) -> None:
+    """Delete what Prefect remembers of jobs, so that they are done anew."""
+    for job in jobs:
+        filesystem, base = open_root(f"{job.work}/results")
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm_file(f"{base}/{job.key()}")
+
+
 def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None) -> list[Outcome[ResultT]]:
     futures: list[PrefectFuture[ResultT]] = [step.submit(job) for job in jobs]
     if progress is not None:
@@ -185,6 +239,11 @@ def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress |
 def _run_here(step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[Outcome[ResultT]]:
     states = [step(job, return_state=True) for job in jobs]
     return [Outcome(result=state.result(), cached=state.name == "Cached") for state in states]
+
+
+@cache
+def _version(package: str) -> str:
+    return metadata.version(package)
 
 
 def _key_of_job(context: TaskRunContext, parameters: dict[str, Any]) -> str:
@@ -201,4 +260,6 @@ def _name_of_run() -> str:
 
 def _is_worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, UserError | ValueError | TypeError | KeyError)
+    if isinstance(error, OSError) and error.errno in _NOT_PASSING:
+        return False
+    return not isinstance(error, UserError | ValueError | TypeError | LookupError | AssertionError)

@@ -26,12 +26,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from dataset_tools.errors import UserError
-from dataset_tools.storage import remove_partial_files
+from dataset_tools.storage import remove_partials
 from mild.folders import folder_written_whole
 
 FORMAT = 1
@@ -85,7 +84,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:
-            remove_partial_files(LocalFileSystem(), str(self.folder))
+            remove_partials(self.folder)
             yield
         finally:
             if not self._paths():

@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
 from dataset_tools.shards import Shard, ShardDataset, index_path, read_index, write_index, write_tar
-from dataset_tools.storage import open_root, remove_partial_files, sha256_of_file
+from dataset_tools.storage import open_root, remove_partials, sha256_of_file
 from mild.backbone import Branch, check_resolution, encode_pictures, load_base
 from mild.batches import draw_fixed_view, make_batch
 from mild.settings import TrainSettings
@@ -74,8 +75,10 @@ def encode_latents(
         UserError: base or samples cannot be used, or the folder cannot be written.
     """
     filesystem, place = open_root(folder)
-    remove_partial_files(filesystem, place)
     shards = [(dataset, shard) for dataset in datasets for shard in dataset.shards]
+    if isinstance(filesystem, LocalFileSystem):
+        for configuration in {shard.path.split("/")[0] for _, shard in shards}:
+            remove_partials(f"{place}/{configuration}")
     _remove_others(folder, [shard for _, shard in shards])
     vae: AutoencoderKL | None = None
     for dataset, shard in shards:

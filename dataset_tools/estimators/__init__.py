@@ -16,6 +16,8 @@ class PoseEstimator(Protocol):
     """Finds 18 OpenPose keypoints a person."""
 
     name: str
+    places: tuple[str, ...]
+    """Folders and URLs that messages may name."""
 
     def estimate_pose(
         self,
@@ -46,6 +48,8 @@ class ParsingEstimator(Protocol):
     """Labels body parts and clothes."""
 
     name: str
+    places: tuple[str, ...]
+    """Folders and URLs that messages may name."""
     label_set: str
     """``lip``, ``atr`` or ``pascal``: see `dataset_tools.schema.PARSING_LABELS`."""
 
@@ -64,6 +68,8 @@ class PlateProvider(Protocol):
     """Knows the scene without its people."""
 
     name: str
+    places: tuple[str, ...]
+    """Folders and URLs that messages may name."""
 
     def clean_plate(self, image: np.ndarray, record: ImageRecord) -> np.ndarray:
         """(H, W, 3) uint8 RGB of the same scene without people. Raises `Rejected` where none is known."""

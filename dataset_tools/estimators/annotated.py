@@ -46,6 +46,7 @@ class Annotated:
 
     def __init__(self, settings: AnnotatedSettings) -> None:
         self._filesystem, root = open_root(settings.root)
+        self.places: tuple[str, ...] = (settings.root,)
         self._folder = f"{root.rstrip('/')}/sidecar"
 
     def fingerprint(self) -> str:

@@ -26,6 +26,11 @@ class Source(Protocol):
     applies_exif: bool
     """What brings pictures upright: their EXIF orientation (True) or `ImageRecord.rotation` (False)."""
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Folders and URLs that messages of this source may name."""
+        ...
+
     def fingerprint(self) -> str:
         """Digest of everything that `curate` reads (table identities, settings); cheap, no full read of remote files.
 
@@ -36,6 +41,13 @@ class Source(Protocol):
 
     def curate(self) -> Curation:
         """Choose images. Raises `UserError` for unusable tables; a bad row becomes a `Rejection`."""
+        ...
+
+    def state(self, record: ImageRecord) -> list[str]:
+        """Size and time of the files that hold the record's picture and masks; changes when one of them is replaced.
+
+        Empty where the record itself changes then, or where looking would cost a request for each picture.
+        """
         ...
 
     def read_image(self, record: ImageRecord) -> bytes:

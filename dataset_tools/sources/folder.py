@@ -74,6 +74,12 @@ class FolderSource:
     def __init__(self, settings: FolderSettings) -> None:
         self.settings = settings
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The folders of photographs, masks and backgrounds."""
+        settings = self.settings
+        return (settings.photos, settings.masks, *([settings.backgrounds] if settings.backgrounds else []))
+
     def fingerprint(self) -> str:
         """Digest of the settings and of names, sizes and times (or ETags) of all files, without reading them."""
         places = [self.settings.photos, self.settings.masks, self.settings.backgrounds]
@@ -103,6 +109,10 @@ class FolderSource:
                 for read in pool.map(read_one, place.photographs()):
                     chosen.add(read, role, place, credit.get(read.name, {}))
         return Curation(chosen.records, rejected)
+
+    def state(self, record: ImageRecord) -> list[str]:
+        """Nothing: a record's id follows from the photograph's bytes, and it holds a digest of each mask."""
+        return []
 
     def read_image(self, record: ImageRecord) -> bytes:
         """The file's bytes. Raises `Rejected` with ``not-found`` or, transient, ``read-failed``."""

@@ -25,7 +25,7 @@ from dataset_tools.images import DecodeSettings, decode_mask
 from dataset_tools.records import SPLITS, ImageRecord, Split
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.sources import Curation
-from dataset_tools.storage import written_whole
+from dataset_tools.storage import open_root, written_whole
 from dataset_tools.tables import MASK_PATH, Table
 
 CLASSES = "v5/class-descriptions-boxable.csv"
@@ -87,6 +87,11 @@ class OpenImagesSource:
     name = "openimages"
     applies_exif = False
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Root and pictures."""
+        return (self.settings.root, self.settings.images)
+
     def fingerprint(self) -> str:
         """Digest of size and time (or ETag) of each table, and of the settings that decide what is chosen."""
         chosen = self.settings.model_dump(mode="json", include={"root", "images", "splits", "curation"})
@@ -105,6 +110,11 @@ class OpenImagesSource:
             except UserError as error:
                 raise UserError(f"{self.settings.root}: {error}") from None
 
+    def state(self, record: ImageRecord) -> list[str]:
+        """Size and time of the picture and of the archive of its masks, of each that lies on a disk."""
+        files = [record.image, *([self._archive(record)] if record.instances else [])]
+        return [_state_on_disk(file) for file in files]
+
     def read_image(self, record: ImageRecord) -> bytes:
         """The encoded image file. Raises `Rejected` as `dataset_tools.fetch.read_bytes`."""
         options = self.settings.images_options
@@ -121,8 +131,7 @@ class OpenImagesSource:
         member = record.instances[index].mask
         if not MASK_PATH.fullmatch(member) or not member.startswith(record.id):
             raise Rejected("unreadable-mask", f"{member!r} is not the name of a mask of image {record.id}")
-        digit = record.id[0]
-        archive = f"{self.settings.root}/v5/{record.split}-masks/{record.split}-masks-{digit}.zip"
+        archive = self._archive(record)
         options, fetch = self.settings.root_options, self.settings.fetch
         try:
             entry = _archive_index(archive, options, fetch).find(member)
@@ -135,6 +144,9 @@ class OpenImagesSource:
         except (zipfile.BadZipFile, zlib.error) as error:
             raise Rejected("unreadable-mask", f"{member} in {archive}: {error}") from None
         return decode_mask(data, _MAX_PIXELS)
+
+    def _archive(self, record: ImageRecord) -> str:
+        return f"{self.settings.root}/v5/{record.split}-masks/{record.split}-masks-{record.id[0]}.zip"
 
     def _image(self, split: Split, image: str) -> str:
         return f"{self.settings.images}/{split}/{image}.jpg"
@@ -188,6 +200,17 @@ class OpenImagesSource:
             except Rejected as rejected:
                 raise UserError(rejected.message) from None
         return Table(str(copy), name)
+
+
+def _state_on_disk(file: str) -> str:
+    filesystem, path = open_root(file)
+    if not isinstance(filesystem, LocalFileSystem):
+        return ""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "absent"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _copy(filesystem: fsspec.AbstractFileSystem, path: str, copy: Path) -> None:

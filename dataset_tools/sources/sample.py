@@ -29,7 +29,6 @@ import json
 import os
 import shutil
 import struct
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -48,7 +47,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.records import SPLITS, Split
 from dataset_tools.schema import encode_png
 from dataset_tools.settings import Settings
-from dataset_tools.storage import open_root
+from dataset_tools.storage import PARTIAL_SUFFIX, open_root, partial_of
 
 CLASSES = {
     "Person": "/m/01g317", "Man": "/m/04yx4", "Woman": "/m/03bt1vf", "Boy": "/m/01bl7v", "Girl": "/m/05r655",
@@ -175,11 +174,8 @@ def write_mirror(settings: SampleSettings, root: str) -> None:
         _write_all(settings, lambda name, data: filesystem.pipe_file(f"{path}/{name}", data))
         return
     final = Path(path)
-    token = uuid.uuid4().hex[:8]
-    partial, former = (
-        final.with_name(f".{final.name}.{token}.partial"),
-        final.with_name(f".{final.name}.{token}.former"),
-    )
+    partial = partial_of(final)
+    former = partial.with_suffix(f".old{PARTIAL_SUFFIX}")
 
     def put(name: str, data: bytes) -> None:
         file = partial / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -99,7 +100,7 @@ def test_a_shard_is_described_as_it_lies_there(make_sample: Callable[..., Sample
     tar = tmp_path / "real/train-000000.tar"
     assert (shard.samples, shard.people, shard.rejected, shard.transient) == (2, 4, 2, 1)
     assert shard.size == tar.stat().st_size
-    assert shard.token == f"sha256:{shard.sha256}"
+    assert shard.sha256 == hashlib.sha256(tar.read_bytes()).hexdigest()
     assert read_index(str(tmp_path), shard.path)["rejected"] == rows
     assert is_intact(str(tmp_path), shard)
 
@@ -112,7 +113,7 @@ def test_a_shard_without_samples_has_no_tar_and_an_index_that_says_why(
     rows = [{"reason": "empty-mask", "transient": False}]
     shard = write_shard([], str(tmp_path), path, PNG, rows)
     assert [file.name for file in (tmp_path / "real").iterdir()] == ["train-000000.index.json"]
-    assert (shard.samples, shard.size, shard.token) == (0, 0, None)
+    assert (shard.samples, shard.size, shard.tag) == (0, 0, None)
     assert read_index(str(tmp_path), path)["rejected"] == rows
     assert is_intact(str(tmp_path), shard)
     (tmp_path / path).write_bytes(b"")

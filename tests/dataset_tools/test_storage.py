@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 from dataset_tools.errors import UserError
 from dataset_tools.storage import (
     PARTIAL_SUFFIX,
-    content_token,
+    held,
+    is_unaltered,
     open_root,
-    remove_partial_files,
+    partial_of,
+    remove_partials,
     sha256_of_file,
+    tag_of,
     write_bytes,
     written_whole,
 )
@@ -95,36 +99,75 @@ def test_on_a_disk_the_finished_file_is_renamed_not_copied(tmp_path: Path) -> No
     assert (tmp_path / "a/b.txt").stat().st_ino == number
 
 
-def test_a_token_changes_with_the_bytes_and_is_none_without_the_file(root: str) -> None:
+def test_a_file_is_unaltered_by_its_bytes_whatever_became_of_it_between(root: str) -> None:
     filesystem, base = open_root(root)
-    path = f"{base}/x"
-    assert content_token(filesystem, path) is None
+    path, one = f"{base}/x", hashlib.sha256(b"one").hexdigest()
+    assert not is_unaltered(filesystem, path, one, None)
     write_bytes(filesystem, path, b"one")
-    token = content_token(filesystem, path)
-    assert token == f"sha256:{hashlib.sha256(b'one').hexdigest()}"
+    assert is_unaltered(filesystem, path, one, tag_of(filesystem, path))
     write_bytes(filesystem, path, b"two")
-    assert content_token(filesystem, path) != token
+    assert not is_unaltered(filesystem, path, one, tag_of(filesystem, path))
     write_bytes(filesystem, path, b"one")
-    assert content_token(filesystem, path) == token
+    assert is_unaltered(filesystem, path, one, None)
 
 
-def test_a_store_with_etags_is_asked_for_its_etag_not_for_the_bytes() -> None:
-    class Tagged(fsspec.AbstractFileSystem):
-        def info(self, path: str, **_: object) -> dict[str, object]:
-            return {"name": path, "size": 3, "type": "file", "ETag": '"abc"'}
+class Tagged(fsspec.AbstractFileSystem):
+    """A store that gives every upload another ETag, and can be read only where it is asked to be."""
 
-    assert content_token(Tagged(), "bucket/x") == 'tag:3:"abc"'
+    read = True
+
+    def info(self, path: str, **_: object) -> dict[str, object]:
+        return {"name": path, "size": 3, "type": "file", "ETag": '"abc"'}
+
+    def _open(self, path: str, *_: object, **__: object) -> io.BytesIO:
+        assert self.read, "read although the tag says enough"
+        return io.BytesIO(b"one")
 
 
-def test_what_killed_runs_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    leftover = tmp_path / "a" / f".x.tar.0a1b2c3d{PARTIAL_SUFFIX}"
-    keep = [tmp_path / "a" / "x.tar", tmp_path / f"mine{PARTIAL_SUFFIX}"]
-    for path in [leftover, *keep]:
+def test_a_store_with_etags_is_asked_for_its_etag_and_read_only_where_that_differs() -> None:
+    store = Tagged()
+    assert tag_of(store, "bucket/x") == '3:"abc"'
+    assert is_unaltered(store, "bucket/x", hashlib.sha256(b"one").hexdigest(), '3:"of the place it was copied from"')
+    assert not is_unaltered(store, "bucket/x", hashlib.sha256(b"two").hexdigest(), '3:"older"')
+    store.read = False
+    assert is_unaltered(store, "bucket/x", hashlib.sha256(b"one").hexdigest(), '3:"abc"')
+
+
+def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    left = [partial_of(tmp_path / "x.tar"), partial_of(tmp_path / "folder")]
+    keep = [
+        tmp_path / "x.tar",
+        tmp_path / f"mine{PARTIAL_SUFFIX}",
+        tmp_path / f".mine{PARTIAL_SUFFIX}",
+        tmp_path / ".download.0a1b2c3d.partial",
+        partial_of(tmp_path / "below/x.tar"),
+        partial_of(tmp_path / "y.tar"),
+        partial_of(tmp_path / "x.zip"),
+    ]
+    for path in [left[0], *keep]:
         path.write_bytes(b"")
-    remove_partial_files(open_root(str(tmp_path))[0], str(tmp_path))
-    assert not leftover.exists()
-    assert all(path.exists() for path in keep)
+    left[1].mkdir()
+    (left[1] / "file").write_bytes(b"")
+    with held(keep[-2]):
+        remove_partials(tmp_path, "[!x]*")
+        assert left[0].exists() and not left[1].exists()
+        keep[-1].unlink()
+        remove_partials(tmp_path)
+    assert not left[0].exists()
+    assert all(path.exists() for path in keep[:-1])
+
+
+def test_a_folder_that_a_killed_process_had_put_aside_is_put_back(tmp_path: Path) -> None:
+    """It was killed after the old folder had gone aside, and before the new one came."""
+    partial = partial_of(tmp_path / "result")
+    old = partial.with_suffix(f".old{PARTIAL_SUFFIX}")
+    for folder in (partial, old):
+        folder.mkdir()
+        (folder / "content").write_text(folder.name)
+    remove_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+    assert (tmp_path / "result/content").read_text() == old.name
 
 
 def test_an_unknown_protocol_is_an_error_of_the_user() -> None:

@@ -25,7 +25,9 @@ import yaml
 from dataset_tools.errors import UserError
 from dataset_tools.records import ImageRecord
 from dataset_tools.shards import ShardDataset, read_manifest, verify
-from flows.build_dataset import _download_slot, build_dataset
+from dataset_tools.storage import PARTIAL_SUFFIX
+from flows.build_dataset import build_dataset
+from flows.dataset_steps import download_slot
 
 KILLS = 5
 
@@ -56,6 +58,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "allow_occluded": True,
                 },
                 "samples_per_shard": 4,
+                # The world's broken pictures are a third of so small a one.
+                "max_rejected_share": 0.5,
             }
         )
     )
@@ -217,7 +221,7 @@ def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
         shutil.rmtree(output)
         shutil.rmtree(f"{output}.work")
         copy_drawn_world(undisturbed, output)
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(f"*{PARTIAL_SUFFIX}"))
 
 
 def signs_of_work(output: Path) -> set[str]:
@@ -315,7 +319,9 @@ def test_a_picture_that_times_out_is_tried_again_by_the_next_run(undisturbed: Pa
     images = f"http://127.0.0.1:{server.server_port}/images"
     recipe = tmp_path / "build.yaml"
     source = {"kind": "openimages", "root": str(mirror), "images": images, "fetch": fetch}
-    recipe.write_text(yaml.safe_dump({"name": "test", "source": source, "samples_per_shard": 4}))
+    recipe.write_text(
+        yaml.safe_dump({"name": "test", "source": source, "samples_per_shard": 4, "max_rejected_share": 0.5})
+    )
     held = ShardDataset(str(undisturbed), "paired", "train")
     Pictures.hangs = held.keys[0].removeprefix("openimages-")
     try:
@@ -344,6 +350,6 @@ def test_a_slot_of_the_download_limit_is_asked_for_where_pictures_come_over_a_ne
         names.append(name)
         yield
 
-    monkeypatch.setattr("flows.build_dataset.concurrency", recorded)
-    with _download_slot([ImageRecord("1", "openimages", "train", "people", "one", image)]):
+    monkeypatch.setattr("flows.dataset_steps.concurrency", recorded)
+    with download_slot([ImageRecord("1", "openimages", "train", "people", "one", image)]):
         assert names == ["mild-downloads"] * asked

@@ -1,0 +1,468 @@
+"""The cached steps of the flow `flows.build_dataset`: each job says what decides about a result, each step makes it.
+
+The unit of work is the shard. A step's result is a small manifest; pictures go straight to storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from prefect.concurrency.sync import concurrency
+from pydantic import BaseModel
+
+from dataset_tools.card import write_card
+from dataset_tools.compositing import CompositorSettings, Cutout, CutoutRow, compose, cut_out, cutout_rows
+from dataset_tools.curated import (
+    CuratedSettings,
+    Estimators,
+    Photograph,
+    curated_samples,
+    photographs,
+    rejection_rows,
+    without_folders,
+)
+from dataset_tools.errors import Rejected
+from dataset_tools.estimators.annotated import AnnotatedSettings
+from dataset_tools.records import (
+    REJECTION_SCHEMA,
+    SPLITS,
+    ImageRecord,
+    Rejection,
+    Split,
+    record_from_row,
+    records_to_table,
+    rejections_to_table,
+)
+from dataset_tools.schema import EncodingSettings, Sample
+from dataset_tools.settings import digest_of
+from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, write_shard
+from dataset_tools.sources.sample import SampleSettings, write_mirror
+from dataset_tools.storage import is_unaltered, open_root
+from flows.caching import Files, Job, cached_step, write_named
+from flows.settings import PictureSource
+
+DOWNLOADS = "mild-downloads"
+"""Global concurrency limit that shard tasks respect while they download, where the server has one by this name."""
+PICTURES = ("numpy", "opencv-python-headless", "pillow", "pycocotools", "webdataset")
+"""Packages whose versions decide about the bytes of pictures, masks and tars."""
+
+
+MIRROR = "mirror"
+"""Folder of the drawn sample world below the work folder. Its files have OpenImages' names, not their digests: another
+world takes its place as a whole, and only a run that holds the output (`flows.output_lock`) may draw it."""
+
+
+class MirrorJob(Job):
+    """Draw the sample world as a mirror in OpenImages' format."""
+
+    step: ClassVar[str] = "draw-sample-mirror"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = PICTURES
+    source: SampleSettings
+
+
+@cached_step
+def draw_sample_mirror(job: MirrorJob) -> Files:
+    """Write the mirror."""
+    write_mirror(job.source, f"{job.work}/{MIRROR}")
+    return Files.of(job, "work", [MIRROR])
+
+
+class CurateJob(Job):
+    """Choose the images of a source."""
+
+    step: ClassVar[str] = "curate"
+    version: ClassVar[int] = 2
+    source: PictureSource
+    fingerprint: str
+
+    def determines(self) -> Any:
+        """The fingerprint covers the source's tables and its settings, wherever they lie."""
+        return self.fingerprint
+
+
+class Curated(BaseModel):
+    """Result of curation: two tables below ``work``."""
+
+    files: Files
+    records: str
+    """Name of the table of chosen images (`dataset_tools.records.IMAGE_SCHEMA`), in the order of the shards."""
+    rejected: str
+    """Name of the table of what was set aside (`dataset_tools.records.REJECTION_SCHEMA`)."""
+    digest: str
+    """Of what was chosen and set aside, but not of where pictures lie."""
+    transient: int
+    """How many of what was set aside may do when tried again."""
+
+    def is_sound(self, job: Job) -> bool:
+        """Whether the tables are as they were written, and nothing is worth another try."""
+        return self.transient == 0 and self.files.is_sound(job)
+
+
+@cached_step
+def curate(job: CurateJob) -> Curated:
+    """Write the chosen images and what was set aside."""
+    source = job.source.open()
+    curation = source.curate()
+    set_aside = [replace(row, message=without_folders(row.message, source.places)) for row in curation.rejected]
+    # By split and role, so that the images of one shard are neighbours; within, in the order of the source.
+    records = sorted(curation.records, key=lambda r: (SPLITS.index(r.split), r.role))
+    chosen, rejected = records_to_table(records), rejections_to_table(set_aside)
+    names = [
+        write_named(job, name, _parquet(table))
+        for name, table in (("curated.parquet", chosen), ("curated-rejected.parquet", rejected))
+    ]
+    return Curated(
+        files=Files.of(job, "work", names),
+        records=names[0],
+        rejected=names[1],
+        digest=digest_of([digest_of_rows(chosen, 0, len(records)), names[1]]),
+        transient=sum(row.transient for row in curation.rejected),
+    )
+
+
+class BuiltShard(BaseModel):
+    """Result of a step that writes a shard."""
+
+    shard: Shard
+    place: str
+    """Digest of where the pictures came from."""
+    unread: int
+    """How many pictures could not be fetched from there."""
+
+    def is_sound(self, job: ShardJob) -> bool:
+        """Whether the shard is as it was written, and nothing set aside may do when tried again, or elsewhere."""
+        if self.shard.transient or (self.unread and self.place != job.place()):
+            return False
+        return is_intact(job.root, self.shard)
+
+
+class ShardJob(Job):
+    """What all shards have in common."""
+
+    version: ClassVar[int] = 2
+    packages: ClassVar[tuple[str, ...]] = PICTURES
+    path: str
+    source: PictureSource
+    mirror: str
+    """Digest of the drawn sample world; empty for other sources."""
+    table: str
+    """Name below ``work`` of the table of chosen images."""
+    records: str
+    """Digest of this shard's rows of it."""
+    files: str
+    """Digest of size and time of the files that these rows name, where looking costs next to nothing."""
+    split: Split
+    start: int
+    stop: int
+
+    def label(self) -> str:
+        """The shard's name."""
+        return self.path.removesuffix(".tar")
+
+    def place(self) -> str:
+        """Digest of where pictures are looked for; empty for the drawn world, which lies beside the dataset."""
+        return "" if self.mirror else digest_of(self.source.model_dump(mode="json"))
+
+    def build(self, samples: Iterable[Sample], encoding: EncodingSettings, rejected: list[Rejection]) -> BuiltShard:
+        """Write the shard; ``rejected`` is filled while ``samples`` are consumed."""
+        rows: list[dict[str, Any]] = []
+
+        def consumed() -> Iterator[Sample]:
+            yield from samples
+            rows.extend(rejection_rows(rejected))
+
+        shard = write_shard(consumed(), self.root, self.path, encoding, rows)
+        unread = sum(row.stage == "fetch" and row.outcome == "image-rejected" for row in rejected)
+        return BuiltShard(shard=shard, place=self.place(), unread=unread)
+
+
+class CuratedShardJob(ShardJob):
+    """Photographs ``start`` to ``stop`` of a split."""
+
+    step: ClassVar[str] = "build-curated-shard"
+    settings: CuratedSettings
+    pose: AnnotatedSettings | None
+    parsing: AnnotatedSettings | None
+    plate: AnnotatedSettings | None
+    side_cars: list[str | None]
+    """Fingerprints of what the three read; empty where ``mirror`` covers it."""
+    encoding: EncodingSettings
+
+    def determines(self) -> Any:
+        """Rows of the curated table, not their numbers; cues by settings, not by place."""
+        return [
+            self.path,
+            self.mirror,
+            self.settings.model_dump(mode="json", exclude={"fetch_workers"}),
+            [cue and cue.kind for cue in (self.pose, self.parsing, self.plate)],
+            self.side_cars,
+            self.encoding.model_dump(mode="json"),
+            self.records,
+            self.files,
+        ]
+
+
+@cached_step
+def build_curated_shard(job: CuratedShardJob) -> BuiltShard:
+    """fetch and decode -> clean masks -> pose, parsing, plate -> write."""
+    rejected: list[Rejection] = []
+    estimators = Estimators(
+        pose=job.pose.open() if job.pose else None,
+        parsing=job.parsing.open() if job.parsing else None,
+        plate=job.plate.open() if job.plate else None,
+    )
+    records = _records(job, "people", job.start, job.stop)
+    with download_slot(records):
+        samples = curated_samples(records, job.source.open(), job.settings, estimators, rejected)
+        return job.build(samples, job.encoding, rejected)
+
+
+class CutoutsJob(Job):
+    """List the people of a split that can be cut out."""
+
+    step: ClassVar[str] = "list-cutouts"
+    version: ClassVar[int] = 2
+    split: Split
+    shards: list[Shard]
+    settings: CompositorSettings
+
+    def label(self) -> str:
+        """The step and split."""
+        return f"{self.step}-{self.split}"
+
+    def determines(self) -> Any:
+        """The shards' content, not what a store says of it."""
+        shards = [[shard.path, shard.sha256] for shard in self.shards]
+        return [self.split, shards, self.settings.model_dump(mode="json", exclude={"samples"})]
+
+
+class Cutouts(BaseModel):
+    """Result of listing cut-outs."""
+
+    files: Files
+    name: str
+    """Of the list below ``work``: the curated shards of the split, and the usable people in them."""
+    people: int
+    """How many there are."""
+
+    def is_sound(self, job: Job) -> bool:
+        """Whether the list is as it was written."""
+        return self.files.is_sound(job)
+
+
+@cached_step
+def list_cutouts(job: CutoutsJob) -> Cutouts:
+    """Write the list."""
+    dataset = ShardDataset.of_shards(job.root, job.shards)
+    rows = [
+        row.model_dump()
+        for index in range(len(dataset))
+        for row in cutout_rows(index, dataset.annotations(index), job.settings)
+    ]
+    document = {"shards": [shard.model_dump(exclude={"tag", "index_tag"}) for shard in job.shards], "rows": rows}
+    name = write_named(job, f"cutouts-{job.split}.json", json.dumps(document).encode())
+    return Cutouts(files=Files.of(job, "work", [name]), name=name, people=len(rows))
+
+
+class CompositeShardJob(ShardJob):
+    """Composites ``start`` to ``stop`` of a split."""
+
+    step: ClassVar[str] = "build-composite-shard"
+    curated: CuratedSettings
+    settings: CompositorSettings
+    encoding: EncodingSettings
+    first_background: int
+    last_background: int
+    """Backgrounds ``first`` to ``last`` (exclusive) of the split are this shard's own."""
+    cutouts: str
+    """Name of the list of cut-outs, whose digest covers the shards that hold them."""
+
+    def determines(self) -> Any:
+        """Settings and digests; the background's numbers do not matter, their rows do."""
+        return [
+            self.path,
+            self.mirror,
+            self.curated.decode.model_dump(mode="json"),
+            self.settings.model_dump(mode="json", exclude={"samples"}),
+            self.encoding.model_dump(mode="json"),
+            [self.start, self.stop],
+            self.records,
+            self.files,
+            self.cutouts,
+        ]
+
+
+@cached_step
+def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
+    """Fetch backgrounds -> place people of the same split on them -> write."""
+    filesystem, base = open_root(job.work)
+    listing = json.loads(filesystem.cat_file(f"{base}/{job.cutouts}"))
+    shards = [Shard(**shard, tag=None, index_tag=None) for shard in listing["shards"]]
+    donors = ShardDataset.of_shards(job.root, shards)
+    people = [CutoutRow(**row) for row in listing["rows"]]
+    rejected: list[Rejection] = []
+
+    # Neighbouring composites often draw from the same pictures; decoding is what costs.
+    decoded = lru_cache(maxsize=32)(donors.__getitem__)
+
+    def load(row: CutoutRow) -> Cutout:
+        return cut_out(decoded(row.sample), row.person, job.settings)
+
+    records = _records(job, "background", job.first_background, job.last_background)
+
+    def samples() -> Iterator[Sample]:
+        for number, background in zip(range(job.start, job.stop), _backgrounds(job, records, rejected), strict=True):
+            key = f"composite-{job.split}-{number:08d}"
+            try:
+                if background is None:
+                    raise Rejected("no-background", f"none of the {len(records)} backgrounds of {job.path} can be used")
+                picture, origin = background.decoded.image, background.origin("background")
+                yield compose(key, job.split, picture, origin, people, load, job.settings)
+            except Rejected as error:
+                why = (error.reason, error.message, error.transient)
+                rejected.append(Rejection(job.split, key, "", "composite", "image-rejected", *why))
+
+    with download_slot(records):
+        return job.build(samples(), job.encoding, rejected)
+
+
+def _backgrounds(
+    job: CompositeShardJob, records: Sequence[ImageRecord], rejected: list[Rejection]
+) -> Iterator[Photograph | None]:
+    """The background of each composite in turn; None where not one can be used.
+
+    Composites are spread evenly over the records, and only the records that this gives are fetched, a few ahead. One
+    that cannot be used gives its place to the next that can, or else to the last before it.
+    """
+    count = job.stop - job.start
+    places = [number * len(records) // count for number in range(count)]
+    at = {record.id: place for place, record in enumerate(records)}
+    source = job.source.open()
+    wanted = [records[place] for place in dict.fromkeys(places)]
+    stream = photographs(wanted, source, job.curated, rejected)
+    following = next(stream, None)
+    if following is None:
+        left = [record for place, record in enumerate(records) if place not in set(places)]
+        stream = photographs(left, source, job.curated, rejected)
+        following = next(stream, None)
+    current: Photograph | None = None
+    for place in places:
+        while following is not None and (current is None or at[current.record.id] < place):
+            current, following = following, next(stream, None)
+        yield current
+
+
+class DescribeJob(Job):
+    """Write what stands beside the shards."""
+
+    step: ClassVar[str] = "describe"
+    version: ClassVar[int] = 2
+    packages: ClassVar[tuple[str, ...]] = ("pillow", "pyarrow")
+    name: str
+    description: str
+    shards: dict[str, dict[str, list[Shard]]]
+    curated_rejected: str
+    """Name below ``work`` of the table of what curation set aside."""
+    settings: dict[str, Any]
+
+    def determines(self) -> Any:
+        """The shards' content, not what a store says of it."""
+        return self.model_dump(
+            mode="json",
+            exclude={"root": True, "work": True, "shards": {"__all__": {"__all__": {"__all__": {"tag", "index_tag"}}}}},
+        )
+
+
+class Description(BaseModel):
+    """The files beside the shards, as the manifest lists them."""
+
+    files: dict[str, str]
+
+    def is_sound(self, job: Job) -> bool:
+        """Whether every file is as it was written."""
+        filesystem, base = open_root(job.root)
+        return all(is_unaltered(filesystem, f"{base}/{name}", sha256, None) for name, sha256 in self.files.items())
+
+
+@cached_step
+def describe(job: DescribeJob) -> Description:
+    """Write card, Croissant metadata, attribution and ``rejected.parquet``."""
+    listed = [shard for splits in job.shards.values() for shards in splits.values() for shard in shards]
+    return Description(
+        files=write_card(
+            job.root,
+            name=job.name,
+            description=job.description,
+            shards=job.shards,
+            settings=job.settings,
+            rejected=all_rejected(job.root, job.work, job.curated_rejected, listed),
+        )
+    )
+
+
+def all_rejected(root: str, work: str, curated: str, shards: Iterable[Shard]) -> pa.Table:
+    """What was set aside or mended by curation (the table of that name below ``work``) and in shards."""
+    tables = [read_table(work, curated)]
+    for shard in shards:
+        rows = read_index(root, shard.path)["rejected"]
+        tables.append(pa.Table.from_pylist(rows, schema=REJECTION_SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def read_table(work: str, name: str, **options: Any) -> pa.Table:
+    """A Parquet table below the work folder."""
+    filesystem, base = open_root(work)
+    with filesystem.open(f"{base}/{name}", "rb") as file:
+        return pq.read_table(file, **options)
+
+
+def rows_of(work: str, table: str, split: str, role: str) -> pa.Table:
+    """The chosen images of one split and role."""
+    return read_table(work, table, filters=[("split", "=", split), ("role", "=", role)])
+
+
+def digest_of_rows(table: pa.Table, start: int, stop: int) -> str:
+    """Digest of what records say but where files lie: ids name pictures and masks, paths may move."""
+    rows = table.slice(start, stop - start).to_pylist()
+    for row in rows:
+        del row["image"]
+        for instance in row["instances"]:
+            del instance["mask"]
+    return digest_of(rows)
+
+
+def digest_of_files(table: pa.Table, start: int, stop: int, source: PictureSource) -> str:
+    """Digest of size and time of the files that records name, so that one that was replaced in place is noticed."""
+    opened = source.open()
+    return digest_of([opened.state(record_from_row(row)) for row in table.slice(start, stop - start).to_pylist()])
+
+
+def download_slot(records: Sequence[ImageRecord]) -> contextlib.AbstractContextManager[None]:
+    """A slot of the limit `DOWNLOADS`, for pictures that come over a network.
+
+    Local files need none, and asking is dear: the server's SQLite lets it wait for seconds behind its event log.
+    """
+    if all(isinstance(open_root(record.image)[0], LocalFileSystem) for record in records):
+        return contextlib.nullcontext()
+    return concurrency(DOWNLOADS, occupy=1)
+
+
+def _records(job: ShardJob, role: str, start: int, stop: int) -> list[ImageRecord]:
+    table = rows_of(job.work, job.table, job.split, role).slice(start, stop - start)
+    return [record_from_row(row) for row in table.to_pylist()]
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
