@@ -295,10 +295,9 @@ class _Build:
         return self._run(describe, [job])[0].files
 
     def publish(self, curated: Curated, shards: Shards, files: dict[str, str]) -> dict[str, Any]:
-        """Remove shards of earlier plans and write the manifest, by which the dataset is complete."""
+        """Write the manifest, by which the dataset is complete, and remove shards of earlier plans."""
         settings, (filesystem, base) = self.settings, open_root(self.root)
         listed = [shard for splits in shards.values() for held in splits.values() for shard in held]
-        self._remove_unlisted(listed)
         manifest = Manifest(
             name=settings.name,
             shards=shards,
@@ -309,6 +308,7 @@ class _Build:
             built_from=self.built_from,
         )
         write_bytes(filesystem, f"{base}/manifest.json", f"{manifest.model_dump_json(indent=1)}\n".encode())
+        self._remove_unlisted(listed)
         rejected = Counter(read_table(self.root, "rejected.parquet", columns=["reason"])["reason"].to_pylist())
         summary = {
             "dataset": self.root,
@@ -389,13 +389,12 @@ class _Build:
                 filesystem.rm_file(f"{base}/manifest.json")
         new = [path for path in jobs if path not in self.made]
         if new:
-            self._refuse_to_overwrite([path for path in new if path.endswith(".tar")])
-            self.made |= set(new)
-            filesystem, work = open_root(self.work)
-            write_bytes(filesystem, f"{work}/{MADE}", json.dumps(sorted(self.made)).encode())
+            tars = [path for path in new if path.endswith(".tar")]
+            self._refuse_to_overwrite([place for path in tars for place in (path, index_path(path))])
+            self._note_made(self.made | set(new))
 
     def _made_before(self) -> set[str]:
-        """What earlier runs on this output may have written, as far as shards and the manifest are concerned."""
+        """What earlier runs on this output may have written: shards, and `BESIDE_SHARDS` by its first name."""
         filesystem, work = open_root(self.work)
         place = f"{work}/{MADE}"
         made = set(json.loads(filesystem.cat_file(place))) if filesystem.exists(place) else set()
@@ -403,6 +402,11 @@ class _Build:
             held = read_manifest(self.root).shards.values()
             made |= {shard.path for splits in held for shards in splits.values() for shard in shards}
         return made
+
+    def _note_made(self, paths: set[str]) -> None:
+        self.made = paths
+        filesystem, work = open_root(self.work)
+        write_bytes(filesystem, f"{work}/{MADE}", json.dumps(sorted(paths)).encode())
 
     def _refuse_to_overwrite(self, paths: Sequence[str]) -> None:
         filesystem, base = open_root(self.root)
@@ -417,11 +421,13 @@ class _Build:
     def _remove_unlisted(self, listed: list[Shard]) -> None:
         """Delete shards of an earlier plan of this output, which no manifest names any more."""
         filesystem, base = open_root(self.root)
-        keep = {shard.path for shard in listed}
-        for path in sorted(path for path in self.made - keep if path.endswith(".tar")):
+        former = {path for path in self.made if path.endswith(".tar")} - {shard.path for shard in listed}
+        for path in sorted(former):
             for place in (f"{base}/{path}", f"{base}/{index_path(path)}"):
                 if filesystem.exists(place):
                     filesystem.rm_file(place)
+        if former:
+            self._note_made(self.made - former)
 
     def _composites(self) -> dict[Split, int]:
         composite = self.settings.composite
