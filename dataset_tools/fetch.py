@@ -21,6 +21,7 @@ from pydantic import Field
 
 from dataset_tools.errors import Rejected
 from dataset_tools.settings import Settings
+from dataset_tools.storage import open_root
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,6 +89,8 @@ def open_filesystem(
         # aiohttp's own default ends every answer after five minutes.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=wait, sock_read=wait)
         options["client_kwargs"] = {"timeout": timeout, **options.get("client_kwargs", {})}
+    if url.startswith("/"):
+        return open_root(url)
     filesystem, path = fsspec.url_to_fs(url, **options)
     return filesystem, path
 

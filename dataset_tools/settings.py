@@ -12,12 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dataset_tools.errors import UserError
+from dataset_tools.storage import open_root
 
 
 class Settings(BaseModel):
     """Base of all settings models: immutable, unknown keys forbidden, field docstrings are descriptions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @classmethod
     def check(cls, values: dict[str, Any], *, origin: str) -> Self:
@@ -26,17 +27,19 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise UserError(f"{origin}: {'; '.join(_complaints(cls, error))}") from None
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from None
 
     @classmethod
     def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Self:
-        """Read a YAML file, apply ``changes`` (dotted key to value) over it, validate.
+        """Read a YAML file (a place: `dataset_tools.storage`), apply ``changes`` (dotted key to value) over it, validate.
 
         Raises:
             UserError: the file is missing, is not YAML, or holds a wrong or unknown key.
         """
-        path = Path(path)
+        filesystem, place = open_root(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            values = yaml.safe_load(filesystem.cat_file(place).decode("utf-8")) or {}
         except FileNotFoundError:
             raise UserError(f"settings file {path} does not exist") from None
         except (OSError, UnicodeDecodeError) as error:

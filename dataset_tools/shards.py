@@ -29,7 +29,9 @@ from dataset_tools.schema import (
     annotations_of,
 )
 from dataset_tools.storage import (
+    files_in,
     is_unaltered,
+    normal_place,
     open_root,
     sha256_of_file,
     tag_of,
@@ -244,6 +246,9 @@ def read_manifest(root: str) -> Manifest:
         ) from None
     except ValueError as error:
         raise UserError(f"{place} is not a manifest: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # every store has its own kinds of refusal
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{root} cannot be read: {reason}") from error
 
 
 class ShardDataset(Sequence[Sample]):
@@ -261,7 +266,7 @@ class ShardDataset(Sequence[Sample]):
     """
 
     def __init__(self, root: str, configuration: str, split: str) -> None:
-        self.root = root
+        self.root = normal_place(root)
         self.configuration = configuration
         self.split = split
         self.manifest = read_manifest(root)
@@ -275,7 +280,7 @@ class ShardDataset(Sequence[Sample]):
     def of_shards(cls, root: str, shards: Sequence[Shard]) -> ShardDataset:
         """Read shards of a dataset that has no manifest yet."""
         dataset = cls.__new__(cls)
-        dataset.root = root
+        dataset.root = normal_place(root)
         dataset._setup(shards)
         return dataset
 
@@ -368,9 +373,9 @@ def verify(root: str, workers: int = 2) -> Iterator[Problem]:
             yield Problem(name, "differs from the manifest's sha256")
     listed = [s for splits in manifest.shards.values() for shards in splits.values() for s in shards if s.samples]
     for configuration in CONFIGURATIONS:
-        for found in filesystem.glob(f"{base}/{configuration}/*.tar"):
-            name = f"{configuration}/{found.rsplit('/', 1)[-1]}"
-            if name not in {shard.path for shard in listed}:
+        names = (f"{configuration}/{name}" for name in files_in(filesystem, f"{base}/{configuration}"))
+        for name in names:
+            if name.endswith(".tar") and name not in {shard.path for shard in listed}:
                 yield Problem(name, "is not in the manifest")
     split_of_source: dict[str, tuple[str, str]] = {}
     with ThreadPoolExecutor(workers) as pool:

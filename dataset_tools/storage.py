@@ -1,4 +1,9 @@
-"""Writing files whole or not at all, on any fsspec filesystem."""
+"""Places, and writing files whole or not at all, on any fsspec filesystem.
+
+A place is what a user names a folder or file by: a local path (absolute, relative, or below ``~`` or ``~user``), a
+``file:`` URL, or a URL of another filesystem that fsspec knows, such as ``s3://bucket/folder``. `normal_place` says
+what each means, and everything that opens a place goes through it.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +19,13 @@ import uuid
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Annotated
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import available_protocols, registry
+from pydantic import AfterValidator
 
 from dataset_tools.errors import UserError
 
@@ -24,13 +33,123 @@ PARTIAL_SUFFIX = ".mild-partial"
 """Ending of files and folders under construction; a killed run may leave some, `remove_partials` clears them."""
 
 
-def open_root(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem and path of an fsspec URL or local path."""
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)((?:::[A-Za-z][A-Za-z0-9+.-]*)*)://(.*)", re.DOTALL)
+"""Protocol, protocols that it is chained to, and the rest."""
+_FILE_URL = re.compile(r"(?:file|local):(?://(?:localhost)?(/.*)|(/(?!/).*))", re.DOTALL | re.IGNORECASE)
+"""``file:///path``, with or without a host that is this machine, and ``file:/path`` (RFC 8089)."""
+
+
+def normal_place(text: str | os.PathLike[str]) -> str:
+    """The one way in which a place is written: an absolute local path, or a URL; without slashes at its end.
+
+    ``~`` and ``~user`` at the start are home folders, a ``file:`` URL is the path that it names (``%20`` is a space
+    there), and a relative path begins at the working directory. All other characters of a local path stand for
+    themselves, and URLs of other filesystems stay as they are. A local name that looks like one of these is written
+    with ``./`` before it. The result is a place that means the same.
+
+    Raises:
+        UserError: the text is empty, holds a NUL, or names a user, a filesystem or a host that is not known.
+    """
+    text = os.fspath(text)
+    if not text or "\0" in text:
+        raise UserError(f"{text!r} is no place: name a folder, a file or a URL")
+    if found := _FILE_URL.fullmatch(text):
+        return _local(unquote(found[1] or found[2], errors="surrogateescape"))
+    protocol, colon, rest = text.partition(":")
+    if colon and (protocol.lower() in ("file", "local") or re.match("/(?!/)", rest)) and _is_known(protocol):
+        raise UserError(f"{text} is not complete: write {protocol}:///folder for a URL, ./{text} for a local path")
+    if found := _URL.fullmatch(text):
+        first, chained, rest = found[1].lower(), found[2].lower(), found[3].rstrip("/")
+        for protocol in [first, *chained.split("::")[1:]]:
+            if not _is_known(protocol):
+                raise UserError(
+                    f"{text}: Protocol not known: {protocol}; a local path of that name is written ./{text}"
+                )
+        if not rest and first != "memory":
+            raise UserError(f"{text} names no folder or file")
+        return f"{first}{chained}://{rest}"
+    if text.startswith("~"):
+        home = os.path.expanduser(text)
+        if home.startswith("~"):
+            user = text.split("/")[0]
+            cure = "set HOME" if user == "~" else f"a path of that name is written ./{text}"
+            raise UserError(f"{text}: there is no home folder {user}; {cure}")
+        return _local(home)
+    return _local(text)
+
+
+def _is_known(protocol: str) -> bool:
+    return protocol.lower() in {*available_protocols(), *registry}
+
+
+def _local(path: str) -> str:
+    if not path.startswith("/"):
+        path = f"{os.getcwd()}/{path}"
+    # What stands before ".." may be a link: only the disk knows where that leads.
+    return re.sub("^/+", "/", os.path.realpath(path) if ".." in path.split("/") else os.path.normpath(path))
+
+
+def is_url(place: str) -> bool:
+    """Whether a place that `normal_place` gave is elsewhere than on a local disk."""
+    return not place.startswith("/")
+
+
+def local_place(text: str, what: str) -> str:
+    """`normal_place` of ``what`` can only be on a local disk, such as ``adapters``; raises `UserError` for a URL."""
+    place = normal_place(text)
+    if is_url(place):
+        raise UserError(f"{place}: {what} can only be on a local disk; name a folder there, and copy it afterwards")
+    return place
+
+
+PlaceSetting = Annotated[str, AfterValidator(normal_place)]
+"""A field of settings that holds a place."""
+
+
+def open_root(root: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem and path of a place. Raises `UserError` as `normal_place`, or where its library is missing."""
+    place = normal_place(root)
+    if not is_url(place):
+        # Not through fsspec, which would take "::" in a name for a chain.
+        return LocalFileSystem(), place
     try:
-        filesystem, path = fsspec.core.url_to_fs(root)
+        filesystem, path = fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:
         raise UserError(f"{root}: {error}") from None
     return filesystem, path
+
+
+def files_in(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Names of the files that lie in a folder itself, sorted; none where there is no such folder.
+
+    To be filtered by the caller: in a glob, brackets and stars of the folder's own name would mean something else.
+    """
+    try:
+        found = filesystem.ls(folder, detail=True, refresh=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(info["name"].rsplit("/", 1)[-1] for info in found if info["type"] == "file")
+
+
+def check_writable(place: str) -> None:
+    """Raise `UserError` unless files can be written at a place that `normal_place` gave; leaves nothing behind."""
+    filesystem, path = open_root(place)
+    if not is_url(place):
+        standing = next(folder for folder in (Path(path), *Path(path).parents) if os.path.lexists(folder))
+        if not standing.is_dir():
+            raise UserError(f"output {place} cannot be written: {standing} is a file")
+        try:
+            # Asking for permissions would not tell a full or read-only disk.
+            with tempfile.TemporaryFile(dir=standing) as file:
+                file.write(b"x")
+        except OSError as error:
+            raise UserError(f"output {place} cannot be written: {standing}: {error.strerror}") from None
+        return
+    try:
+        filesystem.pipe_file(f"{path}/.writable", b"")
+        filesystem.rm_file(f"{path}/.writable")
+    except Exception as error:  # every store has its own kinds of refusal
+        raise UserError(f"output {place} cannot be written: {' '.join(str(error).split())}") from None
 
 
 @contextlib.contextmanager

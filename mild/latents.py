@@ -110,7 +110,8 @@ class Latents:
         self._folder = folder
         self._filesystem, base = open_root(folder)
         self._places: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-        for place in sorted(self._filesystem.glob(f"{base}/*/*.index.json")):
+        indices = (place for place in sorted(self._filesystem.find(base)) if place.endswith(".index.json"))
+        for place in indices:
             path = place.removeprefix(base).lstrip("/").removesuffix(".index.json") + ".tar"
             document = read_index(folder, path)
             if document.get("of", {}).get("views") != settings.determines_views():

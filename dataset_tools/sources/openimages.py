@@ -25,7 +25,7 @@ from dataset_tools.images import DecodeSettings, decode_mask
 from dataset_tools.records import SPLITS, ImageRecord, Split
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.sources import Curation
-from dataset_tools.storage import open_root, written_whole
+from dataset_tools.storage import PlaceSetting, open_root, written_whole
 from dataset_tools.tables import MASK_PATH, Table
 
 CLASSES = "v5/class-descriptions-boxable.csv"
@@ -59,17 +59,17 @@ class OpenImagesSettings(Settings):
     """OpenImages: where it lies, and what is taken from it."""
 
     kind: Literal["openimages"] = "openimages"
-    root: str = "https://storage.googleapis.com/openimages"
+    root: PlaceSetting = "https://storage.googleapis.com/openimages"
     """Folder of the annotation tables and mask archives: a path or fsspec URL."""
     root_options: dict[str, Any] = Field({})
     """fsspec storage options of the root."""
-    images: str = "s3://open-images-dataset"
+    images: PlaceSetting = "s3://open-images-dataset"
     """Folder of the pictures, ``{split}/{ImageID}.jpg`` in it: a path or fsspec URL."""
     images_options: dict[str, Any] | None = None
     """fsspec storage options of the pictures; null: anonymous access on S3, nothing elsewhere."""
     splits: tuple[Split, ...] = Field(SPLITS, min_length=1)
     """Splits that are used."""
-    cache: str | None = None
+    cache: PlaceSetting | None = None
     """Local folder that keeps the tables of a remote root (some 5 GB); null: they are read again at each curation."""
     curation: CurationSettings = CurationSettings()
     fetch: FetchSettings = FetchSettings()
@@ -192,7 +192,7 @@ class OpenImagesSource:
         filesystem, path = open_filesystem(url, self.settings.fetch, self.settings.root_options)
         if isinstance(filesystem, LocalFileSystem):
             return Table(path, name)
-        copies = Path(self.settings.cache or folder).expanduser()
+        copies = Path(self.settings.cache or folder)
         copy = copies / f"{digest_of([url, *token])[:16]}-{PurePosixPath(name).name}"
         if not copy.exists():
             try:
