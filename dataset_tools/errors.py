@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
 
 class UserError(Exception):
     """Something that the user gave cannot be used: a settings file, a path, a table.
@@ -26,3 +30,33 @@ class Rejected(Exception):
         self.reason = reason
         self.message = message
         self.transient = transient
+
+
+MENDABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),  # no such place can be
+)
+"""Numbers of `OSError` that are the same however often one tries, until the user has done something."""
+_RUST = re.compile(r"\(os error (\d+)\)")
+"""How libraries that are written in Rust, such as safetensors, name the system's error in their own."""
+
+
+def what_to_mend(error: BaseException) -> str | None:
+    """One line on what the user must mend, where the error is of that kind; None for all others.
+
+    Of that kind are `UserError`, and the system's refusals: no room, no permission, a place that cannot be.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None and (found := _RUST.search(str(error))):
+        code = int(found[1])
+    if code is None and isinstance(error, PermissionError):  # as stores raise it
+        code = errno.EACCES
+    if code not in MENDABLE:
+        return None
+    names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
+    said = os.strerror(code) if names or not isinstance(error, PermissionError) else " ".join(str(error).split())
+    room = ": make room and start again, what is finished is kept" if code in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{' -> '.join(names)}: {said}{room}" if names else f"{said}{room}"

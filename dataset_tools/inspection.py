@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from pydantic import BaseModel
 from rich.table import Table
+from rich.text import Text
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import decode_rle
@@ -169,12 +170,12 @@ def as_tables(inspection: Inspection) -> list[Table]:
         hidden = [f"{quantiles[q]:.0%}" if quantiles else "-" for q in (0.5, 0.9, 1.0)]
         shares = (f"{share:.0%}" for share in (part.truncated, part.touching, part.overlapping_boxes))
         overlap.add_row(name, f"{part.occluded:.0%}", *hidden, *shares)
-        cues.add_row(name, *(counted(counts) for counts in (part.label_sets, part.pose_by, part.strata)))
-        origins.add_row(name, counted(part.sources), counted(part.licences))
+        cues.add_row(name, *(Text(counted(counts)) for counts in (part.label_sets, part.pose_by, part.strata)))
+        origins.add_row(name, Text(counted(part.sources)), Text(counted(part.licences)))
     rejected = _table("Set aside or mended", "stage", "reason", "outcome")
     rejected.add_column("count", justify="right")
     for row in inspection.rejected:
-        rejected.add_row(row.stage, row.reason, row.outcome, f"{row.count:,}")
+        rejected.add_row(*map(Text, (row.stage, row.reason, row.outcome, f"{row.count:,}")))
     return [shards, people, overlap, cues, origins, *([rejected] if inspection.rejected else [])]
 
 
@@ -297,7 +298,7 @@ def _ranked(counts: Counter[str]) -> dict[str, int]:
 
 
 def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=Text(title), title_justify="left", caption_justify="left")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table

@@ -32,7 +32,10 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Self:
-        """Read a YAML file (a place: `dataset_tools.storage`), apply ``changes`` (dotted key to value) over it, validate.
+        """Read a YAML file, apply ``changes`` (dotted key to value) over it, validate.
+
+        Args:
+            path: any place (`dataset_tools.storage`).
 
         Raises:
             UserError: the file is missing, is not YAML, or holds a wrong or unknown key.

@@ -102,6 +102,12 @@ def local_place(text: str, what: str) -> str:
     return place
 
 
+def local_path(text: str, what: str) -> str:
+    """`local_place` as it was typed, so that it is told in the same words, where the system understands that."""
+    place = local_place(text, what)
+    return text if os.path.abspath(text) == place else place
+
+
 PlaceSetting = Annotated[str, AfterValidator(normal_place)]
 """A field of settings that holds a place."""
 

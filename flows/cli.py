@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import multiprocessing
 import os
+import signal
 import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, what_to_mend
+from dataset_tools.storage import is_url, local_path, normal_place
+
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""Base of what is wrong with a command line; typer has its own, and not under a public name."""
+UNBROKEN = 100_000
+"""Columns of a file or pipe, where a line ends only where it ends."""
+SERVER_SECONDS = 10
+"""How long a Prefect server may take to say that it is there."""
+MISSING = "the module {} is not installed; in the folder of this project run: pip install '.[flows]'"
+
+
+class _Commands(TyperGroup):
+    def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """As everywhere in this program, what is wrong with a command line is one `UserError`."""
+        if not standalone_mode:
+            return super().main(*arguments, standalone_mode=False, **options)
+        if not arguments and not sys.argv[1:]:
+            arguments = (["--help"],)
+        try:
+            code = super().main(*arguments, standalone_mode=False, **options)
+        except UsageError as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "mild"
+            what = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+            raise UserError(f"{what}; see {command} --help") from None
+        except typer.Abort:
+            sys.exit(128 + signal.SIGINT)
+        sys.exit(code or 0)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=UNBROKEN)
+
 
 app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Erase people from pictures: build datasets, train, evaluate.",
+    cls=_Commands, pretty_exceptions_enable=False, help="Erase people from pictures: build datasets, train, evaluate."
 )
-console = Console()
+console = _console()
 
 Changes = Annotated[
     list[str] | None,
@@ -30,22 +70,90 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's o
 
 
 def main() -> None:
-    """Entry point: a `UserError`, or a missing extra, becomes one line and exit code 2."""
+    """Entry point. What the user must mend becomes one line. Exit codes:
+
+    ==== ===========================================================================================
+    0    all is done
+    1    something was set aside, `verify` found something, or this program has a defect (a traceback)
+    2    there is something that the user must mend
+    129  ended by SIGHUP
+    130  ended by SIGINT (Ctrl-C)
+    143  ended by SIGTERM
+    ==== ===========================================================================================
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # File names can be anything; printing them must not fail.
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app()
-    except UserError as error:
-        complaint = str(error)
+        with _signals_as_exits():
+            app()
     except ModuleNotFoundError as error:
-        complaint = f"{error.name} is not installed; this command needs the extra: pip install 'mild[flows]'"
-    else:
-        return
-    Console(stderr=True).print("[bold red]error:[/]", Text(complaint), highlight=False, soft_wrap=True)
+        if (error.name or "").split(".")[0] in ("flows", "mild", "dataset_tools", ""):
+            raise
+        _complain(MISSING.format(error.name))
+    except SystemExit as error:
+        if isinstance(error.code, int) and error.code > 128:
+            _end(error.code)
+        raise
+    except KeyboardInterrupt:
+        _end(128 + signal.SIGINT)
+    except Exception as error:
+        complaint = what_to_mend(error)
+        if complaint is None:
+            raise
+        _complain(complaint)
+
+
+def _complain(what: str) -> NoReturn:
+    line = Text.assemble(("error:", "bold red"), " ", " ".join(what.split("\n")))
+    _console(stderr=True).print(line, soft_wrap=True)
     sys.exit(2)
+
+
+@contextlib.contextmanager
+def _signals_as_exits() -> Iterator[None]:
+    """Inside, a signal that would kill at once ends the program in order: blocks are left, child processes ended."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    # What nohup ignores stays ignored. SIGINT is Python's own KeyboardInterrupt.
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(code: int) -> NoReturn:
+    """End after a signal; where threads still work in vain, at once."""
+    settings = sys.modules.get("flows.settings")
+    if settings is not None and settings.Threads.abandoned:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        for child in multiprocessing.active_children():
+            child.terminate()
+        # Prefect's temporary server is ended by one of these. Python itself would wait for the threads first.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _say(line: str) -> None:
+    """One line of output, as it is: names of files are no markup."""
+    console.print(Text(line), soft_wrap=True)
 
 
 @app.command()
 def build(
-    settings: Annotated[Path | None, typer.Argument(help="YAML file of build settings.")] = None,
+    settings: Annotated[str | None, typer.Argument(help="YAML file of build settings.")] = None,
     source: Annotated[
         str | None, typer.Option(help="sample, openimages or folder; instead of a settings file.")
     ] = None,
@@ -64,15 +172,16 @@ def build(
     if (settings is None) == (source is None):
         raise UserError("give either a settings file or --source")
     if source is not None:
-        settings = Path(recipe_path("build", source))
+        settings = recipe_path("build", source)
         changes |= {f"source.{key}": value for key, value in [("photos", photos), ("masks", masks)] if value}
+    output = normal_place(output)
     check_build(str(settings), output, changes)
     _show_build(build_dataset(str(settings), output, changes))
 
 
 @app.command()
 def train(
-    settings: Annotated[Path, typer.Argument(help="YAML file of a training recipe.")],
+    settings: Annotated[str, typer.Argument(help="YAML file of a training recipe.")],
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="Folder or URL of a built dataset.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the adapters.")] = "build/adapters",
     set_: Changes = None,
@@ -82,13 +191,13 @@ def train(
     _prepare_prefect(verbose)
     from flows.train import train as train_flow
 
-    result = train_flow(str(settings), dataset, output, _parsed(set_))
-    console.print(f"adapters in {result['adapters']}{' (cached)' if result['cached'] else ''}, base {result['base']}")
+    result = train_flow(settings, dataset, output, _parsed(set_))
+    _say(f"adapters in {result['adapters']}{' (cached)' if result['cached'] else ''}, base {result['base']}")
 
 
 @app.command()
 def evaluate(
-    settings: Annotated[Path, typer.Argument(help="YAML file of an evaluation recipe.")],
+    settings: Annotated[str, typer.Argument(help="YAML file of an evaluation recipe.")],
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="Folder or URL of a built dataset.")],
     adapters: Annotated[str, typer.Option("--adapters", "-a", help="Folder that training wrote.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the report.")] = "build/evaluation",
@@ -99,14 +208,14 @@ def evaluate(
     _prepare_prefect(verbose)
     from flows.evaluate import evaluate as evaluate_flow
 
-    result = evaluate_flow(str(settings), dataset, adapters, output, _parsed(set_))
+    result = evaluate_flow(settings, dataset, adapters, output, _parsed(set_))
     _show_evaluation(result["summary"])
-    console.print(f"report in {result['report']}{' (cached)' if result['cached'] else ''}")
+    _say(f"report in {result['report']}{' (cached)' if result['cached'] else ''}")
 
 
 @app.command()
 def pretrain(
-    settings: Annotated[Path, typer.Argument(help="YAML file of a pretraining recipe.")],
+    settings: Annotated[str, typer.Argument(help="YAML file of a pretraining recipe.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the base.")] = "build/base",
     set_: Changes = None,
     verbose: Verbose = False,
@@ -115,9 +224,9 @@ def pretrain(
     _prepare_prefect(verbose)
     from flows.pretrain_base import pretrain_base
 
-    result = pretrain_base(str(settings), output, _parsed(set_))
+    result = pretrain_base(settings, output, _parsed(set_))
     cached = f" (cached: {', '.join(result['cached'])})" if result["cached"] else ""
-    console.print(f"base in {result['base']}{cached}")
+    _say(f"base in {result['base']}{cached}")
 
 
 @app.command()
@@ -135,10 +244,10 @@ def quickstart(
     cached += [name for name in ("train", "evaluate") if result[name]["cached"]]
     _show_build(build)
     _show_evaluation(result["evaluate"]["summary"])
-    console.print(f"cached    {', '.join(cached)}")
-    console.print(f"shards    {build['dataset']}")
-    console.print(f"pictures  {build['dataset']}/card, {Path(result['evaluate']['report']).parent}/pictures")
-    console.print(f"report    {result['evaluate']['report']}")
+    _say(f"cached    {', '.join(cached)}")
+    _say(f"shards    {build['dataset']}")
+    _say(f"pictures  {build['dataset']}/card, {Path(result['evaluate']['report']).parent}/pictures")
+    _say(f"report    {result['evaluate']['report']}")
 
 
 @app.command()
@@ -200,6 +309,11 @@ def erase(
 
     if not mask:
         raise UserError("say where the people are: --mask MASK.png, a folder of masks, or a COCO json")
+    photos = [local_path(photo, "photographs") for photo in photos]
+    # Masks are read from anywhere.
+    mask = [place if is_url(place := normal_place(path)) else local_path(path, "masks") for path in mask]
+    output = None if output is None else local_path(output, "results")
+    layers = None if layers is None else local_path(layers, "layers")
     options = EraseOptions(base, mild, steps, seed, prompt, MARGIN if margin is None else margin)
     if erase_people(
         photos,
@@ -210,7 +324,7 @@ def erase(
         layers=layers,
         force=force,
         console=console,
-        complaints=Console(stderr=True),
+        complaints=_console(stderr=True),
     ):
         raise typer.Exit(1)
 
@@ -225,14 +339,15 @@ def recompose(
     """Put a picture together again with some of its people."""
     from flows.erase import recompose as recompose_picture
 
-    recompose_picture(layers, keep, output, force=force)
-    console.print(Text(output), soft_wrap=True)
+    output = local_path(output, "results")
+    recompose_picture(local_path(layers, "layers"), keep, output, force=force)
+    _say(output)
 
 
 @app.command()
 def inspect(
     dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
-    picture: Annotated[Path, typer.Option(help="Where to write the contact sheet (PNG).")] = Path("contact-sheet.png"),
+    picture: Annotated[str, typer.Option(help="Where to write the contact sheet (PNG).")] = "contact-sheet.png",
     each: Annotated[int, typer.Option(min=1, help="Samples of each configuration and split on it.")] = 4,
 ) -> None:
     """Show counts, sizes, people a picture, overlap and licences; draw a contact sheet."""
@@ -251,8 +366,8 @@ def inspect(
         for split in splits
     ]
     samples = [part[index] for part in parts for index in range(min(each, len(part)))]
-    write_bytes(*open_root(str(picture)), encode_png(contact_sheet(samples, columns=4, tile=240)))
-    console.print(f"contact sheet in {picture}")
+    write_bytes(*open_root(picture), encode_png(contact_sheet(samples, columns=4, tile=240)))
+    _say(f"contact sheet in {picture}")
 
 
 @app.command()
@@ -265,24 +380,23 @@ def verify(dataset: Annotated[str, typer.Argument(help="Folder or URL of a datas
     problems = 0
     for problem in verify_dataset(dataset, workers=os.cpu_count() or 1):
         problems += 1
-        console.print(f"[red]{problem.where}[/]: {problem.what}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble((problem.where, "red"), f": {problem.what}"), soft_wrap=True)
     if problems:
-        console.print(f"{problems} problems; building again redoes what is altered")
+        _say(f"{problems} problems; building again redoes what is altered")
         raise typer.Exit(1)
     shards = [shard for splits in manifest.shards.values() for held in splits.values() for shard in held]
-    console.print(
-        f"sound: {sum(s.samples for s in shards)} samples in {len(shards)} shards, digest {manifest.digest()[:16]}"
-    )
+    _say(f"sound: {sum(s.samples for s in shards)} samples in {len(shards)} shards, digest {manifest.digest()[:16]}")
 
 
 def _show_build(summary: dict[str, Any]) -> None:
-    table = Table(title=f"dataset {summary['dataset']}")
+    _say(f"dataset {summary['dataset']}")
+    table = Table()
     table.add_column("what")
     table.add_column("count", justify="right")
     for name in ("samples", "shards", "cached"):
         table.add_row(name, str(summary[name]))
     for reason, count in summary["rejected"].items():
-        table.add_row(f"set aside or mended: {reason}", str(count))
+        table.add_row(Text(f"set aside or mended: {reason}"), str(count))
     console.print(table)
 
 
@@ -291,11 +405,13 @@ def _show_evaluation(summary: dict[str, Any]) -> None:
     table = Table(title="in the hole: PSNR in dB / perceptual distance")
     table.add_column("method")
     for group in summary["groups"]:
-        table.add_column(f"{group['name']} ({group['cases']})", justify="right")
+        table.add_column(Text(f"{group['name']} ({group['cases']})"), justify="right")
     for method in summary["settings"]["methods"]:
         reached = [group["methods"][method] for group in summary["groups"]]
         means = [(values["psnr_hole"]["mean"], values["perceptual_hole"]["mean"]) for values in reached]
-        table.add_row(method, *("not computed" if None in pair else "{:.2f} / {:.3f}".format(*pair) for pair in means))
+        table.add_row(
+            Text(method), *("not computed" if None in pair else "{:.2f} / {:.3f}".format(*pair) for pair in means)
+        )
     console.print(table)
 
 
@@ -305,15 +421,65 @@ def _parsed(changes: list[str] | None) -> dict[str, Any]:
         key, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"--set {change}: write it as key=value")
-        parsed[key] = yaml.safe_load(value)
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {change}: the value is not valid YAML: {' '.join(str(error).split())}") from None
     return parsed
 
 
 def _prepare_prefect(verbose: bool) -> None:
-    """Must run before Prefect is imported: it reads its settings then."""
+    """Prefect's settings, and whether it can work at all. Must run before Prefect is imported: it reads them then.
+
+    Raises:
+        UserError: its settings are wrong, its server does not answer, or there is no place for its database.
+    """
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
     # On a busy machine the temporary server needs more than the 20 seconds that Prefect gives it.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    from pydantic import ValidationError
+
+    try:
+        with warnings.catch_warnings():
+            # What it warns of is looked at here.
+            warnings.filterwarnings("ignore", "Failed to create the Prefect home directory")
+            from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+    except ValidationError as error:
+        what = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise UserError(f"Prefect's settings (PREFECT_... in the environment, or its profile): {what}") from None
+    except RuntimeError as error:  # of pathlib
+        raise UserError(f"Prefect keeps its database in a home folder: set HOME or PREFECT_HOME ({error})") from None
+    home = PREFECT_HOME.value()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise UserError(
+            f"Prefect keeps its database in {home}, where nothing can be written ({error.strerror}): set PREFECT_HOME "
+            "to a folder where that can be done"
+        ) from None
+    url = PREFECT_API_URL.value()
+    if url:
+        _check_server(url)
+
+
+def _check_server(url: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    cure = "start that server, set PREFECT_API_URL to another (it ends in /api), or unset it for a temporary one"
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        try:
+            client = get_client(httpx_settings={"timeout": SERVER_SECONDS}, sync_client=True)
+            fault = client.api_healthcheck()
+            if fault is None:
+                client.raise_for_api_version_mismatch()
+        except Exception as error:  # of the network, of what answers there instead, of the URL itself
+            fault = error
+    if fault is not None:
+        what = " ".join(str(fault).split()) or type(fault).__name__
+        raise UserError(f"there is no Prefect server at {url} (PREFECT_API_URL): {what}; {cure}")
 
 
 if __name__ == "__main__":

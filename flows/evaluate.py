@@ -12,10 +12,11 @@ from pydantic import Field
 
 from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
-from dataset_tools.storage import open_root
+from dataset_tools.storage import check_writable, local_place, normal_place
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
 from flows.progress import Progress
-from mild.nano import place_of
+from flows.settings import Threads
+from mild.nano import normal_name, place_of
 from mild.saved import read_config
 from mild.settings import EvaluateSettings
 
@@ -72,39 +73,41 @@ def compare_methods(job: EvaluateJob) -> Files:
     return Files.of(job, "root", [""])
 
 
-@flow(name="evaluate", persist_result=False)
+@flow(name="evaluate", persist_result=False, task_runner=Threads())  # type: ignore[arg-type]
 def evaluate(
     settings: str, dataset: str, adapters: str, output: str, changes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Judge adapters beside other methods, unless the same was done before and lies there unaltered.
 
     Args:
-        settings: path of a YAML file of `EvaluateRecipe`.
+        settings: place of a YAML file of `EvaluateRecipe`.
         dataset: folder or URL of a built dataset.
         adapters: folder that the flow ``train`` wrote.
-        output: folder of tables, pictures and ``report.html``.
+        output: local folder of tables, pictures and ``report.html``.
         changes: settings to change, dotted name to value.
 
     Returns:
         ``report`` (path), ``summary`` (means with intervals) and ``cached``.
 
     Raises:
-        UserError: settings, dataset or adapters cannot be used.
+        UserError: settings, dataset or adapters cannot be used, or the output cannot be written.
     """
     recipe = EvaluateRecipe.load(settings, changes)
-    root = output.rstrip("/")
+    root, dataset, adapters = local_place(output, "a report"), normal_place(dataset), normal_name(adapters)
+    digest = read_manifest(dataset).digest()
+    folder = local_place(place_of(adapters), "adapters that are evaluated")
+    check_writable(root)
     place = {"root": root, "work": f"{root}.work"}
     job = EvaluateJob(
         **place,
         dataset=dataset,
-        dataset_digest=read_manifest(dataset).digest(),
+        dataset_digest=digest,
         adapters=adapters,
-        adapters_digest=folder_digest(place_of(adapters)),
-        base=read_config(Path(place_of(adapters))).base,
+        adapters_digest=folder_digest(folder),
+        base=read_config(Path(folder)).base,
         recipe=recipe,
     )
     outcome = run_steps(compare_methods, [job], result_storage(place["work"]))[0]
-    filesystem, base = open_root(root)
-    summary = json.loads(filesystem.cat_file(f"{base}/summary.json"))
+    summary = json.loads(Path(root, "summary.json").read_text(encoding="utf-8"))
     create_link_artifact(f"{root}/report.html", link_text="report", key="evaluation-report")
     return {"report": f"{root}/report.html", "summary": summary, "cached": outcome.cached}

@@ -8,6 +8,7 @@ from typing import Any
 from prefect import flow
 
 from dataset_tools.errors import UserError
+from dataset_tools.storage import check_writable, local_place
 from flows.build_dataset import build_dataset
 from flows.evaluate import evaluate
 from flows.train import train
@@ -30,12 +31,16 @@ def pipeline(recipe: str, output: str) -> dict[str, Any]:
 
     Args:
         recipe: name of the recipes to follow, such as ``sample``.
-        output: folder for ``dataset``, ``adapters`` and ``evaluation``.
+        output: local folder for ``dataset``, ``adapters`` and ``evaluation``.
 
     Returns:
         What the three flows return, by their names.
+
+    Raises:
+        UserError: there is no such recipe, or the output cannot be written; or as the three flows.
     """
-    root = output.rstrip("/")
+    root = local_place(output, "adapters")
+    check_writable(root)
     dataset, adapters = f"{root}/dataset", f"{root}/adapters"
     built = build_dataset(recipe_path("build", recipe), dataset)
     trained = train(recipe_path("train", recipe), dataset, adapters)

@@ -10,8 +10,10 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import Field
 
 from dataset_tools.settings import Settings
+from dataset_tools.storage import check_writable, local_place
 from flows.caching import Files, Job, cached_step, result_storage, run_steps
 from flows.progress import Progress
+from flows.settings import Threads
 from mild.nano.export import export_base
 from mild.nano.pictures import DrawingSettings, draw_pictures
 from mild.nano.pretraining import PretrainSettings, encode_examples, train_unet, train_vae
@@ -143,15 +145,15 @@ def export(job: ExportJob) -> Files:
     return Files.of(job, "root", [""])
 
 
-@flow(name="pretrain-base", persist_result=False)
+@flow(name="pretrain-base", persist_result=False, task_runner=Threads())  # type: ignore[arg-type]
 def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train the nano base, unless the same was trained before and lies there unaltered.
 
     Pictures, latents and checkpoints lie in ``output.work``; an interrupted run goes on from there.
 
     Args:
-        settings: path of a YAML file of `PretrainRecipe`.
-        output: folder of the base.
+        settings: place of a YAML file of `PretrainRecipe`.
+        output: local folder of the base.
         changes: settings to change, dotted name to value.
 
     Returns:
@@ -161,7 +163,8 @@ def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = N
         UserError: settings cannot be used, or ``output`` cannot be written.
     """
     recipe = PretrainRecipe.load(settings, changes)
-    root = output.rstrip("/")
+    root = local_place(output, "a base")
+    check_writable(root)
     place = {"root": root, "work": f"{root}.work"}
     storage = result_storage(place["work"])
     cached = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.task_runners import R, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
 from dataset_tools.compositing import CompositorSettings
@@ -22,6 +22,31 @@ SourceSettings = Annotated[SampleSettings | OpenImagesSettings | FolderSettings,
 """Those, and the drawn world, which is written first and then read as ``openimages``."""
 
 
+class Threads(ThreadPoolTaskRunner[R]):
+    """Prefect's threads, but a flow that is ended by a signal does not wait for what they do.
+
+    Nothing is lost by that but their work, for what a step writes is whole or not there. The process, which Python does
+    not end before its threads, must then be ended otherwise: see ``flows.cli``.
+    """
+
+    abandoned: ClassVar[bool] = False
+    """Whether threads of this process were left to themselves."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if self._executor is not None and (kind is None or issubclass(kind, Exception)):
+            self._executor.shutdown(cancel_futures=True)
+        super().__exit__(kind, error, trace)
+
+    def cancel_all(self) -> None:
+        """Cancel what has not begun; what has is told, and not waited for."""
+        for event in self._cancel_events.values():
+            event.set()
+        if self._executor is not None:
+            Threads.abandoned |= any(thread.is_alive() for thread in self._executor._threads)
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+
+
 class RunnerSettings(Settings):
     """What runs the tasks of a flow. Has no influence on the bytes of a dataset."""
 
@@ -35,7 +60,7 @@ class RunnerSettings(Settings):
     def open(self) -> TaskRunner[Any]:
         """The task runner that the settings name."""
         if self.kind == "threads":
-            return ThreadPoolTaskRunner(max_workers=self.workers)
+            return Threads(max_workers=self.workers)
         from prefect_dask import DaskTaskRunner
 
         if self.address is not None:

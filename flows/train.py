@@ -6,27 +6,28 @@ import base64
 import csv
 import io
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from PIL import Image
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dataset_tools.schema import Configuration
 from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
+from dataset_tools.storage import check_writable, local_place, normal_place
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
 from flows.progress import Progress
 from mild.launch import TrainRequest, check_shards, launch
-from mild.nano import NAME, place_of
+from mild.nano import NAME, normal_name, place_of
 from mild.settings import TrainSettings
 
 
 class TrainRecipe(Settings):
     """Everything that the flow ``train`` needs to know but where things lie."""
 
-    base: str = NAME
+    base: Annotated[str, AfterValidator(normal_name)] = NAME
     """Hub id or folder of an SDXL inpainting pipeline; ``mild-nano`` is the very small one that comes with the package,
     which runs anywhere and knows drawn pictures only."""
     configurations: dict[Configuration, float] = Field(default={"composite": 1.0}, min_length=1)
@@ -156,22 +157,23 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
     """Train adapters, unless the same were trained before and lie there unaltered.
 
     Args:
-        settings: path of a YAML file of `TrainRecipe`.
+        settings: place of a YAML file of `TrainRecipe`.
         dataset: folder or URL of a built dataset.
-        output: folder of the adapters.
+        output: local folder of the adapters.
         changes: settings to change, dotted name to value.
 
     Returns:
         ``adapters`` (path), ``base`` (as the recipe names it) and ``cached``.
 
     Raises:
-        UserError: settings, dataset or base cannot be used.
+        UserError: settings, dataset or base cannot be used, or the output cannot be written.
     """
     recipe = TrainRecipe.load(settings, changes)
-    root = output.rstrip("/")
+    root, dataset = local_place(output, "adapters"), normal_place(dataset)
+    digest = read_manifest(dataset).digest()
+    check_writable(root)
     place = {"root": root, "work": f"{root}.work"}
     storage = result_storage(place["work"])
-    digest = read_manifest(dataset).digest()
     base = place_of(recipe.base)
     base_digest = folder_digest(base) if Path(base).is_dir() else base
     # Machines with one GPU for each that may train at a time set a limit on this tag.

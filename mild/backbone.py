@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from dataset_tools.errors import UserError
-from mild.nano import NAME, place_of
+from mild.nano import HUB_ID, NAME, place_of
 from mild.settings import LoraSettings
 
 Branch = Literal["fg", "bg"]
@@ -47,7 +47,7 @@ def load_base(
     folder = Path(place)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(f"{name_or_folder} is not a diffusers pipeline folder: it has no model_index.json")
-    if not folder.exists() and place.count("/") != 1:
+    if not folder.exists() and HUB_ID.fullmatch(place) is None:
         raise UserError(
             f"base {name_or_folder} does not exist; give a folder, a hub id such as {SUGGESTED_BASE}, or {NAME}"
         )

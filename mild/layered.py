@@ -36,9 +36,9 @@ from torch import nn
 from dataset_tools.errors import UserError
 from mild.attention import SpatialModulation, install_sma, remove_sma
 from mild.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
-from mild.model_card import HUB_ID, model_card
+from mild.model_card import model_card
 from mild.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
-from mild.nano import place_of
+from mild.nano import HUB_ID, place_of
 from mild.offsets import Offsets, install_offsets, remove_offsets
 from mild.prefix import PromptPrefix
 from mild.saved import CONFIG, FORMAT, SavedConfig, one_line, read_config

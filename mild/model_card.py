@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
-from mild.nano import NAME
+from mild.nano import HUB_ID, NAME
 from mild.settings import MildSettings
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 CARD = """\
 ---
