@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
+import logging
 import multiprocessing
 import os
 import signal
@@ -189,9 +191,12 @@ def train(
 ) -> None:
     """Train adapters on a dataset."""
     _prepare_prefect(verbose)
+    from flows.train import check_train
     from flows.train import train as train_flow
 
-    result = train_flow(settings, dataset, output, _parsed(set_))
+    changes = _parsed(set_)
+    check_train(settings, dataset, output, changes)
+    result = train_flow(settings, dataset, output, changes)
     _say(f"adapters in {result['adapters']}{' (cached)' if result['cached'] else ''}, base {result['base']}")
 
 
@@ -206,9 +211,12 @@ def evaluate(
 ) -> None:
     """Compare adapters with other methods; writes tables, pictures and report.html."""
     _prepare_prefect(verbose)
+    from flows.evaluate import check_evaluate
     from flows.evaluate import evaluate as evaluate_flow
 
-    result = evaluate_flow(settings, dataset, adapters, output, _parsed(set_))
+    changes = _parsed(set_)
+    check_evaluate(settings, dataset, adapters, output, changes)
+    result = evaluate_flow(settings, dataset, adapters, output, changes)
     _show_evaluation(result["summary"])
     _say(f"report in {result['report']}{' (cached)' if result['cached'] else ''}")
 
@@ -222,9 +230,11 @@ def pretrain(
 ) -> None:
     """Train a very small base from nothing on the drawn world; an hour or more on a laptop."""
     _prepare_prefect(verbose)
-    from flows.pretrain_base import pretrain_base
+    from flows.pretrain_base import check_pretrain, pretrain_base
 
-    result = pretrain_base(settings, output, _parsed(set_))
+    changes = _parsed(set_)
+    check_pretrain(settings, output, changes)
+    result = pretrain_base(settings, output, changes)
     cached = f" (cached: {', '.join(result['cached'])})" if result["cached"] else ""
     _say(f"base in {result['base']}{cached}")
 
@@ -236,8 +246,9 @@ def quickstart(
 ) -> None:
     """The whole road on the embedded sample: build-dataset, train, evaluate."""
     _prepare_prefect(verbose)
-    from flows.pipeline import pipeline
+    from flows.pipeline import check_pipeline, pipeline
 
+    check_pipeline("sample", output)
     result = pipeline("sample", output)
     build = result["build"]
     cached = [f"{build['cached']} of {build['shards']} shards"]
@@ -437,19 +448,24 @@ def _prepare_prefect(verbose: bool) -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
     # On a busy machine the temporary server needs more than the 20 seconds that Prefect gives it.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    if not verbose:
+        # They say that they need longer than expected to empty their queues.
+        for name in ("EventsWorker", "APILogWorker"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     from pydantic import ValidationError
 
     try:
-        with warnings.catch_warnings():
-            # What it warns of is looked at here.
-            warnings.filterwarnings("ignore", "Failed to create the Prefect home directory")
+        # What Prefect prints and warns of here, is looked at here.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
             from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+
+            home, url = PREFECT_HOME.value(), PREFECT_API_URL.value()
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        what = "; ".join(f"{error.title}.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise UserError(f"Prefect's settings (PREFECT_... in the environment, or its profile): {what}") from None
     except RuntimeError as error:  # of pathlib
         raise UserError(f"Prefect keeps its database in a home folder: set HOME or PREFECT_HOME ({error})") from None
-    home = PREFECT_HOME.value()
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home) as file:
@@ -459,7 +475,6 @@ def _prepare_prefect(verbose: bool) -> None:
             f"Prefect keeps its database in {home}, where nothing can be written ({error.strerror}): set PREFECT_HOME "
             "to a folder where that can be done"
         ) from None
-    url = PREFECT_API_URL.value()
     if url:
         _check_server(url)
 

@@ -92,11 +92,10 @@ def evaluate(
     Raises:
         UserError: settings, dataset or adapters cannot be used, or the output cannot be written.
     """
-    recipe = EvaluateRecipe.load(settings, changes)
+    recipe = check_evaluate(settings, dataset, adapters, output, changes)
     root, dataset, adapters = local_place(output, "a report"), normal_place(dataset), normal_name(adapters)
     digest = read_manifest(dataset).digest()
-    folder = local_place(place_of(adapters), "adapters that are evaluated")
-    check_writable(root)
+    folder = place_of(adapters)
     place = {"root": root, "work": f"{root}.work"}
     job = EvaluateJob(
         **place,
@@ -111,3 +110,19 @@ def evaluate(
     summary = json.loads(Path(root, "summary.json").read_text(encoding="utf-8"))
     create_link_artifact(f"{root}/report.html", link_text="report", key="evaluation-report")
     return {"report": f"{root}/report.html", "summary": summary, "cached": outcome.cached}
+
+
+def check_evaluate(
+    settings: str, dataset: str, adapters: str, output: str, changes: dict[str, Any] | None = None
+) -> EvaluateRecipe:
+    """The recipe, where it, dataset, adapters and output of `evaluate` can be used; leaves nothing behind.
+
+    Raises:
+        UserError: they cannot.
+    """
+    recipe = EvaluateRecipe.load(settings, changes)
+    root = local_place(output, "a report")
+    read_manifest(dataset)
+    read_config(Path(local_place(place_of(adapters), "adapters that are evaluated")))
+    check_writable(root)
+    return recipe

@@ -39,10 +39,17 @@ def pipeline(recipe: str, output: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such recipe, or the output cannot be written; or as the three flows.
     """
+    check_pipeline(recipe, output)
     root = local_place(output, "adapters")
-    check_writable(root)
     dataset, adapters = f"{root}/dataset", f"{root}/adapters"
     built = build_dataset(recipe_path("build", recipe), dataset)
     trained = train(recipe_path("train", recipe), dataset, adapters)
     evaluated = evaluate(recipe_path("evaluate", recipe), dataset, adapters, f"{root}/evaluation")
     return {"build": built, "train": trained, "evaluate": evaluated}
+
+
+def check_pipeline(recipe: str, output: str) -> None:
+    """Raise `UserError` where there are no such recipes, or the output cannot be written; leaves nothing behind."""
+    for step in ("build", "train", "evaluate"):
+        recipe_path(step, recipe)
+    check_writable(local_place(output, "adapters"))

@@ -162,9 +162,8 @@ def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = N
     Raises:
         UserError: settings cannot be used, or ``output`` cannot be written.
     """
-    recipe = PretrainRecipe.load(settings, changes)
+    recipe = check_pretrain(settings, output, changes)
     root = local_place(output, "a base")
-    check_writable(root)
     place = {"root": root, "work": f"{root}.work"}
     storage = result_storage(place["work"])
     cached = []
@@ -187,6 +186,17 @@ def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = N
     run(export, ExportJob(**place, recipe=recipe, pictures=pictures, trained=trained, command=command))
     create_link_artifact(root, link_text="base", key="pretrain-base")
     return {"base": root, "cached": cached}
+
+
+def check_pretrain(settings: str, output: str, changes: dict[str, Any] | None = None) -> PretrainRecipe:
+    """The recipe, where it and the output of `pretrain_base` can be used; leaves nothing behind.
+
+    Raises:
+        UserError: they cannot.
+    """
+    recipe = PretrainRecipe.load(settings, changes)
+    check_writable(local_place(output, "a base"))
+    return recipe
 
 
 class _Curve(Progress):

@@ -168,10 +168,9 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
     Raises:
         UserError: settings, dataset or base cannot be used, or the output cannot be written.
     """
-    recipe = TrainRecipe.load(settings, changes)
+    recipe = check_train(settings, dataset, output, changes)
     root, dataset = local_place(output, "adapters"), normal_place(dataset)
     digest = read_manifest(dataset).digest()
-    check_writable(root)
     place = {"root": root, "work": f"{root}.work"}
     storage = result_storage(place["work"])
     base = place_of(recipe.base)
@@ -191,3 +190,16 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
     outcome = run_steps(step, [job], storage, in_this_thread=True)[0]
     create_link_artifact(root, link_text="adapters", key="train-adapters")
     return {"adapters": root, "base": recipe.base, "cached": outcome.cached}
+
+
+def check_train(settings: str, dataset: str, output: str, changes: dict[str, Any] | None = None) -> TrainRecipe:
+    """The recipe, where it, the dataset and the output of `train` can be used; leaves nothing behind.
+
+    Raises:
+        UserError: they cannot.
+    """
+    recipe = TrainRecipe.load(settings, changes)
+    root = local_place(output, "adapters")
+    read_manifest(dataset)
+    check_writable(root)
+    return recipe
