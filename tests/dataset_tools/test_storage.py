@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataset_tools.errors import UserError
 from dataset_tools.storage import (
     PARTIAL_SUFFIX,
+    check_writable,
     held,
     is_unaltered,
+    local_path,
+    local_place,
+    normal_place,
     open_root,
     partial_of,
     remove_partials,
@@ -173,3 +181,93 @@ def test_a_folder_that_a_killed_process_had_put_aside_is_put_back(tmp_path: Path
 def test_an_unknown_protocol_is_an_error_of_the_user() -> None:
     with pytest.raises(UserError, match="nowhere://x"):
         open_root("nowhere://x")
+
+
+NAMES = st.text(
+    st.one_of(
+        st.sampled_from("ab #%[]{}~+:*?!'$&()=@;,.-^`|<>\"\\"),
+        st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=["Cc", "Cs"]),
+    ),
+    min_size=1,
+    max_size=12,
+).filter(lambda name: name not in (".", ".."))
+"""Names that a folder can have."""
+
+
+@given(st.lists(NAMES, min_size=1, max_size=3))
+def test_every_local_path_means_itself_however_it_is_written(names: list[str]) -> None:
+    """Absolute, with slashes too many, relative, as a file URL by the standard library, and once more."""
+    path = "/" + "/".join(names)
+    assert normal_place(path) == path
+    for text in (f"{path}///", f"//{'//'.join(names)}", f"/{names[0]}/../{'/'.join(names)}"):
+        assert normal_place(text) == path
+    for url in (PurePosixPath(path).as_uri(), f"file://localhost{PurePosixPath(path).as_uri()[7:]}/"):
+        assert normal_place(url) == path
+    assert normal_place(f"./{'/'.join(names)}") == os.path.join(os.getcwd(), *names)
+    filesystem, place = open_root(path)
+    assert isinstance(filesystem, LocalFileSystem) and place == path
+
+
+def test_a_home_folder_is_meant_only_by_a_tilde_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert normal_place("~/a/") == str(tmp_path / "a")
+    assert normal_place("~") == str(tmp_path)
+    assert normal_place("~root/a").endswith("/a") and not normal_place("~root/a").startswith(os.getcwd())
+    assert normal_place("/x/~/y") == "/x/~/y"
+    assert normal_place("./~") == os.path.join(os.getcwd(), "~")
+
+
+def test_what_stands_before_two_dots_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there/inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "there/inner")
+    assert normal_place(f"{tmp_path}/link/../x") == str(tmp_path / "there/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("s3://bucket/a b/c/", "s3://bucket/a b/c"),
+        ("s3://bucket//", "s3://bucket"),
+        ("S3://Bucket/A", "s3://Bucket/A"),
+        ("memory://", "memory://"),
+        ("memory://x[1]/%20/", "memory://x[1]/%20"),
+        ("https://host/a%20b/?x=1", "https://host/a%20b/?x=1"),
+        ("simplecache::s3://bucket/x/", "simplecache::s3://bucket/x"),
+        ("zip://inner/::file:///x.zip", "zip://inner/::file:///x.zip"),
+    ],
+)
+def test_a_url_stays_as_it_is_but_for_slashes_at_its_end(text: str, place: str) -> None:
+    assert normal_place(text) == normal_place(place) == place
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a\0b", "~nobody-of-this-name/x", "file://elsewhere/x", "file:x", "s3:/bucket/x", "s3://", "nowhere://x"],
+)
+def test_what_is_not_known_is_refused_in_one_line(text: str) -> None:
+    """None of them becomes a folder of that name in the working directory."""
+    with pytest.raises(UserError) as refusal:
+        open_root(text)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_can_only_be_local_is_refused_elsewhere_and_told_as_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert local_path("a/b.png", "results") == "a/b.png"
+    assert local_path("file:///a%20b", "results") == local_place("/a b/", "results") == "/a b"
+    for url in ("s3://bucket/x", "memory://x"):
+        with pytest.raises(UserError, match="results can only be on a local disk"):
+            local_path(url, "results")
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", "a broken link", "no such disk"])
+def test_an_output_that_cannot_be_is_refused_before_anything_is_done(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    output = {"a file": "file", "below a file": "file/x", "a broken link": "link", "no such disk": "/proc/x"}[kind]
+    with pytest.raises(UserError, match="cannot be written"):
+        check_writable(str(tmp_path / output))
+    check_writable(str(tmp_path / "new/folder"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]

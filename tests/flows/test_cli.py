@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dataset_tools.errors import UserError
+from dataset_tools.shards import ShardDataset
 from flows import cli
 from flows.evaluate import EvaluateRecipe
 from flows.pipeline import recipe_path
@@ -21,6 +34,17 @@ from mild.nano import ADAPTERS, place_of
 def mild(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     return subprocess.run([sys.executable, "-m", "flows.cli", *arguments], capture_output=True, text=True)
+
+
+def here(*arguments: str, width: int = 80) -> tuple[int, str, str]:
+    """Run the command line in this process: exit code, standard output and standard error, both of them files."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["mild", *arguments])
+        patch.setenv("COLUMNS", str(width))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    return int(stop.value.code or 0), out.getvalue(), err.getvalue()
 
 
 def test_help_names_every_command_without_loading_prefect_or_torch() -> None:
@@ -93,3 +117,200 @@ def test_the_sample_trains_for_minutes_not_an_hour() -> None:
     """The quickstart's recipe is short."""
     assert TrainRecipe.load(recipe_path("train", "sample")).train.steps <= 150
     assert EvaluateRecipe.load(recipe_path("evaluate", "sample")).evaluate.samples <= 12
+
+
+FOLDERS = st.text(st.sampled_from("ab #%[]~+:*?é雪(/)"), min_size=1, max_size=12).filter(
+    lambda name: not name.startswith("/") and "." not in name
+)
+"""Relative folders of the characters that mean something to a shell, a URL, a pattern or a printer."""
+
+
+@settings(max_examples=15)
+@given(FOLDERS)
+def test_a_dataset_in_any_folder_is_found_whole_and_its_path_printed_as_it_is(drawn_dataset: str, name: str) -> None:
+    with tempfile.TemporaryDirectory() as above:
+        folder = Path(above, name, "[red]d[/]")
+        shutil.copytree(drawn_dataset, folder)
+        for root in (str(folder), f"{folder}/", folder.as_uri(), os.path.relpath(folder)):
+            assert len(ShardDataset(root, "composite", "train")) == 6
+        assert here("verify", folder.as_uri())[0] == 0
+        code, out, _ = here("inspect", str(folder), "--picture", f"{folder}/sheet.png", "--each", "1")
+        assert (code, out.splitlines()[-1]) == (0, f"contact sheet in {folder}/sheet.png")
+        assert (folder / "sheet.png").is_file()
+        shutil.copy(folder / "composite/train-000000.tar", folder / "composite/train-000007.tar")
+        code, out, _ = here("verify", str(folder))
+        assert code == 1 and "composite/train-000007.tar: is not in the manifest" in out.splitlines()
+        (folder / "manifest.json").unlink()
+        code, _, err = here("verify", str(folder))
+        assert code == 2 and err.startswith(f"error: {folder} holds no dataset: ")
+
+
+def a_recipe(folder: Path, **values: Any) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "pretrain", "quickstart"])
+@pytest.mark.parametrize("output", ["s3://bucket/x", "memory://x", "nowhere://x", "file:x", "/proc/x", ""])
+def test_an_output_that_cannot_be_used_is_one_line_before_anything_runs(
+    drawn_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, output: str
+) -> None:
+    """No flow is called, so that no server is started for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prefect.Flow.__call__", lambda *_, **__: pytest.fail("the flow ran"))
+    recipe = a_recipe(tmp_path)
+    arguments = {
+        "train": [recipe, "-d", drawn_dataset],
+        "evaluate": [recipe, "-d", drawn_dataset, "-a", ADAPTERS],
+        "pretrain": [recipe],
+        "quickstart": [],
+    }[command]
+    code, _, err = here(command, *arguments, "-o", output)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/x.png", "memory://x.png", "nowhere://x.png"])
+def test_results_of_erasing_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert here("erase", "p.jpg", "--mask", "m.png", "-o", output)[0] == 2
+    assert here("recompose", "layers", "--keep", "1", "-o", output)[0] == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_url_and_a_tilde_are_folders_for_training_and_the_base(
+    drawn_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow itself is a stand-in that tells what it was asked for."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my base").mkdir()
+    recipe = a_recipe(tmp_path, base="~/my base")
+    assert TrainRecipe.load(recipe).base == str(tmp_path / "my base")
+    assert TrainRecipe.load(recipe, {"base": "owner/name"}).base == "owner/name"
+    assert TrainRecipe.load(recipe, {"base": (tmp_path / "my base").as_uri()}).base == str(tmp_path / "my base")
+    code, _, err = here("train", "~/recipe.yaml", "-d", f"file://{drawn_dataset}", "-o", "~/recipe.yaml")
+    assert (code, err) == (2, f"error: output {tmp_path}/recipe.yaml cannot be written: {recipe} is a file\n")
+
+
+USERS = {
+    "no such command": (["trian"], {}),
+    "no such option": (["build", "--sauce", "x"], {}),
+    "a number that is none": (["inspect", "--each", "many", "."], {}),
+    "no settings": (["pretrain", "gone.yaml"], {}),
+    "settings that are a folder": (["pretrain", "."], {}),
+    "settings that are no YAML": (["pretrain", "broken.yaml"], {}),
+    "settings that are no text": (["pretrain", "binary.yaml"], {}),
+    "a change that is no YAML": (["pretrain", "good.yaml", "--set", "scenes=[1"], {}),
+    "a change of another type": (["pretrain", "good.yaml", "--set", "scenes=many"], {}),
+    "a change that is no number": (["pretrain", "good.yaml", "--set", "pretrain.unet.learning_rate=.nan"], {}),
+    "a server that is gone": (["pretrain", "good.yaml"], {"PREFECT_API_URL": "http://127.0.0.1:9/api"}),
+    "a server that is none": (["pretrain", "good.yaml"], {"PREFECT_API_URL": "nonsense"}),
+    "a home that cannot be": (["pretrain", "good.yaml"], {"HOME": "/proc/none", "PREFECT_HOME": None}),
+    "a wrong setting of Prefect": (["pretrain", "good.yaml"], {"PREFECT_API_ENABLE_HTTP2": "perhaps"}),
+}
+
+
+@pytest.mark.parametrize("fault", USERS)
+def test_what_the_user_must_mend_is_one_line_and_exit_code_2(tmp_path: Path, fault: str) -> None:
+    (tmp_path / "good.yaml").write_text("scenes: 3\n")
+    (tmp_path / "broken.yaml").write_text("a: [1\nb: {")
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    arguments, changed = USERS[fault]
+    environment = {name: value for name, value in os.environ.items() if name not in changed}
+    environment |= {name: value for name, value in changed.items() if value is not None}
+    environment["PYTHONPATH"] = str(Path(cli.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: make room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/a [b]"), "/a [b]: Disk quota exceeded: make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "/x: Read-only file system"),
+        (PermissionError("Access Denied"), "Access Denied"),
+        (ValueError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left"),
+        (ModuleNotFoundError("no", name="webdataset"), "the module webdataset is not installed; in the folder of"),
+    ],
+)
+def test_refusals_of_the_system_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, line: str) -> None:
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    code, _, err = here()
+    assert code == 2 and err.startswith(f"error: {line}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ECONNRESET, "reset"), KeyError("x"), ModuleNotFoundError(name="mild.x")]
+)
+def test_a_defect_of_this_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def test_lines_of_what_is_no_terminal_are_not_broken(tmp_path: Path) -> None:
+    summary = {"dataset": str(tmp_path / ("long " * 60)), "samples": 1, "shards": 1, "cached": 0}
+    summary["rejected"] = {f"reason-{'x' * 150}": 3, "[red]": 1}
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        patch.setattr(cli, "console", cli._console())
+        cli._show_build(summary)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == f"dataset {summary['dataset']}"
+    for reason in summary["rejected"]:
+        assert any(f"set aside or mended: {reason} " in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of a command that starts a server of its own, with a database of its own."""
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return {**outer, "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_build_and_all_that_it_started(
+    tmp_path: Path, prefect_home: dict[str, str], number: signal.Signals, code: int
+) -> None:
+    """The temporary server and the threads that draw: nobody waits for them, and nobody is left."""
+    command = [sys.executable, "-m", "flows.cli", "build", "--source", "sample", "-o", str(tmp_path / "dataset")]
+    process = subprocess.Popen(
+        command, env=prefect_home, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    drawing = tmp_path / "dataset.work"
+    try:
+        while process.poll() is None and not list(drawing.rglob("*.jpg")):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.05)
+        servers = [child for child in psutil.Process(process.pid).children() if "uvicorn" in child.cmdline()]
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert (len(servers), process.returncode) == (1, code), errors.decode()
+        assert b"Traceback" not in errors
+        assert not [child for child in servers if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not any(is_of_session(other.pid, process.pid) for other in psutil.process_iter())
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def is_of_session(number: int, leader: int) -> bool:
+    """Whether a process that lives belongs to the session of another."""
+    try:
+        return os.getsid(number) == leader and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
