@@ -151,9 +151,10 @@ def check_writable(place: str) -> None:
         except OSError as error:
             raise UserError(f"output {place} cannot be written: {standing}: {error.strerror}") from None
         return
+    probe = f"{path}/.writable-{uuid.uuid4().hex}"
     try:
-        filesystem.pipe_file(f"{path}/.writable", b"")
-        filesystem.rm_file(f"{path}/.writable")
+        filesystem.pipe_file(probe, b"")
+        filesystem.rm_file(probe)
     except Exception as error:  # every store has its own kinds of refusal
         raise UserError(f"output {place} cannot be written: {' '.join(str(error).split())}") from None
 

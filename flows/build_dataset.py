@@ -9,8 +9,6 @@ import base64
 import contextlib
 import io
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from prefect import Task, flow
 from prefect.artifacts import create_image_artifact, create_table_artifact
@@ -34,7 +31,15 @@ from dataset_tools.shards import Manifest, Shard, index_path, read_manifest
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
-from dataset_tools.storage import open_root, remove_partials, write_bytes, written_whole
+from dataset_tools.storage import (
+    check_writable,
+    is_url,
+    normal_place,
+    open_root,
+    remove_partials,
+    write_bytes,
+    written_whole,
+)
 from flows.caching import Job, JobT, ResultT, forget, result_storage, run_steps
 from flows.dataset_steps import (
     MIRROR,
@@ -83,7 +88,7 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
     """Build a dataset, or bring one up to date: only what is missing, altered or set otherwise is redone.
 
     Args:
-        settings: path of a YAML file of `BuildSettings`.
+        settings: place of a YAML file of `BuildSettings`.
         output: folder or fsspec URL of the dataset; intermediate files go to ``{output}.work``.
         changes: settings to change, dotted name to value, such as ``{"composite.seed": 3}``.
 
@@ -95,7 +100,7 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
             at work on the output.
     """
     checked = check_build(settings, output, changes)
-    root = output.rstrip("/")
+    root = normal_place(output)
     with sole_run(root):
         summary = build_shards.with_options(task_runner=checked.runner.open())(checked, root)
         # Here, not in the subflow: the event of a deployment's own run is to name the deployment.
@@ -110,7 +115,7 @@ def check_build(settings: str, output: str, changes: dict[str, Any] | None = Non
         UserError: they cannot.
     """
     checked = BuildSettings.load(settings, changes)
-    _check_writable(output.rstrip("/"))
+    check_writable(normal_place(output))
     if not isinstance(checked.source, SampleSettings):
         checked.source.open().fingerprint()
     return checked
@@ -150,9 +155,9 @@ class _Build:
         Raises:
             UserError: there are files which no run on this output wrote and this one would overwrite.
         """
-        filesystem, base = open_root(self.root)
+        base = open_root(self.root)[1]
         self._refuse_to_overwrite([] if self.made else [*BESIDE_SHARDS, "manifest.json"])
-        if isinstance(filesystem, LocalFileSystem):
+        if not is_url(self.root):
             for folder in (base, *(f"{base}/{name}" for name in (*CONFIGURATIONS, "card")), open_root(self.work)[1]):
                 remove_partials(folder)
 
@@ -483,30 +488,13 @@ def _announce(name: str, root: str, digest: str) -> None:
     told = f"{work}/{ANNOUNCED}"
     if filesystem.exists(told) and json.loads(filesystem.cat_file(told)) == digest:
         return
-    uri = Path(root).absolute().as_uri() if isinstance(filesystem, LocalFileSystem) else root
+    uri = root if is_url(root) else Path(root).as_uri()
     emit_event(
         DATASET_READY,
         resource={"prefect.resource.id": f"mild.dataset.{uri}", "prefect.resource.name": name},
-        payload={"dataset": str(Path(root).absolute()) if uri != root else root, "digest": digest},
+        payload={"dataset": root, "digest": digest},
     )
     write_bytes(filesystem, told, json.dumps(digest).encode())
-
-
-def _check_writable(root: str) -> None:
-    filesystem, path = open_root(root)
-    if isinstance(filesystem, LocalFileSystem):
-        standing = next(place for place in (Path(path), *Path(path).parents) if place.exists())
-        if not standing.is_dir():
-            raise UserError(f"output {root} cannot be written: {standing} is a file")
-        if not os.access(standing, os.W_OK | os.X_OK):
-            raise UserError(f"output {root} cannot be written: no permission in {standing}")
-        return
-    probe = f"{path}/.writable-{uuid.uuid4().hex}"
-    try:
-        filesystem.pipe_file(probe, b"")
-        filesystem.rm_file(probe)
-    except Exception as error:  # every store has its own kinds of refusal
-        raise UserError(f"output {root} cannot be written: {error}") from None
 
 
 def _show(summary: dict[str, Any], shards: Shards) -> None:

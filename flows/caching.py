@@ -16,7 +16,6 @@ redoes those whose files are gone or altered, alone.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,9 +32,9 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.settings import digest_of
-from dataset_tools.storage import is_unaltered, open_root, sha256_of_file, tag_of, write_bytes
+from dataset_tools.storage import is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
 from flows.progress import Progress
 
 
@@ -149,10 +148,6 @@ JobT = TypeVar("JobT", bound=Job)
 ResultT = TypeVar("ResultT", bound=Result)
 
 
-_NOT_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-"""What the user must mend: a second later the disk is as full as before."""
-
-
 @dataclass(frozen=True)
 class Outcome(Generic[ResultT]):
     """Result of one job, and whether it was remembered."""
@@ -212,8 +207,8 @@ def result_storage(work: str) -> Path | RemoteFileSystem:
 
     Locally Prefect writes results in place; one cut short by a kill does not parse, and counts as absent.
     """
-    if "://" not in work or work.startswith("file://"):
-        return Path(work.removeprefix("file://")).absolute() / "results"
+    if not is_url(work):
+        return Path(work, "results")
     block = RemoteFileSystem(basepath=f"{work}/results")
     block.save(f"mild-results-{hashlib.sha256(work.encode()).hexdigest()[:12]}", overwrite=True)
     return block
@@ -260,6 +255,5 @@ def _name_of_run() -> str:
 
 def _is_worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     error = state.result(raise_on_failure=False)
-    if isinstance(error, OSError) and error.errno in _NOT_PASSING:
-        return False
-    return not isinstance(error, UserError | ValueError | TypeError | LookupError | AssertionError)
+    ours = isinstance(error, ValueError | TypeError | LookupError | AssertionError)
+    return not ours and not (isinstance(error, BaseException) and what_to_mend(error))
