@@ -7,15 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from dataset_tools.schema import Person, Sample
+from dataset_tools.masks import BONES
+from dataset_tools.schema import KEYPOINTS, Person, Sample
 
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 """Colours that stay apart for colour-blind eyes (Okabe and Ito, 2008), one a person, in turn."""
-LIMBS = (
-    (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
-    (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
-)  # fmt: skip
-"""The 17 limbs that OpenPose draws, as indices into `dataset_tools.schema.KEYPOINTS`."""
 TINT = 0.38
 PAPER, MOUNT, INK, FAINT = (255, 255, 255), (240, 240, 240), (32, 32, 32), (112, 112, 112)
 OVERSAMPLING = 2
@@ -105,7 +101,8 @@ def _draw_skeleton(
     draw = ImageDraw.Draw(picture)
     places = [(float((x + 0.5) * scale), float((y + 0.5) * scale)) for x, y, _ in person.keypoints]
     found = person.keypoints[:, 2] > 0
-    limbs = [(places[a], places[b]) for a, b in LIMBS if found[a] and found[b]]
+    bones = [(KEYPOINTS.index(start), KEYPOINTS.index(end)) for start, end in BONES]
+    limbs = [(places[a], places[b]) for a, b in bones if found[a] and found[b]]
     for width, paint in ((stroke * 2, INK), (stroke, PAPER)):
         for limb in limbs:
             draw.line(limb, paint, width)

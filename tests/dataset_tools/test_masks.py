@@ -50,6 +50,14 @@ def stick_person() -> tuple[np.ndarray, np.ndarray]:
     return mask, joints
 
 
+def test_the_bones_join_all_18_joints_into_one_tree() -> None:
+    reached = {"neck"}
+    for _ in masks.BONES:
+        reached |= {joint for bone in masks.BONES if reached & set(bone) for joint in bone}
+    assert reached == set(KEYPOINTS)
+    assert len(masks.BONES) == len(KEYPOINTS) - 1
+
+
 @given(bitmaps_with_person)
 def test_bounds_are_those_of_the_true_pixels(mask: np.ndarray) -> None:
     rows, columns = np.nonzero(mask)
