@@ -9,7 +9,7 @@ file                                  content
 ``fg/`` and the same name             the adapter ``fg``
 ``sma.safetensors``                   the scalars of SMA, a (2, 2) tensor a self-attention
 ``hmg.safetensors``                   encoders and gates of HMG
-``offsets.safetensors``               spatial offset, layer exchange, boundary smoothing
+``offsets.safetensors``               spatial offset, boundary smoothing
 ``prefix.safetensors``                the prompt prefix
 ``mild.json``                         format, base, resolution, `MildSettings`, and what the trainer recorded
 ``README.md``                         the model card
@@ -141,7 +141,6 @@ class LayeredUNet:
         pose: Cue | None = None,
         parsing: Cue | None = None,
         others: Cue | None = None,
-        pictures: torch.Tensor | None = None,
         guidance: bool = False,
     ) -> Iterator[None]:
         """Let the UNet's forward passes inside the context run as one branch.
@@ -155,7 +154,6 @@ class LayeredUNet:
                 foreground; the union of those who are erased for the background.
             pose, parsing: cues of the B rows, for HMG; None where unknown.
             others: the cue ``masks`` of HMG, M_k and M_others; foreground only.
-            pictures: (B,) int, which picture each row is a layer of; needed for layer exchange.
             guidance: the UNet is given 2 B rows, negative prompts first and then prompts, as classifier-free
                 guidance does; the negative rows have no cues.
 
@@ -164,8 +162,6 @@ class LayeredUNet:
         """
         if self.hmg is None and any(cue is not None for cue in (pose, parsing, others)):
             raise ValueError("cues are given, but this model has no HMG to use them")
-        if pictures is not None and len(pictures) != len(masks):
-            raise ValueError(f"{len(pictures)} pictures do not go with {len(masks)} masks")
         with contextlib.ExitStack() as stack:
             if self.sma is not None:
                 stack.enter_context(self.sma.masks(masks))
@@ -175,7 +171,7 @@ class LayeredUNet:
                     tokens = torch.cat([self.hmg(branch, len(masks)), tokens])
                 stack.enter_context(self.hmg.condition(tokens))
             if self.offsets is not None:
-                stack.enter_context(self.offsets.masks(masks, pictures=pictures))
+                stack.enter_context(self.offsets.masks(masks))
             activate(self.unet, branch)
             yield
 

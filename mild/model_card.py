@@ -65,7 +65,6 @@ def model_card(settings: MildSettings, *, base: str, resolution: int, about: str
     if settings.offsets.any:
         names = {
             "spatial offset": settings.offsets.spatial_offset,
-            "layer exchange": settings.offsets.layer_exchange,
             "boundary smoothing": settings.offsets.boundary_smoothing,
         }
         rows.append(("offsets.safetensors", ", ".join(name for name, there in names.items() if there)))

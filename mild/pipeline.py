@@ -92,8 +92,6 @@ class _Job:
 
     photo: int
     region: Region
-    group: int
-    """Number of the window; the layers of one window see each other where layers are exchanged."""
     branch: Branch
     person: int | None
     picture: np.ndarray
@@ -234,7 +232,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, layers)]
         painted: dict[int, np.ndarray] = {}
         text = self._encode_text(prompt, negative_prompt, guidance_scale) if jobs else None
-        batches = _batches(jobs, batch_size, together=self._exchanges_layers())
+        batches = _batches(jobs, batch_size)
         with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
             for batch in batches:
                 pictures = self._paint(batch, text, num_inference_steps, guidance_scale, bar)
@@ -265,9 +263,6 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             raise UserError("this pipeline is the base alone: load it with from_pretrained(base, mild=...)")
         return self.layered
 
-    def _exchanges_layers(self) -> bool:
-        return self.layered is not None and self.layered.settings.offsets.layer_exchange
-
     def _plan(self, number: int, photo: Photo, layers: bool) -> Iterator[_Job]:
         """The windows and branches that a picture needs."""
         everybody = range(len(photo.masks))
@@ -277,15 +272,15 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         regions = plan_regions([editable(photo.seen, [k], photo.margin) for k in targets], self.resolution, multiple)
         hidden = photo.hidden(layers)
         all_people = editable(photo.masks, everybody, photo.margin)
-        for group, region in enumerate(regions):
-            yield self._job(number, photo, region, group, "bg", None, all_people)
+        for region in regions:
+            yield self._job(number, photo, region, "bg", None, all_people)
             for k in everybody:
                 if hidden[k][region.rows, region.columns].any():
                     others = editable(photo.masks, [j for j in everybody if j != k], photo.margin)
-                    yield self._job(number, photo, region, group, "fg", k, others & ~photo.seen[k])
+                    yield self._job(number, photo, region, "fg", k, others & ~photo.seen[k])
 
     def _job(
-        self, number: int, photo: Photo, region: Region, group: int, branch: Branch, k: int | None, hole: np.ndarray
+        self, number: int, photo: Photo, region: Region, branch: Branch, k: int | None, hole: np.ndarray
     ) -> _Job:
         height, width = region.size
         cut_hole = cut_mask(hole, region)
@@ -294,7 +289,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         device = torch.device("cpu") if photo.generator is None else photo.generator.device
         noise = randn_tensor((1, *shape), generator=photo.generator, device=device)[0]
         picture, cues = cut_picture(photo.image, region), self._cues(photo, region, k)
-        return _Job(number, region, group, branch, k, picture, cut_hole, mask, noise, photo.generator, cues)
+        return _Job(number, region, branch, k, picture, cut_hole, mask, noise, photo.generator, cues)
 
     def _cues(self, photo: Photo, region: Region, k: int | None) -> dict[str, torch.Tensor]:
         """Maps of the cues of HMG that are known, in the window."""
@@ -384,8 +379,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         known = {
             name: Cue(cue.maps.to(device), cue.present.to(device)) for name, cue in cues.items() if cue is not None
         }
-        pictures = torch.tensor([job.photo * 10_000 + job.group for job in jobs], device=device)
-        with self.layered.branch(jobs[0].branch, masks, **known, pictures=pictures, guidance=guided):
+        with self.layered.branch(jobs[0].branch, masks, **known, guidance=guided):
             yield
 
     def _encode(self, pictures: np.ndarray, shown: torch.Tensor | None = None) -> torch.Tensor:
@@ -415,34 +409,14 @@ def _as_ddim(scheduler: Any) -> DDIMScheduler:
     return DDIMScheduler.from_config(scheduler.config, clip_sample=False, set_alpha_to_one=False)
 
 
-def _batches(jobs: list[_Job], batch_size: int, *, together: bool) -> list[list[_Job]]:
-    """Jobs that one call of the UNet can take: of one branch and working size, ``batch_size`` at most.
-
-    Args:
-        together: the foreground branches of one window must not be parted.
-    """
-    batches: list[list[_Job]] = []
+def _batches(jobs: list[_Job], batch_size: int) -> list[list[_Job]]:
+    """Jobs that one call of the UNet can take: of one branch and working size, ``batch_size`` at most."""
     kinds: dict[Any, list[_Job]] = {}
     for job in jobs:
         kinds.setdefault((job.branch, job.region.size), []).append(job)
-    for same in kinds.values():
-        windows: dict[Any, list[_Job]] = {}
-        for job in same:
-            windows.setdefault((job.photo, job.group), []).append(job)
-        batch: list[_Job] = []
-        for window in windows.values():
-            if len(window) > batch_size and together:
-                raise UserError(
-                    f"{len(window)} people share a window, and layer exchange needs them in one batch: "
-                    f"raise batch_size ({batch_size})"
-                )
-            for piece in [window] if together else [[job] for job in window]:
-                if len(batch) + len(piece) > batch_size:
-                    batches.append(batch)
-                    batch = []
-                batch = batch + piece
-        batches.append(batch)
-    return batches
+    return [
+        same[first : first + batch_size] for same in kinds.values() for first in range(0, len(same), batch_size)
+    ]
 
 
 def _assembled(photo: Photo, painted: list[tuple[_Job, np.ndarray]], layers: bool, output_type: str) -> Erased:

@@ -43,17 +43,15 @@ class OffsetSettings(Settings):
 
     spatial_offset: bool = False
     """E_trans(M) is added to the noisy latent (line 1)."""
-    layer_exchange: bool = False
-    """Layers of one picture see each other after every spatial transformer (line 12)."""
     boundary_smoothing: bool = False
     """Features are smoothed along the mask's boundary after every spatial transformer (line 14)."""
     width: int = Field(32, ge=1, le=1024)
-    """Channels inside E_trans and of what layers exchange."""
+    """Channels inside E_trans."""
 
     @property
     def any(self) -> bool:
         """Whether a part is switched on."""
-        return self.spatial_offset or self.layer_exchange or self.boundary_smoothing
+        return self.spatial_offset or self.boundary_smoothing
 
 
 class PrefixSettings(Settings):
@@ -73,7 +71,7 @@ class MildSettings(Settings):
     hmg: HmgSettings | None = HmgSettings()
     """Human Morphology Guidance in every cross-attention (section 3.3); null leaves it out."""
     offsets: OffsetSettings = OffsetSettings()
-    """Spatial offset, layer exchange and boundary smoothing (Algorithm 3)."""
+    """Spatial offset and boundary smoothing (Algorithm 3)."""
     prefix: PrefixSettings | None = None
     """The learnable prompt prefix; null leaves it out."""
 
@@ -230,15 +228,6 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"protect_background ({self.protect_background}) leaves no adapter to train before step "
                 f"{self.protect_background}: set warm_up.start ({self.warm_up.start}) to 0"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _layers_to_exchange(self) -> Self:
-        if self.mild.offsets.layer_exchange:
-            raise ValueError(
-                "mild.offsets.layer_exchange would stay untrained: a step shows one person of each picture, who has "
-                "no other layer to exchange with; leave it off"
             )
         return self
 

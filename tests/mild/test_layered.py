@@ -29,7 +29,7 @@ SMALL = HmgSettings(grid=2, width=8, map_side=16)
 ALL = MildSettings(
     lora=LoraSettings(rank=2, alpha=3),
     hmg=SMALL,
-    offsets=OffsetSettings(spatial_offset=True, layer_exchange=True, boundary_smoothing=True, width=4),
+    offsets=OffsetSettings(spatial_offset=True, boundary_smoothing=True, width=4),
     prefix=PrefixSettings(tokens=2),
 )
 ADAPTERS_ONLY = MildSettings(lora=LoraSettings(rank=2, alpha=3), sma=False, hmg=None)
@@ -74,11 +74,11 @@ def _cues(rows: int = 2) -> dict[str, Cue]:
 
 
 def _given(branch: Branch, rows: int = 2) -> dict[str, Any]:
-    """Everything that a branch can be given; the rows are layers of one picture."""
+    """Everything that a branch can be given."""
     cues: dict[str, Any] = _cues(rows)
     if branch == "bg":
         del cues["others"]
-    return {"masks": _masks(rows), "pictures": torch.zeros(rows, dtype=torch.int64), **cues}
+    return {"masks": _masks(rows), **cues}
 
 
 def _randomize(layered: LayeredUNet) -> None:
@@ -145,14 +145,14 @@ def test_every_part_has_an_effect(tiny_unet: UNet2DConditionModel, part: str, br
 @pytest.mark.parametrize(
     ("branch", "given"),
     [
-        *((branch, given) for branch in BRANCHES for given in ("masks", "pose", "parsing", "pictures")),
+        *((branch, given) for branch in BRANCHES for given in ("masks", "pose", "parsing")),
         ("fg", "others"),
     ],
 )
 @torch.no_grad()
 def test_all_that_a_branch_is_given_matters(tiny_unet: UNet2DConditionModel, branch: Branch, given: str) -> None:
     layered = _layered(tiny_unet)
-    other = {"masks": _masks().flip(-1), "pictures": torch.arange(2)}.get(given)
+    other = {"masks": _masks().flip(-1)}.get(given)
     assert (_run(layered, branch) - _run(layered, branch, **{given: other})).abs().max() > 1e-3
 
 
@@ -197,7 +197,7 @@ def test_guidance_runs_negative_rows_without_cues_and_prompts_with_them(
 @torch.no_grad()
 def test_people_of_different_pictures_run_as_one_batch_as_they_do_alone(tiny_unet: UNet2DConditionModel) -> None:
     layered = _layered(tiny_unet.double())
-    given, arguments = _given("fg") | {"pictures": torch.arange(2)}, _arguments(tiny_unet)
+    given, arguments = _given("fg"), _arguments(tiny_unet)
     with layered.branch("fg", **given):
         together = tiny_unet(**arguments).sample
     for row in range(2):
@@ -347,12 +347,6 @@ def test_the_seed_decides_the_initial_weights(tiny_unet: UNet2DConditionModel) -
 def test_cues_for_a_model_without_hmg_are_refused(tiny_unet: UNet2DConditionModel) -> None:
     layered = LayeredUNet.create(tiny_unet, ADAPTERS_ONLY, seed=0)
     with pytest.raises(ValueError, match="no HMG"), layered.branch("bg", _masks(), pose=_cues()["pose"]):
-        pass
-
-
-def test_pictures_of_another_number_of_rows_are_refused(tiny_unet: UNet2DConditionModel) -> None:
-    layered = LayeredUNet.create(tiny_unet, ALL, seed=0)
-    with pytest.raises(ValueError, match="1 pictures"), layered.branch("bg", _masks(), pictures=torch.zeros(1)):
         pass
 
 

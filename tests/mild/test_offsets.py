@@ -15,7 +15,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from dataset_tools.errors import UserError
 from mild.offsets import (
     BoundarySmoothing,
-    LayerExchange,
     Offsets,
     SpatialOffset,
     install_offsets,
@@ -24,8 +23,7 @@ from mild.offsets import (
 )
 from mild.settings import OffsetSettings
 
-ALL = OffsetSettings(spatial_offset=True, layer_exchange=True, boundary_smoothing=True, width=4)
-PICTURES = torch.tensor([0, 0, 1])
+ALL = OffsetSettings(spatial_offset=True, boundary_smoothing=True, width=4)
 
 
 def _arguments(dtype: torch.dtype = torch.float32, batch: int = 3) -> dict[str, Any]:
@@ -73,23 +71,23 @@ def test_everything_is_off_by_default(tiny_unet: UNet2DConditionModel) -> None:
     assert torch.equal(tiny_unet(**_arguments()).sample, before)
 
 
-@pytest.mark.parametrize("part", ["spatial_offset", "layer_exchange", "boundary_smoothing", None])
+@pytest.mark.parametrize("part", ["spatial_offset", "boundary_smoothing", None])
 def test_untrained_parts_change_nothing_at_all(tiny_unet: UNet2DConditionModel, part: str | None) -> None:
     offsets = Offsets(tiny_unet, ALL if part is None else OffsetSettings(**{part: True}), seed=0)
     before = tiny_unet(**_arguments()).sample
     install_offsets(tiny_unet, offsets)
-    with offsets.masks(_masks(), pictures=PICTURES):
+    with offsets.masks(_masks()):
         assert torch.equal(tiny_unet(**_arguments()).sample, before)
 
 
-@pytest.mark.parametrize("part", ["spatial_offset", "layer_exchange", "boundary_smoothing"])
+@pytest.mark.parametrize("part", ["spatial_offset", "boundary_smoothing"])
 def test_trained_parts_change_the_output_and_removing_them_restores_it(
     tiny_unet: UNet2DConditionModel, part: str
 ) -> None:
     before, names = tiny_unet(**_arguments()).sample, list(tiny_unet.state_dict())
     offsets = _offsets(tiny_unet, OffsetSettings(**{part: True}))
     install_offsets(tiny_unet, offsets)
-    with offsets.masks(_masks(), pictures=PICTURES):
+    with offsets.masks(_masks()):
         assert (tiny_unet(**_arguments()).sample - before).abs().max() > 1e-4
     assert list(tiny_unet.state_dict()) == names
     remove_offsets(offsets)
@@ -104,7 +102,7 @@ def test_what_learns_at_first_are_the_zeros_and_then_everything(tiny_unet: UNet2
 
     def learning() -> set[str]:
         offsets.zero_grad()
-        with offsets.masks(_masks(), pictures=PICTURES):
+        with offsets.masks(_masks()):
             tiny_unet(**_arguments()).sample.square().mean().backward()
         return {n for n, p in offsets.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
 
@@ -141,25 +139,6 @@ def test_the_spatial_offset_is_added_to_the_noisy_latent_alone(tiny_unet: UNet2D
             if layer is not offsets.offset.last:
                 planes = planes / (1 + np.exp(-planes))
         np.testing.assert_allclose(difference[row, :4].detach(), planes, rtol=1e-9, atol=1e-9)
-
-
-def test_layers_of_one_picture_see_the_mean_of_the_others() -> None:
-    exchange = LayerExchange(6, 3).double()
-    torch.nn.init.normal_(exchange.up.weight, generator=torch.Generator().manual_seed(0))
-    z = torch.randn(6, 6, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    pictures = [7, 2, 7, 7, 5, 2]
-    found = exchange(z, torch.tensor(pictures))
-    down, up = (layer.weight.detach().numpy()[:, :, 0, 0] for layer in (exchange.down, exchange.up))
-    for k in range(6):
-        others = [z[j].numpy() for j in range(6) if j != k and pictures[j] == pictures[k]]
-        expected = np.zeros((6, 3, 5))
-        if others:
-            seen = np.einsum("wc,chx->whx", down, np.mean(others, axis=0))
-            expected = np.einsum("cw,whx->chx", up, seen / (1 + np.exp(-seen)))
-        np.testing.assert_allclose(found[k].detach(), expected, rtol=1e-10, atol=1e-12)
-    assert found[4].abs().max() == 0, "a layer that is alone gets nothing"
-    order = torch.tensor([3, 5, 0, 1, 4, 2])
-    torch.testing.assert_close(exchange(z[order], torch.tensor(pictures)[order]), found[order], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(9, 14), (16, 5)])
@@ -200,18 +179,18 @@ def test_each_spatial_transformer_gets_its_own_parts(tiny_unet: UNet2DConditionM
     before = tiny_unet(**_arguments()).sample
     install_offsets(tiny_unet, offsets)
     zeros = [p for p in offsets.parameters() if p.count_nonzero() == 0 and p.ndim in (1, 4) and p.shape[0] == 16]
-    assert len(zeros) == 2 * len(names)
+    assert len(zeros) == len(names)
     for parameter in zeros:
         with torch.no_grad():
             parameter.fill_(1)
-        with offsets.masks(_masks(), pictures=PICTURES):
+        with offsets.masks(_masks()):
             assert (tiny_unet(**_arguments()).sample - before).abs().max() > 1e-6
         with torch.no_grad():
             parameter.zero_()
 
 
 def test_a_batch_that_holds_the_rows_twice_is_two_calls(tiny_unet: UNet2DConditionModel) -> None:
-    """As classifier-free guidance does; copies of a picture exchange nothing with each other."""
+    """As classifier-free guidance does."""
     offsets = _offsets(tiny_unet.double())
     install_offsets(tiny_unet, offsets)
     twice = _arguments(torch.float64, batch=6)
@@ -221,7 +200,7 @@ def test_a_batch_that_holds_the_rows_twice_is_two_calls(tiny_unet: UNet2DConditi
         | {"added_cond_kwargs": {key: value[part] for key, value in twice["added_cond_kwargs"].items()}}
         for part in (slice(3), slice(3, 6))
     ]
-    with offsets.masks(_masks(), pictures=torch.tensor([-3, 4, -3])):
+    with offsets.masks(_masks()):
         found = tiny_unet(**twice).sample
         expected = torch.cat([tiny_unet(**half).sample for half in halves])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -237,8 +216,8 @@ def test_gradients_with_checkpointing_are_those_without(tiny_unet: UNet2DConditi
         if checkpointing:
             tiny_unet.enable_gradient_checkpointing()
         loss = torch.zeros((), dtype=torch.float64)
-        for mask, pictures in ((_masks(), PICTURES), (1 - _masks().flip(-1), PICTURES.flip(0))):
-            with offsets.masks(mask, pictures=pictures):
+        for mask in (_masks(), 1 - _masks().flip(-1)):
+            with offsets.masks(mask):
                 loss = loss + tiny_unet(**_arguments(torch.float64)).sample.square().mean()
         gradients.append(torch.autograd.grad(loss, list(offsets.parameters())))
     assert all(gradient.abs().max() > 0 for gradient in gradients[0])
@@ -257,7 +236,7 @@ def test_compiled_blocks_compute_the_same_in_one_graph_for_all_masks(tiny_unet: 
     compiled = torch.compile(tiny_unet.mid_block, fullgraph=True, backend=graphs)
     found = []
     for mask in (_masks(), _masks().flip(-1)):
-        with offsets.masks(mask, pictures=PICTURES):
+        with offsets.masks(mask):
             found.append(compiled(*inputs, encoder_hidden_states=text))
             torch.testing.assert_close(found[-1], tiny_unet.mid_block(*inputs, encoder_hidden_states=text))
     assert not torch.allclose(*found)
@@ -270,7 +249,7 @@ def test_half_precision_works_with_offsets_in_float32(tiny_unet: UNet2DCondition
         for parameter in offsets.parameters():
             parameter.mul_(0.2)
     install_offsets(tiny_unet, offsets)
-    with offsets.masks(_masks(), pictures=PICTURES):
+    with offsets.masks(_masks()):
         exact = tiny_unet(**_arguments()).sample
         tiny_unet.to(torch.bfloat16)
         found = tiny_unet(**_arguments(torch.bfloat16)).sample
@@ -283,22 +262,18 @@ def test_a_call_without_what_is_needed_is_refused(tiny_unet: UNet2DConditionMode
     install_offsets(tiny_unet, offsets)
     with pytest.raises(ValueError, match="needs masks for its batch of 3"):
         tiny_unet(**_arguments())
-    with pytest.raises(ValueError, match="needs masks"), offsets.masks(_masks(2), pictures=torch.tensor([0, 1, 2])):
+    with pytest.raises(ValueError, match="needs masks"), offsets.masks(_masks(2)):
         tiny_unet(**_arguments())
-    with pytest.raises(ValueError, match="pictures must be"), offsets.masks(_masks()):
+    with pytest.raises(ValueError, match="mask must be"), offsets.masks(_masks()[:, 0]):
         pass
-    with pytest.raises(ValueError, match="mask must be"), offsets.masks(_masks()[:, 0], pictures=PICTURES):
-        pass
-    with pytest.raises(ValueError, match="needs pictures"), offsets.masks(_masks(), pictures=PICTURES[:2]):
-        tiny_unet(**_arguments())
 
 
 def test_an_inner_context_ends_with_itself(tiny_unet: UNet2DConditionModel) -> None:
     offsets = _offsets(tiny_unet)
     install_offsets(tiny_unet, offsets)
-    with offsets.masks(_masks(), pictures=PICTURES):
+    with offsets.masks(_masks()):
         outer = tiny_unet(**_arguments()).sample
-        with contextlib.suppress(KeyError), offsets.masks(1 - _masks(), pictures=PICTURES):
+        with contextlib.suppress(KeyError), offsets.masks(1 - _masks()):
             assert not torch.equal(tiny_unet(**_arguments()).sample, outer)
             raise KeyError
         assert torch.equal(tiny_unet(**_arguments()).sample, outer)
@@ -325,7 +300,7 @@ def test_settings_and_state_dict_rebuild_the_offsets(tiny_unet: UNet2DConditionM
     outputs = []
     for one in (offsets, loaded):
         install_offsets(tiny_unet, one)
-        with one.masks(_masks(), pictures=PICTURES):
+        with one.masks(_masks()):
             outputs.append(tiny_unet(**_arguments()).sample)
         remove_offsets(one)
     assert torch.equal(*outputs)

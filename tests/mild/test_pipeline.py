@@ -34,7 +34,7 @@ STEPS = 2
 EVERYTHING = MildSettings(
     lora=LoraSettings(rank=2, alpha=2),
     hmg=HmgSettings(grid=2, width=8, map_side=32),
-    offsets=OffsetSettings(spatial_offset=True, layer_exchange=True, boundary_smoothing=True),
+    offsets=OffsetSettings(spatial_offset=True, boundary_smoothing=True),
     prefix=PrefixSettings(tokens=2),
 )
 
@@ -468,7 +468,6 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
         ({"image": [], "masks": []}, "no picture is given"),
         ({"margin": -1.0}, "margin is -1.0"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
-        ({"layers": True, "batch_size": 1, "masks": [people()[0], *people()]}, "raise batch_size"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_by_name(pipe: MILDPipeline, change: dict[str, Any], complaint: str) -> None:

@@ -33,11 +33,6 @@ def test_a_warm_up_that_ends_before_it_starts_is_refused() -> None:
         TrainSettings.check({"warm_up": {"start": 5, "end": 3}}, origin="test")
 
 
-def test_layer_exchange_is_refused_in_training_where_no_picture_has_two_layers() -> None:
-    with pytest.raises(UserError, match=r"layer_exchange would stay untrained"):
-        TrainSettings.check({"mild": {"offsets": {"layer_exchange": True}}}, origin="test")
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
