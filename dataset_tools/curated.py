@@ -64,7 +64,7 @@ class Estimators:
 
 
 @dataclass
-class Photograph:
+class FetchedPhotograph:
     """A fetched and decoded image with its masks as stored."""
 
     record: ImageRecord
@@ -127,15 +127,15 @@ class Notes:
 
 def photographs(
     records: Iterable[ImageRecord], source: Source, settings: CuratedSettings, rejected: list[Rejection]
-) -> Iterator[Photograph]:
+) -> Iterator[FetchedPhotograph]:
     """Fetch and decode, several at once, in the order of the records; failures go to ``rejected``."""
 
-    def fetch(record: ImageRecord) -> Photograph:
+    def fetch(record: ImageRecord) -> FetchedPhotograph:
         data = _stage("fetch", partial(source.read_image, record))
         rotation = None if source.applies_exif else record.rotation
         decoded = _stage("decode", partial(decode_image, data, settings.decode, rotation=rotation))
         masks = [_mask_or_why(source, record, index) for index in range(len(record.instances))]
-        return Photograph(record, decoded, hashlib.sha256(data).hexdigest(), masks)
+        return FetchedPhotograph(record, decoded, hashlib.sha256(data).hexdigest(), masks)
 
     records = list(records)
     fetched = map_in_order(fetch, records, settings.fetch_workers, 2 * settings.fetch_workers)
@@ -167,7 +167,9 @@ def curated_samples(
             notes.reject(failure)
 
 
-def _sample_of(photograph: Photograph, settings: CuratedSettings, estimators: Estimators, notes: Notes) -> Sample:
+def _sample_of(
+    photograph: FetchedPhotograph, settings: CuratedSettings, estimators: Estimators, notes: Notes
+) -> Sample:
     record, image = photograph.record, photograph.decoded.image
     people = _people_of(photograph, settings, notes)
     if not people:
@@ -206,7 +208,7 @@ def _sample_of(photograph: Photograph, settings: CuratedSettings, estimators: Es
     )
 
 
-def _people_of(photograph: Photograph, settings: CuratedSettings, notes: Notes) -> list[Person]:
+def _people_of(photograph: FetchedPhotograph, settings: CuratedSettings, notes: Notes) -> list[Person]:
     people = []
     height, width = photograph.decoded.image.shape[:2]
     for instance, stored in zip(photograph.record.instances, photograph.masks, strict=True):

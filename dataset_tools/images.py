@@ -1,6 +1,7 @@
 """Decoding photographs and masks from untrusted bytes: refuse what is broken, mend what is merely unusual.
 
-Nothing here changes Pillow's global state, so all functions may run in any number of threads.
+Nothing here changes Pillow's global state, `without_pillows_limit` excepted, so that all else may run in any number of
+threads.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from pydantic import Field
 
+from dataset_tools.colours import Profile, lab_to_srgb, unmanaged
 from dataset_tools.errors import Rejected
 from dataset_tools.settings import Settings
 
@@ -24,6 +26,9 @@ Image.init()  # load all plugins now: Pillow would otherwise do so inside the fi
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 MASK_FORMATS = ("PNG", "BMP", "TIFF", "GIF")
 """Lossless ones only: JPEG noise around an edge would count as person."""
+
+MOST_PIXELS = 500_000_000
+"""Of a file that its user names: a picture of 500 megapixels takes 1.5 GB, and erasing holds several of that size."""
 
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -40,9 +45,9 @@ _ORIENTATION_OF_ROTATION = {0: 1, 90: 8, 180: 3, 270: 6}
 class DecodeSettings(Settings):
     """Which pictures are usable, and how large they are kept."""
 
-    max_pixels: int = Field(100_000_000, ge=1, le=178_956_970)
-    """Pictures with more pixels than this are refused before they are decoded (decompression bombs). Pillow
-    refuses anything above the upper limit by itself."""
+    max_pixels: int = Field(100_000_000, ge=1, le=MOST_PIXELS)
+    """Pictures with more pixels than this are refused before they are decoded (decompression bombs). Pillow by itself
+    refuses anything above 178,956,970: see `without_pillows_limit`."""
     min_side: int = Field(64, ge=1)
     """Pixels; pictures whose shorter side is smaller are rejected."""
     max_side: int | None = Field(None, ge=16)
@@ -54,36 +59,44 @@ class Decoded:
     """A photograph ready for use, and what was done to it."""
 
     image: np.ndarray
-    """(H, W, 3) uint8 RGB, upright."""
+    """(H, W, 3) uint8 RGB, upright: sRGB, or as ``profile`` says."""
     stored_size: tuple[int, int]
     """Width and height in pixels as stored in the file, before orientation and resizing."""
     orientation: int
     """EXIF orientation code (1 to 8) of what was applied; a rotation given by the source is expressed as one."""
     transform: str
-    """What was done to the pixels, in order, such as ``exif-transpose 6; resize 512x384``."""
+    """What was done to the pixels, in order, such as ``icc-to-srgb; exif-transpose 6; resize 512x384``."""
     mended: list[tuple[str, str]] = field(default_factory=list)
     """(reason, message) of each unusual thing that was put right."""
+    profile: bytes | None = None
+    """ICC profile of the pixels, where they were asked for as they are stored and the file has a usable one."""
 
     def apply_orientation(self, mask: np.ndarray) -> np.ndarray:
         """Bring a mask (h, w) that was stored in the orientation of the file upright. Any size; not resized."""
         return orient(mask, self.orientation)
 
 
-def decode_image(data: bytes, settings: DecodeSettings, *, rotation: int | None = None) -> Decoded:
+def decode_image(
+    data: bytes, settings: DecodeSettings, *, rotation: int | None = None, keep_profile: bool = False
+) -> Decoded:
     """Decode a photograph.
+
+    Colours become sRGB, through the file's ICC profile where it has one (ICC.1:2022); without, or with one that is
+    damaged or of other pixels, RGB and grey are taken to be sRGB, and CMYK is converted by rule of thumb.
 
     Args:
         data: the file's bytes: JPEG, PNG, WEBP, TIFF, BMP or GIF (of animations the first frame).
         settings: limits of size.
         rotation: degrees counter-clockwise (0, 90, 180, 270) that bring the stored pixels upright; EXIF is
             then ignored, as OpenImages' Rotation column demands. None: the EXIF orientation is applied.
+        keep_profile: leave RGB pixels with an RGB profile exactly as they are stored, and give the profile.
 
     Raises:
         Rejected: ``empty-file``, ``not-an-image``, ``truncated-image``, ``decompression-bomb``, ``too-small``
             or ``undecodable-image``.
     """
-    with _opened(data, PHOTO_FORMATS, settings.max_pixels) as picture:
-        in_file = _exif_orientation(picture)
+    with opened(data, PHOTO_FORMATS, settings.max_pixels) as picture:
+        in_file = exif_orientation(picture)
         # Pillow turns TIFF pictures upright by itself while it loads them.
         turned = in_file if picture.format == "TIFF" else 1
         stored = _turned_size(picture.size, turned)
@@ -95,12 +108,14 @@ def decode_image(data: bytes, settings: DecodeSettings, *, rotation: int | None 
         if target != stored:
             picture.draft(None, target)  # JPEG: decode at 1/2, 1/4 or 1/8 where that is still large enough
         mended: list[tuple[str, str]] = []
-        pixels = np.asarray(_to_rgb(picture, data, mended))
+        opaque = _opaque(picture, data, mended)
+        managed, profile = _managed(opaque, picture, data, keep_profile, mended)
+        pixels = np.asarray(managed)
         target = _turned_size(target, turned)
         if (pixels.shape[1], pixels.shape[0]) != target:
             pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
 
-        steps = []
+        steps = ["icc-to-srgb"] if any(reason == "converted-colours" for reason, _ in mended) else []
         if rotation is None:
             orientation = in_file
             if orientation != 1:
@@ -113,7 +128,7 @@ def decode_image(data: bytes, settings: DecodeSettings, *, rotation: int | None 
         image = np.ascontiguousarray(orient(undo_orientation(pixels, turned), orientation))
         if image.shape[0] * image.shape[1] != stored[0] * stored[1]:
             steps.append(f"resize {image.shape[1]}x{image.shape[0]}")
-    return Decoded(image, stored, orientation, "; ".join(steps), mended)
+    return Decoded(image, stored, orientation, "; ".join(steps), mended, profile)
 
 
 def read_orientation(data: bytes, max_pixels: int) -> tuple[tuple[int, int], int]:
@@ -122,8 +137,8 @@ def read_orientation(data: bytes, max_pixels: int) -> tuple[tuple[int, int], int
     Raises:
         Rejected: as `decode_image`.
     """
-    with _opened(data, PHOTO_FORMATS, max_pixels) as picture:
-        orientation = _exif_orientation(picture)
+    with opened(data, PHOTO_FORMATS, max_pixels) as picture:
+        orientation = exif_orientation(picture)
         return _turned_size(picture.size, orientation if picture.format == "TIFF" else 1), orientation
 
 
@@ -136,7 +151,7 @@ def decode_mask(data: bytes, max_pixels: int) -> np.ndarray:
     Raises:
         Rejected: as `decode_image`.
     """
-    with _opened(data, MASK_FORMATS, max_pixels) as picture:
+    with opened(data, MASK_FORMATS, max_pixels) as picture:
         picture.load()
         if picture.has_transparency_data:
             alpha = np.asarray(picture.convert("RGBA"))[..., 3]
@@ -153,7 +168,7 @@ def decode_index_mask(data: bytes, max_pixels: int) -> np.ndarray:
     Raises:
         Rejected: as `decode_image`; also ``undecodable-image`` for colour files, which hold no index.
     """
-    with _opened(data, MASK_FORMATS, max_pixels) as picture:
+    with opened(data, MASK_FORMATS, max_pixels) as picture:
         if picture.mode not in ("1", "L", "P", "I") and not picture.mode.startswith("I;16"):
             raise Rejected("undecodable-image", f"an index mask is a grey or palette file; this one is {picture.mode}")
         return np.asarray(picture).astype(np.int32)
@@ -189,7 +204,18 @@ def undo_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @contextmanager
-def _opened(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Iterator[Image.Image]:
+def without_pillows_limit() -> Iterator[None]:
+    """Let Pillow read pictures of any size: ours is the only limit. Holds for the whole process, not for one thread."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
+def opened(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Iterator[Image.Image]:
     """Open a picture whose header is sound and whose size is allowed; name whatever goes wrong inside the block."""
     if not data:
         raise Rejected("empty-file", "the file has 0 bytes")
@@ -205,7 +231,7 @@ def _opened(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Iterator[
                     f"{picture.width}x{picture.height} pixels; at most {max_pixels} are decoded",
                 )
             yield picture
-    except Rejected:
+    except (Rejected, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Rejected("decompression-bomb", str(error)) from None
@@ -241,7 +267,8 @@ def _is_cut(data: bytes, kind: str) -> bool:
     return False
 
 
-def _exif_orientation(picture: Image.Image) -> int:
+def exif_orientation(picture: Image.Image) -> int:
+    """EXIF orientation (1 to 8) of an open picture; 1 where there is none or it is damaged."""
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF beside sound pixels: Pillow raises anything from SyntaxError to struct.error
@@ -260,28 +287,70 @@ def _target_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _to_rgb(picture: Image.Image, data: bytes, mended: list[tuple[str, str]]) -> Image.Image:
-    """Load the pixels and bring them to 8-bit RGB, noting each conversion."""
+def _opaque(picture: Image.Image, data: bytes, mended: list[tuple[str, str]]) -> Image.Image:
+    """Load the pixels and bring them to 8 bits, no transparency, and mode RGB, L, CMYK or LAB; notes what was done."""
     kind, mode = picture.format, picture.mode
     if kind in ("GIF", "PNG", "WEBP", "TIFF") and getattr(picture, "is_animated", False):
         mended.append(("first-frame", f"the {kind} file holds several frames; the first is used"))
     picture.load()
     if mode in ("I", "F"):
         raise Rejected("undecodable-image", f"32-bit {kind} pictures have no known range of brightness")
-    if (kind == "PNG" and data[24] == 16) or mode.startswith("I;16"):  # byte 24 of a PNG: bit depth (IHDR)
-        mended.append(("converted-16-bit", f"16 bits a channel were reduced to 8 (mode {mode})"))
-    if mode == "CMYK":
-        mended.append(("converted-cmyk", "CMYK was converted to RGB"))
+    if (bits := _bits(picture, data)) > 8:
+        mended.append(("converted-16-bit", f"{bits} bits a channel were reduced to 8 (mode {mode})"))
     if mode in ("P", "PA"):
         mended.append(("converted-palette", "palette colours were expanded to RGB"))
-    if mode in ("1", "L", "LA", "La") or mode.startswith("I;16"):
+    grey = mode in ("1", "L", "LA", "La") or mode.startswith("I;16")
+    if grey:
         mended.append(("converted-gray", f"a single channel was repeated for red, green and blue (mode {mode})"))
     if mode.startswith("I;16"):
         values = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if picture.has_transparency_data:
         mended.append(("converted-alpha", "transparency was composited on white"))
         white = Image.new("RGBA", picture.size, "white")
         white.alpha_composite(picture.convert("RGBA"))
-        return white.convert("RGB")
-    return picture.convert("RGB")
+        picture = white
+    if mode in ("CMYK", "LAB"):
+        return picture
+    return picture.convert("L" if grey else "RGB")
+
+
+def _managed(
+    opaque: Image.Image, picture: Image.Image, data: bytes, keep_profile: bool, mended: list[tuple[str, str]]
+) -> tuple[Image.Image, bytes | None]:
+    """The pixels of a picture as RGB, and their profile where it is not sRGB; notes what was done.
+
+    Args:
+        opaque: what `_opaque` made of ``picture``.
+    """
+    if opaque.mode == "LAB":
+        mended.append(("converted-colours", "its colours were converted from L*a*b* to sRGB"))
+        return lab_to_srgb(opaque), None
+    profile, given = None, picture.info.get("icc_profile")
+    if given:
+        try:
+            profile = Profile(given, opaque.mode)
+        except ValueError as error:
+            mended.append(("unusable-profile", f"its ICC profile is left out and cannot be followed: {error}"))
+    elif where := unmanaged(picture, data):
+        mended.append(("unmanaged-colours", f"{where} says that its colours are not sRGB; they were taken for sRGB"))
+    if opaque.mode == "CMYK":
+        how = "without a profile, so that colours are not exact" if profile is None else "through its profile"
+        mended.append(("converted-cmyk", f"CMYK was converted to RGB {how}"))
+    if profile is None:
+        return opaque.convert("RGB"), None
+    if keep_profile and opaque.mode == "RGB":
+        return opaque, profile.data
+    if profile.is_srgb:
+        return opaque, None
+    mended.append(("converted-colours", f"its colours were converted to sRGB from {profile.name}"))
+    return profile.to_srgb(opaque), None
+
+
+def _bits(picture: Image.Image, data: bytes) -> int:
+    """Bits of a channel as the file stores it; Pillow reads most files of 16 as if they had 8."""
+    if picture.format == "PNG":
+        return data[24]  # of its first chunk, IHDR
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]  # BitsPerSample
+    return 16 if picture.mode.startswith("I;16") else 8

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import io
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
-from dataset_tools.errors import Rejected
-from dataset_tools.images import Decoded, DecodeSettings, decode_image
+from dataset_tools.errors import Rejected, UserError
+from dataset_tools.images import MOST_PIXELS, PHOTO_FORMATS, Decoded, DecodeSettings, decode_image, opened
+from dataset_tools.metadata import Metadata, read_metadata
 from dataset_tools.photo_masks import FoundMask, PhotoMasks, is_upright
 
-LOSSY = ("converted-16-bit", "converted-alpha", "converted-cmyk", "first-frame")
-"""What `decode_image` mends and what the owner of a photograph should hear of: 8-bit RGB cannot hold it."""
+TOLD = (
+    "converted-16-bit",
+    "converted-alpha",
+    "converted-cmyk",
+    "converted-colours",
+    "first-frame",
+    "unmanaged-colours",
+    "unusable-profile",
+)
+"""What `decode_image` mends and what the owner of a photograph should hear of: the result cannot hold it."""
 
 
 @dataclass(eq=False)
@@ -26,13 +35,46 @@ class Photograph:
     people: list[np.ndarray]
     """(H, W) bool each, one at least, none of them empty."""
     icc_profile: bytes | None
-    """What the RGB values mean, where the file says it."""
+    """What the RGB values mean, where it is not sRGB or the file says that it is."""
+    metadata: Metadata
+    """What the result may say on beside its pixels."""
     notes: list[str]
     """What its owner should know about how photograph and masks were read."""
 
 
+def files_below(folder: str | Path) -> list[str]:
+    """Names of the files below a folder, with slashes, sorted; hidden files and folders are left out.
+
+    Linked folders count like others, except for those that lead back to a folder that they lie in.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    names: list[str] = []
+
+    def walk(place: Path, before: str, above: frozenset[str]) -> None:
+        own = os.path.realpath(place)
+        if own in above:
+            return
+        try:
+            inside = [name for name in os.listdir(place) if not name.startswith(".")]
+        except OSError as error:
+            raise UserError(f"folder {place} cannot be read: {error.strerror}") from None
+        for name in inside:
+            if os.path.isdir(place / name):
+                walk(place / name, f"{before}{name}/", above | {own})
+            else:
+                names.append(before + name)
+
+    walk(Path(folder), "", frozenset())
+    return sorted(names)
+
+
 def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
     """Read a photograph and the masks of its people.
+
+    RGB pixels are those of the file, to be understood by its profile; CMYK, grey and L*a*b* ones with a profile become
+    sRGB. The photograph may be as large as `MOST_PIXELS`, if Pillow lets it: see `without_pillows_limit`.
 
     Args:
         path: the file.
@@ -49,7 +91,12 @@ def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
         raise Rejected("not-found", "there is no such file") from None
     except OSError as error:
         raise Rejected("read-failed", f"it cannot be read: {error.strerror}") from None
-    decoded = decode_image(data, DecodeSettings(min_side=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF
+        decoded = decode_image(data, DecodeSettings(min_side=1, max_pixels=MOST_PIXELS), keep_profile=True)
+        same_colours = all(reason != "converted-colours" for reason, _ in decoded.mended)
+        with opened(data, PHOTO_FORMATS, MOST_PIXELS) as picture:
+            metadata, left_out = read_metadata(picture, orientation=decoded.orientation, same_colours=same_colours)
     found = list(masks.of(name))
     if not found:
         stem = PurePosixPath(name).with_suffix("")
@@ -59,11 +106,13 @@ def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
             f"file_name {name} in a COCO json",
         )
     people = [_upright_mask(one, decoded) for one in found]
-    notes = [message for reason, message in decoded.mended if reason in LOSSY]
+    notes = [message for reason, message in decoded.mended if reason in TOLD]
+    if left_out:
+        notes.append(f"not taken over from its metadata: {', '.join(left_out)}")
     values = [one.number for one in found if one.number]
     if values not in ([], list(range(1, len(values) + 1)), [255]):
         notes.append(f"{found[0].where}: people 1 to {len(values)} are its values {', '.join(map(str, values))}")
-    return Photograph(decoded.image, people, _rgb_profile(data), notes)
+    return Photograph(decoded.image, people, decoded.profile, metadata, notes)
 
 
 def _upright_mask(found: FoundMask, decoded: Decoded) -> np.ndarray:
@@ -84,10 +133,3 @@ def _upright_mask(found: FoundMask, decoded: Decoded) -> np.ndarray:
             f"{where} is {mask.shape[1]}x{mask.shape[0]} pixels, the photo {width}x{height}; they must agree",
         )
     return np.ascontiguousarray(upright)
-
-
-def _rgb_profile(data: bytes) -> bytes | None:
-    """The file's ICC profile if it is one of RGB (bytes 16 to 19 of the profile's header, ICC.1:2022 table 17)."""
-    with Image.open(io.BytesIO(data)) as picture:
-        profile = picture.info.get("icc_profile")
-    return profile if isinstance(profile, bytes) and profile[16:20] == b"RGB " else None

@@ -163,7 +163,8 @@ def check_writable(place: str) -> None:
 def written_whole(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[Path]:
     """Give a local file to write; when the block ends well, it appears at ``path``, whole.
 
-    Local: the file is built beside ``path``, flushed to the disk and renamed. Elsewhere: it is built in a
+    Local: the file is built beside ``path``, flushed to the disk and renamed; where ``path`` is a link, all of that
+    happens where the link leads, on whatever disk that is, and the link stays. Elsewhere: it is built in a
     temporary folder and uploaded in one piece (object stores show an upload only when it is complete).
     A block that deletes the file it was given makes nothing appear.
     """
@@ -179,7 +180,8 @@ def written_whole(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[
         finally:
             partial.unlink(missing_ok=True)
         return
-    filesystem.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+    path = os.path.realpath(path)
+    filesystem.makedirs(os.path.dirname(path), exist_ok=True)
     partial = partial_of(Path(path))
     try:
         partial.touch()
@@ -194,8 +196,12 @@ def written_whole(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[
 
 
 def partial_of(target: Path) -> Path:
-    """A name beside ``target`` that nobody has, under which it may be built; hold it (`held`) while building."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    """A name beside ``target`` that nobody has, under which it may be built; hold it (`held`) while building.
+
+    File systems hold names of 255 bytes: of a longer one only the start is in it.
+    """
+    start = os.fsdecode(os.fsencode(target.name)[:200])
+    return target.with_name(f".{start}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
 
 
 @contextlib.contextmanager

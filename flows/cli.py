@@ -74,20 +74,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's o
 def main() -> None:
     """Entry point. What the user must mend becomes one line. Exit codes:
 
-    ==== ===========================================================================================
-    0    all is done
-    1    something was set aside, `verify` found something, or this program has a defect (a traceback)
-    2    there is something that the user must mend
-    129  ended by SIGHUP
-    130  ended by SIGINT (Ctrl-C)
-    143  ended by SIGTERM
-    ==== ===========================================================================================
-    """
-    for stream in (sys.stdout, sys.stderr):
-        # File names can be anything; printing them must not fail.
-        if getattr(stream, "errors", None) == "strict":
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
+    ==== ====================================================================================    try:
         with _signals_as_exits():
             app()
     except ModuleNotFoundError as error:
@@ -301,8 +288,8 @@ def erase(
             "adapters that come with this package, which know drawn pictures only."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise; the same seed gives the same picture.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of the noise, below 2**64; the same seed gives the same picture.")] = 0,
     prompt: Annotated[str, typer.Option(help="What is to be seen where people were.")] = "",
     margin: Annotated[
         float | None,
@@ -313,11 +300,10 @@ def erase(
         ),
     ] = None,
 ) -> None:
-    """Erase people from photographs; all other pixels stay exactly as they are."""
-    from flows.erase import EraseOptions
-    from flows.erase import erase as erase_people
-    from mild.regions import MARGIN
+    """Erase people from photographs; all other pixels stay exactly as they are.
 
+    Of several photographs, those whose results are there are passed over, so that a run that was stopped can go on.
+    """
     if not mask:
         raise UserError("say where the people are: --mask MASK.png, a folder of masks, or a COCO json")
     photos = [local_path(photo, "photographs") for photo in photos]
@@ -325,19 +311,24 @@ def erase(
     mask = [place if is_url(place := normal_place(path)) else local_path(path, "masks") for path in mask]
     output = None if output is None else local_path(output, "results")
     layers = None if layers is None else local_path(layers, "layers")
-    options = EraseOptions(base, mild, steps, seed, prompt, MARGIN if margin is None else margin)
-    if erase_people(
-        photos,
-        mask,
-        options,
-        remove=remove,
-        output=output,
-        layers=layers,
-        force=force,
-        console=console,
-        complaints=_console(stderr=True),
-    ):
-        raise typer.Exit(1)
+    with _stopped_in_one_line():
+        from flows.erase import EraseOptions
+        from flows.erase import erase as erase_people
+        from mild.regions import MARGIN
+
+        options = EraseOptions(base, mild, steps, seed, prompt, MARGIN if margin is None else margin)
+        if erase_people(
+            photos,
+            mask,
+            options,
+            remove=remove,
+            output=output,
+            layers=layers,
+            force=force,
+            console=console,
+            complaints=_console(stderr=True),
+        ):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -348,10 +339,12 @@ def recompose(
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
 ) -> None:
     """Put a picture together again with some of its people."""
-    from flows.erase import recompose as recompose_picture
+    with _stopped_in_one_line():
+        from flows.erase import recompose as recompose_picture
 
-    output = local_path(output, "results")
-    recompose_picture(local_path(layers, "layers"), keep, output, force=force)
+        note = recompose_picture(local_path(layers, "layers"), keep, local_path(output, "results"), force=force)
+    if note is not None:
+        _console(stderr=True).print(Text(f"{output}: {note}"), soft_wrap=True)
     _say(output)
 
 
@@ -397,6 +390,16 @@ def verify(dataset: Annotated[str, typer.Argument(help="Folder or URL of a datas
         raise typer.Exit(1)
     shards = [shard for splits in manifest.shards.values() for held in splits.values() for shard in held]
     _say(f"sound: {sum(s.samples for s in shards)} samples in {len(shards)} shards, digest {manifest.digest()[:16]}")
+
+
+@contextlib.contextmanager
+def _stopped_in_one_line() -> Iterator[None]:
+    """Ctrl-C ends with a line and the exit code that shells expect of it."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        _console(stderr=True).print(Text(str(stop) or "stopped: nothing was written"), soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 def _show_build(summary: dict[str, Any]) -> None:

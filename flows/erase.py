@@ -5,12 +5,16 @@ No Prefect here: a person with a photograph should not wait for a server.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import gc
 import glob
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +26,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
+from dataset_tools.colours import Profile
 from dataset_tools.errors import Rejected, UserError
+from dataset_tools.images import without_pillows_limit
+from dataset_tools.metadata import Metadata
 from dataset_tools.photo_masks import PHOTO_SUFFIXES, NamedMasks, PhotoMasks, Place, open_masks
-from dataset_tools.photographs import Photograph, read_photograph
+from dataset_tools.photographs import Photograph, files_below, read_photograph
 from dataset_tools.records import Rejection
 from dataset_tools.storage import write_bytes
 from mild.layers import INDEX as LAYERS_INDEX
@@ -42,13 +49,26 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 """What Pillow is told for a suffix."""
 
+LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500, "GIF": 65_535}
+"""Pixels; longer pictures cannot be saved in these formats (RFC 9649; libjpeg's and GIF's own limits)."""
+
+MOST_STEPS = 1000
+"""All that there are in the noise schedule of SDXL."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_MEMORY = "the computer's memory does not suffice for it"
+
 DRAWN_ONLY = f"erasing with {ADAPTERS}, which know drawn pictures only: for photographs name others with --mild"
 """Said where neither base nor adapters are named."""
 
 
 @dataclass(frozen=True)
 class EraseOptions:
-    """How the pipeline is run."""
+    """How the pipeline is run.
+
+    Raises:
+        UserError: steps or seed are out of range.
+    """
 
     base: str | None
     """Folder or hub id; None: the base that the parts of ``mild`` were trained on."""
@@ -61,6 +81,12 @@ class EraseOptions:
     margin: float
     """How far beyond masks pixels may change: see `mild.regions.editable`."""
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UserError(f"--steps {self.steps}: give 1 to {MOST_STEPS}")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"--seed {self.seed}: give 0 to {2**64 - 1}")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -71,6 +97,11 @@ class Job:
     photo: Path
     output: Path
     layers: Path | None
+
+    @property
+    def results(self) -> list[Path]:
+        """The files that are there when it is done."""
+        return [self.output] if self.layers is None else [self.output, self.layers / LAYERS_INDEX]
 
 
 def erase(
@@ -87,6 +118,9 @@ def erase(
 ) -> int:
     """Erase people from photographs and save the results.
 
+    A photograph's result is written whole and after its layers: where it is there, the photograph is done. Several
+    photographs can thus be continued: those that are done are passed over.
+
     Args:
         photos: files, folders and globs.
         masks: files of one photograph's people, or one folder of masks or COCO json for all photographs.
@@ -96,70 +130,100 @@ def erase(
         layers: folder for the layers; with several photographs, each gets a subfolder of it.
         force: overwrite what is there.
         console: is told where the results are.
-        complaints: is told what was set aside, and shows the progress.
+        complaints: is told what was set aside or passed over, and shows the progress.
 
     Returns:
         How many of several photographs were set aside.
 
     Raises:
-        UserError: there is nothing to work on, a result has no place, or the only photograph cannot be used.
+        UserError: there is nothing to work on, a result has no place or no room, or the only photograph cannot be used.
+        KeyboardInterrupt: the user stopped it; the message says how far it came.
     """
     numbers = None if remove is None else _numbers(remove, "--remove")
     jobs, several = _plan(photos, masks, output, layers)
     rejected: list[Rejection] = []
     finder = _open_masks(masks, jobs, rejected)
-    _check_outputs(jobs, force)
+    _check_layers(jobs)
+    if not several:
+        _check_free(jobs[0].results, force)
+    _check_writable({place.parent for job in jobs for place in (job.output, job.layers) if place is not None})
 
-    aside = 0
+    aside = done = 0
 
     def complain(where: object, what: str) -> None:
         complaints.print(Text(f"{where}: {what}"), soft_wrap=True)
+
+    def how_far() -> str:
+        return f"{done} of {len(jobs)} photographs are done; the same command goes on with the others"
 
     def set_aside(job: Job, error: Rejected | UserError) -> None:
         nonlocal aside
         what = error.message if isinstance(error, Rejected) else str(error)
         if not several:
             raise UserError(f"{job.photo}: {what}") from None
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM:
+            raise UserError(f"{job.photo}: {what}: {how_far()}") from None
         complain(job.photo, what)
         aside += 1
 
     for row in rejected:
         if row.reason != "missing-image":  # a COCO json may well speak of more photographs than these
             complain(masks[0], row.message)
+    there = {job for job in jobs if several and not force and all(map(_exists, job.results))}
+    if there:
+        done = len(there)
+        complaints.print(
+            f"{done} of {len(jobs)} photographs have their results already; --force makes them anew",
+            soft_wrap=True,
+            highlight=False,
+        )
     pipeline: MILDPipeline | None = None
     # While the bar is shown, rich sends stdout to the bar's stream; a pipe must not lose it.
     # A single photograph shows the pipeline's own bar, of steps.
     shown = complaints.is_terminal
     bar = Progress(console=complaints, redirect_stdout=console.is_terminal, disable=not (shown and several))
-    with bar:
-        for job in bar.track(jobs, description="erase"):
-            try:
-                photograph = read_photograph(job.photo, job.name, finder)
-                for note in photograph.notes:
-                    complain(job.photo, note)
-                chosen = _chosen(numbers, photograph, job.layers is not None, options.margin)
-            except Rejected as error:
-                set_aside(job, error)
-                continue
-            if pipeline is None:  # once there is something to erase
-                if options.base is None and options.mild is None:
-                    complaints.print(DRAWN_ONLY, soft_wrap=True, highlight=False)
-                    options = replace(options, mild=ADAPTERS)
-                pipeline = _load(options)
-                pipeline.set_progress_bar_config(desc="erase", disable=several or not shown)
-            try:
-                _erase_one(pipeline, job, photograph, chosen, options)
-            except (Rejected, UserError) as error:
-                set_aside(job, error)
-                continue
-            people = f"{len(chosen)} of {len(photograph.people)} people erased"
-            console.print(Text(f"{job.output}: {people}"), soft_wrap=True)
+    waiting = [job for job in jobs if job not in there]
+    try:
+        with bar, without_pillows_limit():
+            for job in bar.track(waiting, description="erase"):
+                try:
+                    _check_names(job)
+                    _check_free(job.results, force)
+                    photograph = read_photograph(job.photo, job.name, finder)
+                    for note in photograph.notes:
+                        complain(job.photo, note)
+                    _check_size(photograph.image, job.output)
+                    chosen = _chosen(numbers, photograph, job.layers is not None, options.margin)
+                except MemoryError:
+                    set_aside(job, Rejected("out-of-memory", NO_MEMORY))
+                    continue
+                except (Rejected, UserError) as error:
+                    set_aside(job, error)
+                    continue
+                if pipeline is None:  # once there is something to erase
+                    if options.base is None and options.mild is None:
+                        complaints.print(DRAWN_ONLY, soft_wrap=True, highlight=False)
+                        options = replace(options, mild=ADAPTERS)
+                    pipeline = _load(options)
+                    pipeline.set_progress_bar_config(desc="erase", disable=several or not shown)
+                try:
+                    note = _erase_one(pipeline, job, photograph, chosen, options)
+                except (Rejected, UserError) as error:
+                    set_aside(job, error)
+                    continue
+                if note is not None:
+                    complain(job.output, note)
+                done += 1
+                people = f"{len(chosen)} of {len(photograph.people)} people erased"
+                console.print(Text(f"{job.output}: {people}"), soft_wrap=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped: {how_far()}" if several else "stopped: nothing was written") from None
     if aside:
         complaints.print(f"{aside} of {len(jobs)} photographs were set aside", highlight=False)
     return aside
 
 
-def recompose(folder: str, keep: str, output: str, *, force: bool) -> None:
+def recompose(folder: str, keep: str, output: str, *, force: bool) -> str | None:
     """Put a picture together again from its layers.
 
     Args:
@@ -167,6 +231,9 @@ def recompose(folder: str, keep: str, output: str, *, force: bool) -> None:
         keep: people who stay, such as ``1,3``, or ``none``.
         output: file.
         force: overwrite what is there.
+
+    Returns:
+        What its owner should know about how it was saved, if anything.
 
     Raises:
         UserError: the folder holds no layers, there is no such person, or the result has no place.
@@ -177,9 +244,13 @@ def recompose(folder: str, keep: str, output: str, *, force: bool) -> None:
     _check_writable([target.parent])
     from mild.layers import LayeredPicture
 
-    picture = LayeredPicture.load(folder)
+    with without_pillows_limit():
+        picture = LayeredPicture.load(folder)
     _check_numbers(numbers, len(picture.layers), "--keep")
-    _save(picture.recompose([number - 1 for number in numbers]), target, None)
+    image = picture.recompose([number - 1 for number in numbers])
+    data, note = _encoded(image, target, picture.icc_profile, picture.metadata)
+    _write(data, target)
+    return note
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -233,10 +304,13 @@ def _find_photos(given: Sequence[str], others: Sequence[Path]) -> tuple[dict[str
     found = [(_common_folder(files), file) for file in files]
     for text in given:
         if Path(text).is_dir():
-            found += [(Path(text), Path(text, name)) for name in Place(text).photographs()]
+            photos = [Path(text, name) for name in files_below(text) if name.lower().endswith(PHOTO_SUFFIXES)]
+            if not photos:
+                raise UserError(f"folder {text} holds no photographs ({', '.join(PHOTO_SUFFIXES)})")
+            found += [(Path(text), photo) for photo in photos]
         elif _is_glob(text):
             root = Path(*takewhile(lambda part: not _has_magic(part), Path(text).parts))
-            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+            matches = [Path(match) for match in _matches(text, root)]
             photos = [path for path in matches if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
             if not photos:
                 raise UserError(f"{text} matches no photographs ({', '.join(PHOTO_SUFFIXES)})")
@@ -264,6 +338,22 @@ def _common_folder(files: Sequence[Path]) -> Path:
 
 def _has_magic(text: str) -> bool:
     return glob.escape(text) != text
+
+
+def _matches(pattern: str, root: Path) -> list[str]:
+    """Paths that match a glob, sorted; ``**`` goes into linked folders, but never round in circles."""
+    parts = Path(pattern).parts[len(root.parts) :]
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))
+
+    def fits(names: Sequence[str], wanted: Sequence[str]) -> bool:
+        if not wanted or not names:
+            return not names and all(part == "**" for part in wanted)
+        if wanted[0] == "**":
+            return fits(names, wanted[1:]) or fits(names[1:], wanted)
+        return fnmatchcase(names[0], wanted[0]) and fits(names[1:], wanted[1:])
+
+    return [str(root / name) for name in files_below(root) if fits(name.split("/"), parts)]
 
 
 def _is_glob(text: str) -> bool:
@@ -299,20 +389,41 @@ def _file(output: str) -> Path:
     return path
 
 
-def _check_outputs(jobs: Sequence[Job], force: bool) -> None:
-    layers = [job.layers for job in jobs if job.layers is not None]
-    for folder in layers:
-        if folder.exists() and not folder.is_dir():
+def _check_layers(jobs: Sequence[Job]) -> None:
+    layers = {job.layers: job.photo for job in jobs if job.layers is not None}
+    for folder, photo in layers.items():
+        if outer := next((above for above in folder.parents if above in layers), None):
+            raise UserError(
+                f"the layers of {photo} would lie in those of {layers[outer]}, {outer}; erase them one by one"
+            )
+        if _exists(folder) and not folder.is_dir():
             raise UserError(f"--layers {folder} is a file; name a folder")
-        if folder.exists() and any(folder.iterdir()) and not (folder / LAYERS_INDEX).is_file():
+        if _exists(folder) and any(folder.iterdir()) and not (folder / LAYERS_INDEX).is_file():
             # Saving replaces the whole folder.
             raise UserError(f"--layers {folder} holds something else than layers; name a new folder")
-    _check_free([*(job.output for job in jobs), *(folder / LAYERS_INDEX for folder in layers)], force)
-    _check_writable({place.parent for place in [*(job.output for job in jobs), *layers]})
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # which raises nothing, unlike Path's for names that are too long
+
+
+def _check_names(job: Job) -> None:
+    for place in job.results:
+        try:
+            os.lstat(place)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise UserError(f"{place}: the file system does not hold names that long; give a shorter one") from None
+
+
+def _check_size(image: np.ndarray, target: Path) -> None:
+    kind = _format_of(target)
+    if max(image.shape) > (longest := LONGEST_SIDE.get(kind, max(image.shape))):
+        raise UserError(f"{target}: {kind} holds {longest} pixels a side; name a PNG or TIFF")
 
 
 def _check_free(results: Sequence[Path], force: bool) -> None:
-    there = [result for result in results if result.exists()]
+    there = [result for result in results if _exists(result)]
     if there and not force:
         more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
         raise UserError(f"{there[0]} exists already{more}; --force overwrites it")
@@ -320,7 +431,7 @@ def _check_free(results: Sequence[Path], force: bool) -> None:
 
 def _check_writable(folders: Iterable[Path]) -> None:
     for folder in sorted(folders):
-        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        nearest = next(place for place in (folder, *folder.absolute().parents) if _exists(place))
         try:
             with tempfile.TemporaryFile(dir=nearest):
                 pass
@@ -343,23 +454,36 @@ def _chosen(numbers: Sequence[int] | None, photograph: Photograph, layers: bool,
 
 
 def _load(options: EraseOptions) -> MILDPipeline:
-    import torch
+    with _collector_at_rest():
+        import torch
 
-    from mild.backbone import SUGGESTED_BASE
-    from mild.pipeline import MILDPipeline
+        from mild.backbone import SUGGESTED_BASE
+        from mild.pipeline import MILDPipeline
 
-    base = options.base
-    if base is None:
-        own = Path(place_of(str(options.mild)))
-        base = read_config(own).base if own.is_dir() else SUGGESTED_BASE
-    cuda = torch.cuda.is_available()
-    pipeline = MILDPipeline.from_pretrained(base, mild=options.mild, dtype=torch.float16 if cuda else torch.float32)
-    return pipeline.to("cuda" if cuda else "cpu")
+        base = options.base
+        if base is None:
+            own = Path(place_of(str(options.mild)))
+            base = read_config(own).base if own.is_dir() else SUGGESTED_BASE
+        cuda = torch.cuda.is_available()
+        pipeline = MILDPipeline.from_pretrained(base, mild=options.mild, dtype=torch.float16 if cuda else torch.float32)
+        return pipeline.to("cuda" if cuda else "cpu")
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Python looks for garbage among all that imports and loading make, again and again, for a fifth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # nor later: it stays
+        gc.enable()
 
 
 def _erase_one(
     pipeline: MILDPipeline, job: Job, photograph: Photograph, chosen: list[int], options: EraseOptions
-) -> None:
+) -> str | None:
+    """Write the results of one photograph; gives what its owner should know about how they were saved."""
     import torch
 
     try:
@@ -376,19 +500,44 @@ def _erase_one(
         )
     except torch.OutOfMemoryError:
         raise Rejected("out-of-memory", "the GPU's memory does not suffice for it") from None
-    _save(result.image, job.output, photograph.icc_profile)
+    except MemoryError:
+        raise Rejected("out-of-memory", NO_MEMORY) from None
+    data, note = _encoded(result.image, job.output, photograph.icc_profile, photograph.metadata)
     if job.layers is not None:
+        result.parts.icc_profile, result.parts.metadata = photograph.icc_profile, photograph.metadata
         result.parts.save(job.layers)
+    _write(data, job.output)  # last: where it is, everything is
+    return note
 
 
-def _save(image: np.ndarray, target: Path, icc_profile: bytes | None) -> None:
-    """Write a picture (H, W, 3) uint8 whole; its suffix decides the format. Raises `UserError`."""
-    buffer = io.BytesIO()
-    suffix = target.suffix.lower()
+def _format_of(target: Path) -> str:
+    return Image.registered_extensions()[target.suffix.lower()]
+
+
+def _encoded(
+    image: np.ndarray, target: Path, icc_profile: bytes | None, metadata: Metadata
+) -> tuple[bytes, str | None]:
+    """A picture (H, W, 3) uint8 as a file; the suffix decides the format. Gives its bytes, and what was lost.
+
+    Raises:
+        UserError: the format cannot hold it.
+    """
+    kind, buffer, note = _format_of(target), io.BytesIO(), None
+    picture = Image.fromarray(image)
+    if kind in ("BMP", "GIF") and icc_profile is not None and not (profile := Profile(icc_profile, "RGB")).is_srgb:
+        picture, icc_profile = profile.to_srgb(picture), None
+        note = f"{kind} holds no ICC profile; all colours were converted to sRGB from {profile.name}"
+    options = {"icc_profile": icc_profile, **SAVE_OPTIONS.get(target.suffix.lower(), {}), **metadata.save_options(kind)}
     try:
-        Image.fromarray(image).save(
-            buffer, Image.registered_extensions()[suffix], icc_profile=icc_profile, **SAVE_OPTIONS.get(suffix, {})
-        )
-        write_bytes(LocalFileSystem(), str(target.absolute()), buffer.getvalue())
+        picture.save(buffer, kind, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{target} cannot be written: {error}") from None
+    return buffer.getvalue(), note
+
+
+def _write(data: bytes, target: Path) -> None:
+    """Write a file whole. Raises `UserError`."""
+    try:
+        write_bytes(LocalFileSystem(), str(target.absolute()), data)
     except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error

@@ -3,54 +3,66 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from dataset_tools.errors import UserError
-from dataset_tools.storage import PARTIAL_SUFFIX
+from dataset_tools.storage import PARTIAL_SUFFIX, held, partial_of
 
 
 @contextlib.contextmanager
-def folder_written_whole(path: str | Path) -> Iterator[Path]:
+def folder_written_whole(path: str | Path, mark: str) -> Iterator[Path]:
     """Give an empty sibling folder to fill; when the block ends well it becomes ``path``, replacing what was there.
 
-    Where the block fails, ``path`` stays as it was and nothing is left behind.
+    Where the block fails, ``path`` stays as it was and nothing is left behind. Where ``path`` is a link, the link stays
+    and the folder that it leads to is replaced, on whatever disk that is.
+
+    Args:
+        mark: name of a file that every result of this kind has. A folder without it, unless it is empty, is
+            somebody's, and is not replaced.
 
     Raises:
-        UserError: ``path`` is a file, or the folder cannot be written.
+        UserError: ``path`` is a file, or a folder of something else, or it cannot be written.
     """
-    target = Path(os.path.abspath(path))
+    target = Path(os.path.realpath(path))
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; name a folder for the result")
-    mark = uuid.uuid4().hex[:8]
-    partial, old = (
-        target.with_name(f".{target.name}.{mark}{end}") for end in (PARTIAL_SUFFIX, f".old{PARTIAL_SUFFIX}")
-    )
-    try:
+    if target.is_dir() and any(target.iterdir()) and not (target / mark).exists():
+        raise UserError(
+            f"{target} holds something else than such a result ({mark} is missing), and would be replaced as a whole; "
+            "name a new folder"
+        )
+    partial = partial_of(target)
+    old = partial.with_suffix(f".old{PARTIAL_SUFFIX}")
+    with _written(target):
         partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}") from None
     try:
-        yield partial
-        # Some libraries write files that only their owner can read, whatever the umask says.
-        readable = partial.stat().st_mode & 0o666
-        for file in partial.rglob("*"):
-            if file.is_file():
-                file.chmod(readable)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
+        with held(partial):
+            yield partial
+            with _written(target):
+                # Some libraries write files that only their owner can read, whatever the umask says.
+                readable = partial.stat().st_mode & 0o666
+                for file in partial.rglob("*"):
+                    if file.is_file():
+                        file.chmod(readable)
+                if target.exists():
+                    os.replace(target, old)
+                try:
+                    os.replace(partial, target)
+                except BaseException:
+                    if old.exists():
+                        os.replace(old, target)
+                    raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def clear_leftovers(path: str | Path) -> None:
-    """Delete what killed processes left of `folder_written_whole` for ``path``. Nobody may be writing it."""
-    target = Path(os.path.abspath(path))
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL_SUFFIX}"):
-        shutil.rmtree(leftover, ignore_errors=True)
+@contextlib.contextmanager
+def _written(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}") from error

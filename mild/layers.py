@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
 from dataset_tools.errors import UserError
+from dataset_tools.metadata import Metadata, read_metadata
 from dataset_tools.settings import Settings
 from mild.folders import folder_written_whole
 from mild.regions import MARGIN, editable
@@ -80,6 +82,10 @@ class LayeredPicture:
     """Indices of the people from back to front."""
     margin: float = MARGIN
     """Of `mild.regions.editable`, as people were painted out with."""
+    icc_profile: bytes | None = None
+    """What the RGB values of all pictures mean, where it is not sRGB or the photograph says that it is."""
+    metadata: Metadata = field(default_factory=Metadata)
+    """Of the original."""
 
     def __post_init__(self) -> None:
         height, width = self.original.shape[:2]
@@ -155,20 +161,29 @@ class LayeredPicture:
         """Write a folder of lossless PNG files that image editors open, replacing what was there as a whole.
 
         ``original.png``, ``background.png``, ``painted.png`` (white where painted), ``layer-01.png`` and so on (RGBA,
-        full size) and ``layers.json`` (`LayersIndex`).
+        full size) and ``layers.json`` (`LayersIndex`). Pictures in colour have the original's ICC profile and
+        resolution; its other metadata are in ``original.png``. Where ``folder`` is a link, what it leads to is replaced.
 
         Raises:
-            UserError: ``folder`` is a file, or cannot be written.
+            UserError: ``folder`` is a file, or cannot be written, as where the disk is full.
         """
         height, width = self.painted.shape
         names = _layer_names(len(self.layers))
         index = LayersIndex(height=height, width=width, order=tuple(names[k] for k in self.order), margin=self.margin)
         pictures = {"original.png": self.original, "background.png": self.background, "painted.png": self.painted}
         pictures |= dict(zip(names, self.layers, strict=True))
+        resolution = Metadata(dpi=self.metadata.dpi)
         with folder_written_whole(folder) as place:
-            for name, picture in pictures.items():
-                Image.fromarray(picture).save(place / name)
-            (place / INDEX).write_text(json.dumps(index.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+            try:
+                for name, picture in pictures.items():
+                    metadata = self.metadata if picture is self.original else resolution
+                    # A mask has no colours; PNG allows no RGB profile beside grey.
+                    profile = None if picture is self.painted else self.icc_profile
+                    (place / name).write_bytes(_encoded(picture, icc_profile=profile, **metadata.save_options("PNG")))
+                text = json.dumps(index.model_dump(mode="json"), indent=2) + "\n"
+                (place / INDEX).write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -181,19 +196,31 @@ class LayeredPicture:
         index = _read_index(place / INDEX)
         names = _layer_names(len(index.order))
         size = index.width, index.height
-        layers = [_read_picture(place / name, "RGBA", size) for name in names]
+        layers = np.empty((len(names), index.height, index.width, 4), np.uint8)
+        for layer, name in zip(layers, names, strict=True):
+            layer[:] = _read_picture(place / name, "RGBA", size)
+        icc_profile, metadata = _read_colours_and_metadata(place / "original.png")
         return cls(
             original=_read_picture(place / "original.png", "RGB", size),
             background=_read_picture(place / "background.png", "RGB", size),
             painted=_read_picture(place / "painted.png", "L", size) >= 128,
-            layers=np.array(layers, np.uint8).reshape(-1, index.height, index.width, 4),
+            layers=layers,
             order=tuple(names.index(name) for name in index.order),
             margin=index.margin,
+            icc_profile=icc_profile,
+            metadata=metadata,
         )
 
 
 def _layer_names(people: int) -> list[str]:
     return [f"layer-{number:02d}.png" for number in range(1, people + 1)]
+
+
+def _encoded(picture: np.ndarray, **options: Any) -> bytes:
+    """A PNG. In memory: Pillow's own writing into a file does not say that the disk is full."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", **options)
+    return buffer.getvalue()
 
 
 def _read_index(path: Path) -> LayersIndex:
@@ -218,5 +245,13 @@ def _read_picture(path: Path, mode: str, size: tuple[int, int]) -> np.ndarray:
             if mode == "RGBA" and "A" not in picture.getbands() and "transparency" not in picture.info:
                 raise UserError(f"{path} has no transparency: export it with an alpha channel")
             return np.array(picture.convert(mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _read_colours_and_metadata(path: Path) -> tuple[bytes | None, Metadata]:
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return picture.info.get("icc_profile"), read_metadata(picture, orientation=1, same_colours=True)[0]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

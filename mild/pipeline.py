@@ -210,7 +210,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 `mild.regions.editable`): more for rough masks, 0 for the masks as they are.
             match_colours: bring the colours of the painted background nearer to those around the hole (see
                 `mild.regions.colours_matched`); False: as the networks paint it, which is the paper's method alone.
-            num_inference_steps: the paper uses 25 (DDIM).
+            num_inference_steps: the paper uses 25 (DDIM); at most as many as the scheduler was trained on.
             guidance_scale: classifier-free guidance, off at 1: the branches are trained without it.
             generator: one for all pictures, or one a picture. The same seed gives the same result.
             batch_size: how many windows or layers the UNet sees at once.
@@ -227,8 +227,11 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         else:
             each = [generator] * len(image) if isinstance(generator, torch.Generator) else generator
             photos = checked_photos(image, common, generator=each, **own)
-        if num_inference_steps < 1 or batch_size < 1:
-            raise UserError("num_inference_steps and batch_size must be 1 or more")
+        most = int(self.scheduler.config.num_train_timesteps)
+        if not 1 <= num_inference_steps <= most:
+            raise UserError(f"num_inference_steps is {num_inference_steps}: give 1 to {most}, which the scheduler has")
+        if batch_size < 1:
+            raise UserError("batch_size must be 1 or more")
         jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, layers)]
         painted: dict[int, np.ndarray] = {}
         text = self._encode_text(prompt, negative_prompt, guidance_scale) if jobs else None

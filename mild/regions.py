@@ -206,12 +206,17 @@ def paste(
     if not core.any():
         return result
     # Lanczos where it grows: sharpest, and its faint ringing ends in the painted area like everything else.
-    new = _resized(painted, old.shape[:2], cv2.INTER_LANCZOS4).astype(np.float32)
+    new = _resized(painted, old.shape[:2], cv2.INTER_LANCZOS4)
+    # A window of a large photograph has hundreds of megapixels, the hole a few: floats for those around it only.
+    box = _box(within)
+    assert box is not None
+    around = tuple(slice(max(0, low - 1), high + 1) for low, high in box)
+    within, core, old, new = within[around], core[around], old[around], new[around].astype(np.float32)
     to_border = _distance_to(~within)
     ramp = to_border / (to_border + _distance_to(core))
     weight = ramp * ramp * (3 - 2 * ramp)
     blended = np.rint(old + weight[..., None] * (new - old)).astype(np.uint8)
-    result[window] = np.where(within[..., None], blended, old)
+    result[window][around] = np.where(within[..., None], blended, old)
     return result
 
 
