@@ -27,7 +27,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_tools.errors import Rejected, UserError
-from dataset_tools.images import DecodeSettings, decode_index_mask, decode_mask
+from dataset_tools.images import MOST_PIXELS, decode_index_mask, decode_mask
 from dataset_tools.records import Rejection
 from dataset_tools.schema import decode_rle
 from dataset_tools.storage import open_root
@@ -37,7 +37,7 @@ PEOPLE = ("person", "man", "woman", "boy", "girl")
 """COCO categories, in lower case, that are people."""
 MOST_PEOPLE = 100
 """An index PNG with more values than this is a picture or a soft mask, not an index."""
-MAX_PIXELS = DecodeSettings().max_pixels
+MAX_PIXELS = MOST_PIXELS
 """Larger photographs and masks are refused."""
 
 

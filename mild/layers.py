@@ -162,7 +162,8 @@ class LayeredPicture:
 
         ``original.png``, ``background.png``, ``painted.png`` (white where painted), ``layer-01.png`` and so on (RGBA,
         full size) and ``layers.json`` (`LayersIndex`). Pictures in colour have the original's ICC profile and
-        resolution; its other metadata are in ``original.png``. Where ``folder`` is a link, what it leads to is replaced.
+        resolution; its other metadata are in ``original.png``. Where ``folder`` is a link, what it leads to is
+        replaced.
 
         Raises:
             UserError: ``folder`` is a file, or cannot be written, as where the disk is full.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image, ImageCms
 
 from dataset_tools.schema import EncodingSettings, Person, Sample
 from dataset_tools.shards import Manifest, write_shard
@@ -113,3 +115,60 @@ def assert_trained_alike() -> Callable[[Path, Path], None]:
                 assert (weights[name] - tensor).norm() < 0.01 * tensor.norm() + 1e-6, name
 
     return check
+
+
+def _icc_profile(kind: bytes, space: bytes, connected: bytes, name: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile of version 2.4, by the specification's section 7 (header, table of tags, tags)."""
+    white = struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D)
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name + b"\0" * 79,
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": b"XYZ \0\0\0\0" + white,
+    } | tags
+    table, body = struct.pack(">I", len(tags)), b""
+    for tag, content in tags.items():
+        table += tag + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(body), len(content))
+        body += content + b"\0" * (-len(content) % 4)
+    header = struct.pack(">I4sI4s4s4s", 128 + len(table) + len(body), b"lcms", 0x02400000, kind, space, connected)
+    header += struct.pack(">6H", 2024, 1, 1, 0, 0, 0) + b"acsp" + b"\0" * 28 + white
+    return header.ljust(128, b"\0") + table + body
+
+
+def _primaries(*columns: tuple[float, float, float]) -> dict[bytes, bytes]:
+    """XYZ (D50) of red, green and blue."""
+    return {
+        tag: b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in column))
+        for tag, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True)
+    }
+
+
+def _curves(gamma: float, *tags: bytes) -> dict[bytes, bytes]:
+    return dict.fromkeys(tags, b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0")
+
+
+def _inks() -> dict[bytes, bytes]:
+    """Inks that let through a tenth to a third of a light, as a table (lut8Type) of their 16 mixtures at full cover."""
+    cover = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), -1).reshape(-1, 4)
+    rgb = (1 - cover[:, :3] * [0.7, 0.8, 0.9]) * (1 - 0.9 * cover[:, 3:])
+    picture = Image.fromarray((rgb * 255).round().astype(np.uint8)[None])
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    lab = np.asarray(ImageCms.applyTransform(picture, to_lab))[0] ^ np.uint8([0, 128, 128])  # Pillow's a and b: signed
+    unit, curve = struct.pack(">9i", *(np.eye(3, dtype=int) * 65536).ravel()), bytes(range(256))
+    return {b"A2B0": b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + unit + curve * 4 + lab.tobytes() + curve * 3}
+
+
+@pytest.fixture(scope="session")
+def icc_profiles() -> dict[str, bytes]:
+    """ICC profiles made by hand: p3, adobe, linear (sRGB's primaries), grey (linear too), cmyk; and Pillow's srgb."""
+    rgb, curves = (b"mntr", b"RGB ", b"XYZ "), (b"rTRC", b"gTRC", b"bTRC")
+    adobe = _primaries((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
+    p3 = _primaries((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+    srgb = _primaries((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+    return {
+        "p3": _icc_profile(*rgb, b"Display P3 by hand", p3 | _curves(2.2, *curves)),
+        "adobe": _icc_profile(*rgb, b"Adobe RGB by hand", adobe | _curves(563 / 256, *curves)),
+        "linear": _icc_profile(*rgb, b"Linear by hand", srgb | _curves(1, *curves)),
+        "grey": _icc_profile(b"mntr", b"GRAY", b"XYZ ", b"Linear grey", _curves(1, b"kTRC")),
+        "cmyk": _icc_profile(b"prtr", b"CMYK", b"Lab ", b"Inks by hand", _inks()),
+        "srgb": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    }
