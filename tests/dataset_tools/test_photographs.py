@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from dataset_tools.errors import Rejected
+from dataset_tools.images import DecodeSettings, decode_image, without_pillows_limit
 from dataset_tools.photo_masks import NamedMasks
 from dataset_tools.photographs import read_photograph
 
@@ -94,3 +95,32 @@ def test_a_one_pixel_photo_is_read(tmp_path: Path) -> None:
     file, mask = save(noise()[:1, :1], tmp_path / "photo.png"), save(ANN[5:6, 5:6], tmp_path / "mask.png")
     found = read_photograph(file, "photo.png", NamedMasks([str(mask)]))
     assert found.image.shape == (1, 1, 3) and found.people[0].shape == (1, 1)
+
+
+@pytest.mark.parametrize("size", [(12032, 9024), (16320, 12240)])
+def test_the_108_and_200_megapixels_of_phones_are_none_too_many(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Of a file that is cut, not the size is said to be the fault; datasets' pictures this large are refused."""
+    file = tmp_path / "photo.png"
+    Image.new("1", size).save(file)
+    file.write_bytes(file.read_bytes()[:-60])
+    with pytest.raises(Rejected, match="truncated-image"), without_pillows_limit():
+        read_photograph(file, "photo.png", NamedMasks([]))
+    with pytest.raises(Rejected, match="decompression-bomb"):
+        decode_image(file.read_bytes(), DecodeSettings())
+
+
+def test_damaged_exif_costs_neither_the_photo_nor_its_resolution(tmp_path: Path) -> None:
+    damaged = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x0f\x01\x02\0\xff\xff\xff\xff\xff\xff"
+    file = save(noise(), tmp_path / "photo.jpg", exif=damaged, dpi=(240, 240))
+    found = read_photograph(file, "photo.jpg", NamedMasks([str(save(ANN, tmp_path / "mask.png"))]))
+    assert found.metadata.dpi == (240, 240)
+
+
+def test_a_tag_that_no_writer_takes_is_left_out_alone(tmp_path: Path) -> None:
+    """Cameras write any type of value under any tag, and of any length."""
+    exif = Image.Exif()
+    exif.update({0x010F: "Cam", 0x8298: "c" * 5000})
+    file = save(noise(), tmp_path / "photo.jpg", exif=exif)
+    found = read_photograph(file, "photo.jpg", NamedMasks([str(save(ANN, tmp_path / "mask.png"))]))
+    assert found.notes == ["not taken over from its metadata: EXIF Copyright"]
+    assert dict(found.metadata.exif or {}) == {0x010F: b"Cam"}

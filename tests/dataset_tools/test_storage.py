@@ -271,3 +271,21 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_done(tmp_path: P
         check_writable(str(tmp_path / output))
     check_writable(str(tmp_path / "new/folder"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_link_stays_and_the_file_that_it_leads_to_is_written_where_it_lies(tmp_path: Path) -> None:
+    """Built beside it: renaming is possible on one disk only."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk/file")
+    filesystem, path = open_root(str(tmp_path / "link"))
+    for content in (b"new", b"newer"):
+        with written_whole(filesystem, path) as partial:
+            assert partial.parent == tmp_path / "disk"
+            partial.write_bytes(content)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk/file").read_bytes() == content
+
+
+def test_a_name_as_long_as_the_disk_holds_is_written(tmp_path: Path) -> None:
+    filesystem, path = open_root(str(tmp_path / ("é" * 127)))
+    write_bytes(filesystem, path, b"whole")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"whole"]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import io
 import json
+import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -329,6 +335,298 @@ def test_the_colour_profile_stays_with_the_colours(tmp_path: Path, erase: Comman
                 assert picture.mode == "RGB"
 
 
+@pytest.mark.parametrize("name", ["p3", "adobe"])
+def test_a_wide_colour_space_is_kept_in_whatever_is_saved(
+    tmp_path: Path, erase: Command, mild: Command, icc_profiles: dict[str, bytes], name: str
+) -> None:
+    """Pixels outside the hole are the stored ones, and still mean the same: in results, layers and recomposed."""
+    image, profile = photo(), icc_profiles[name]
+    file, layers = save(image, tmp_path / "one.png", icc_profile=profile), tmp_path / "layers"
+    for result in ("out.tif", "out.webp", "out.png"):
+        code, _, err = erase(file, *write_index(tmp_path), "-o", tmp_path / result, "--layers", layers, "--force")
+        assert (code, err) == (0, "")
+        assert_erased(tmp_path / result, image, BOTH)
+    assert mild("recompose", layers, "--keep", "none", "-o", tmp_path / "none.tif")[::2] == (0, "")
+    assert_erased(tmp_path / "none.tif", image, BOTH)
+    colours = [layers / f"{part}.png" for part in ("original", "background", "layer-01", "layer-02")]
+    for path in [*(tmp_path / f"out.{suffix}" for suffix in ("png", "tif", "webp")), tmp_path / "none.tif", *colours]:
+        with Image.open(path) as picture:
+            assert picture.info["icc_profile"] == profile, path
+    with Image.open(layers / "painted.png") as picture:
+        assert "icc_profile" not in picture.info, "a mask has no colours"
+
+
+def test_formats_without_profiles_get_srgb_and_that_is_told(
+    tmp_path: Path, erase: Command, mild: Command, icc_profiles: dict[str, bytes]
+) -> None:
+    file = save(photo(), tmp_path / "one.png", icc_profile=icc_profiles["adobe"])
+    mask, layers = ["--mask", save(LEFT, tmp_path / "mask.png")], tmp_path / "layers"
+    code, _, err = erase(file, *mask, "-o", tmp_path / "one.bmp", "--layers", layers)
+    assert code == 0 and "one.bmp: BMP holds no ICC profile; all colours were converted to sRGB from Adobe RGB" in err
+    code, _, err = mild("recompose", layers, "--keep", "1", "-o", tmp_path / "all.bmp")
+    assert code == 0 and "all.bmp: BMP holds no ICC profile" in err
+    shown = ImageCms.profileToProfile(
+        Image.open(file), io.BytesIO(icc_profiles["adobe"]), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert np.array_equal(read(tmp_path / "all.bmp"), np.asarray(shown))
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile", "suffix"), [("CMYK", "cmyk", "tif"), ("CMYK", "cmyk", "jpg"), ("L", "grey", "png")]
+)
+def test_inks_and_grey_look_as_in_a_viewer_that_knows_their_profile(
+    tmp_path: Path, erase: Command, mild: Command, icc_profiles: dict[str, bytes], mode: str, profile: str, suffix: str
+) -> None:
+    stored = Image.fromarray(photo()).convert(mode)
+    stored.save(tmp_path / f"one.{suffix}", icc_profile=icc_profiles[profile])
+    with Image.open(tmp_path / f"one.{suffix}") as picture:
+        truth = np.asarray(
+            ImageCms.profileToProfile(
+                picture, io.BytesIO(icc_profiles[profile]), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        )
+    code, _, err = erase(
+        tmp_path / f"one.{suffix}", *write_index(tmp_path), "-o", tmp_path / "out.png", "--layers", tmp_path / "layers"
+    )
+    assert code == 0 and "its colours were converted to sRGB from" in err
+    assert_erased(tmp_path / "out.png", truth, BOTH)
+    assert mild("recompose", tmp_path / "layers", "--keep", "1,2", "-o", tmp_path / "all.png")[0] == 0
+    assert np.array_equal(read(tmp_path / "all.png"), truth)
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.info.get("icc_profile") is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_who_took_a_photo_and_its_resolution_are_kept_and_where_it_was_is_not(
+    tmp_path: Path, erase: Command, mild: Command, suffix: str
+) -> None:
+    """The photograph stands on its side: its result is upright, and says so."""
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x010F: "Cam", 0x8298: "Zoë © 2020".encode(), 0x010E: "At the sea"})
+    exif.get_ifd(0x8769).update({0x9003: "2020:01:02 03:04:05", 0x829D: 2.8, 0x927C: b"maker" * 9, 0xA431: "SN-1"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 8.0, 14.0)})
+    file = save(photo(), tmp_path / "one.jpg", exif=exif, dpi=(300, 200), comment=b"from home")
+    mask = save(np.rot90(LEFT, -1), tmp_path / "mask.png")
+    result, again = tmp_path / f"out.{suffix}", tmp_path / f"again.{suffix}"
+    code, _, err = erase(file, "--mask", mask, "-o", result, "--layers", tmp_path / "layers")
+    said = "not taken over from its metadata: comments, the position (GPS), serial numbers, maker notes"
+    assert (code, err) == (0, f"{file}: {said}\n")
+    assert mild("recompose", tmp_path / "layers", "--keep", "none", "-o", again)[::2] == (0, "")
+    for path in (result, again):
+        assert b"SN-1" not in path.read_bytes() and b"makermaker" not in path.read_bytes()
+        with Image.open(path) as picture:
+            tags = picture.getexif()
+            taken = dict(tags.get_ifd(0x8769))
+            assert picture.size == (HEIGHT, WIDTH)
+            assert (tags[0x010F], tags[0x010E], tags[0x0112]) == ("Cam", "At the sea", 1)
+            assert tags[0x8298].encode("latin-1").decode() == "Zoë © 2020"
+            assert (taken[0x9003], float(taken[0x829D])) == ("2020:01:02 03:04:05", 2.8)
+            assert not tags.get_ifd(0x8825) and not {0x927C, 0xA431} & set(taken)
+            dpi = (tags[0x011A], tags[0x011B]) if suffix == "webp" else picture.info["dpi"]
+            assert [round(float(value)) for value in dpi] == [200, 300]
+    with Image.open(tmp_path / "layers/layer-01.png") as picture:
+        assert [round(value) for value in picture.info["dpi"]] == [200, 300]
+
+
+def test_an_owner_of_16_bits_hears_that_8_are_left(tmp_path: Path, erase: Command) -> None:
+    """Pillow reads colour of 16 bits as if it had 8, without a word."""
+    import cv2
+
+    mask = save(LEFT, tmp_path / "mask.png")
+    for name in ("deep.tif", "deep.png"):
+        cv2.imwrite(str(tmp_path / name), photo().astype(np.uint16) * 257)
+        code, _, err = erase(tmp_path / name, "--mask", mask, "-o", tmp_path / "out.tif", "--force")
+        assert code == 0 and f"{name}: 16 bits a channel were reduced to 8" in err
+
+
+def test_names_may_be_any_that_the_disk_holds(tmp_path: Path, erase: Command) -> None:
+    """With bytes that are no text, with colons, as long as its result's name may be; a longer one is one line."""
+    odd = [os.fsdecode(b"caf\xe9.png"), "a:b::c.png", "[x] #1 %41.png", "x" * 240 + ".png"]
+    mask = save(LEFT, tmp_path / "mask.png")
+    for name in odd:
+        code, out, err = erase(save(photo(), tmp_path / name), "--mask", mask)
+        assert (code, "1 of 1 people erased" in out, err) == (0, True, ""), name
+        assert_erased(tmp_path / f"{Path(name).stem}-erased.png", photo(), LEFT[None])
+    long = save(photo(), tmp_path / ("y" * 246 + ".png"))
+    code, out, err = erase(long, "--mask", mask)
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and "does not hold names that long" in err
+    assert erase(long, "--mask", mask, "-o", tmp_path / "short.png")[0] == 0
+
+
+def test_among_several_a_name_too_long_is_set_aside_and_layers_may_be_long(tmp_path: Path, erase: Command) -> None:
+    for name in ("short", "x" * 244, "y" * 246):
+        save(photo(), tmp_path / f"photos/{name}.png")
+        save(LEFT, tmp_path / f"masks/{name}.png")
+    options = ["--mask", tmp_path / "masks", "-o", tmp_path / "out", "--layers", tmp_path / "layers"]
+    code, out, err = erase(tmp_path / "photos", *options)
+    assert (code, out.count("1 of 1 people erased"), err.count("does not hold names that long")) == (1, 2, 1)
+    assert np.array_equal(LayeredPicture.load(tmp_path / "layers" / ("x" * 244)).original, photo())
+
+
+def test_links_stay_links_and_what_they_lead_to_is_filled(tmp_path: Path, erase: Command) -> None:
+    """As results lie on another disk: also of what is overwritten."""
+    disk = tmp_path / "disk"
+    (disk / "layers").mkdir(parents=True)
+    (tmp_path / "layers").symlink_to(disk / "layers")
+    (tmp_path / "out.png").symlink_to(disk / "result.png")
+    file, mask = save(photo(), tmp_path / "one.png"), save(LEFT, tmp_path / "mask.png")
+    for force in ([], ["--force"]):
+        options = ["-o", tmp_path / "out.png", "--layers", tmp_path / "layers", *force]
+        assert erase(file, "--mask", mask, *options)[::2] == (0, "")
+        assert (tmp_path / "layers").is_symlink() and (tmp_path / "out.png").is_symlink()
+        assert_erased(disk / "result.png", photo(), LEFT[None])
+        assert np.array_equal(LayeredPicture.load(disk / "layers").original, photo())
+        assert sorted(path.name for path in disk.iterdir()) == ["layers", "result.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "layers", "mask.png", "one.png", "out.png"]
+
+
+def test_linked_folders_are_gone_into_by_folder_and_glob_alike_and_not_in_circles(
+    tmp_path: Path, erase: Command
+) -> None:
+    for number, name in enumerate(("photos/one", "elsewhere/two")):
+        save(photo(number), tmp_path / f"{name}.png")
+    (tmp_path / "photos/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/self").symlink_to(tmp_path / "photos")
+    for name in ("one", "more/two"):
+        save(LEFT, tmp_path / f"masks/{name}.png")
+    for number, given in enumerate((tmp_path / "photos", tmp_path / "photos/**/*.png")):
+        code, out, err = erase(given, "--mask", tmp_path / "masks", "-o", tmp_path / f"out{number}")
+        assert (code, err, out.count("erased")) == (0, "", 2 * 2)
+        assert_erased(tmp_path / f"out{number}/more/two-erased.png", photo(1), LEFT[None])
+
+
+def test_no_room_for_layers_is_one_line_and_leaves_nothing(tmp_path: Path, erase: Command) -> None:
+    """The result (of few colours) has room, its layers do not; what stood there stays."""
+    file, mask = save(photo(), tmp_path / "one.png"), save(LEFT, tmp_path / "mask.png")
+    options = [file, "--mask", mask, "-o", tmp_path / "out.gif", "--layers", tmp_path / "layers"]
+    assert erase(*options)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1]))
+    try:
+        code, out, err = erase(*options, "--force", "--seed", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert f"{tmp_path}/layers cannot be written: File too large" in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> list[object]:
+    """Three photographs, their masks and where results go."""
+    for number, name in enumerate(("a", "b", "c")):
+        save(photo(number), tmp_path / f"photos/{name}.png")
+        save(LEFT, tmp_path / f"masks/{name}.png")
+    return [tmp_path / "photos", "--mask", tmp_path / "masks", "-o", tmp_path / "out"]
+
+
+def at_second_file(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    """Something happens while the second result stands under its temporary name."""
+    flushed, real = [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(descriptor)
+        if len(flushed) == 2:
+            happens()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_stopped_batch_says_how_far_it_came_and_goes_on_where_it_was(
+    tmp_path: Path, erase: Command, batch: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while a result is written: it is not there, not even in part."""
+    with monkeypatch.context() as patch:
+        at_second_file(patch, lambda: signal.raise_signal(signal.SIGINT))
+        code, out, err = erase(*batch)
+    assert (code, out.count("erased\n")) == (130, 1)
+    assert err == "stopped: 1 of 3 photographs are done; the same command goes on with the others\n"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-erased.png"]
+    first = (tmp_path / "out/a-erased.png").stat()
+    code, out, err = erase(*batch)
+    assert (code, out.count("erased\n")) == (0, 2)
+    assert err == "1 of 3 photographs have their results already; --force makes them anew\n"
+    assert (tmp_path / "out/a-erased.png").stat() == first
+    for number, name in enumerate(("a", "b", "c")):
+        assert_erased(tmp_path / f"out/{name}-erased.png", photo(number), LEFT[None])
+    assert erase(*batch)[::2] == (0, "3 of 3 photographs have their results already; --force makes them anew\n")
+
+
+def test_a_photo_with_a_part_of_its_results_is_set_aside(tmp_path: Path, erase: Command, batch: list[object]) -> None:
+    """Layers that somebody may have worked on are not overwritten."""
+    assert erase(*batch, "--layers", tmp_path / "layers")[0] == 0
+    (tmp_path / "out/b-erased.png").unlink()
+    code, out, err = erase(*batch, "--layers", tmp_path / "layers")
+    assert (code, out) == (1, "")
+    assert f"b.png: {tmp_path}/layers/b/layers.json exists already; --force overwrites it\n" in err
+
+
+def test_a_full_disk_ends_a_batch_in_one_line(
+    tmp_path: Path, erase: Command, batch: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    at_second_file(monkeypatch, full)
+    code, out, err = erase(*batch)
+    assert (code, out.count("erased\n"), len(err.splitlines())) == (2, 1, 1)
+    assert "b-erased.png cannot be written: No space left on device: 1 of 3 photographs are done" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-erased.png"]
+
+
+def test_layers_of_one_photo_never_lie_in_those_of_another(tmp_path: Path, mild: Command) -> None:
+    """Saving replaces a folder of layers as a whole."""
+    for name in ("a", "a/one"):
+        save(photo(), tmp_path / f"photos/{name}.png")
+        save(LEFT, tmp_path / f"masks/{name}.png")
+    options = ["--mask", tmp_path / "masks", "-o", tmp_path / "out", "--layers", tmp_path / "layers"]
+    code, _, err = mild("erase", tmp_path / "photos", *options)
+    assert code == 2 and "would lie in those of" in err
+
+
+def test_pillows_own_limit_of_size_does_not_hold_for_photos_and_layers(
+    tmp_path: Path, erase: Command, mild: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is set low here; as it stands, it refuses a photograph of 200 megapixels."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 3)
+    mask = save(LEFT, tmp_path / "mask.png")
+    for suffix in ("png", "tif", "webp"):
+        file = save(photo(), tmp_path / f"one.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+        code, _, err = erase(file, "--mask", mask, "--layers", tmp_path / "layers", "--force")
+        assert (code, err) == (0, "")
+    assert mild("recompose", tmp_path / "layers", "--keep", "none", "-o", tmp_path / "none.png")[::2] == (0, "")
+
+
+def test_a_result_longer_than_its_format_holds_is_refused_before_it_is_painted(tmp_path: Path, mild: Command) -> None:
+    mask = np.zeros((2, 17000), bool)
+    mask[0, 50:90] = True
+    file = save(np.zeros((2, 17000, 3), np.uint8), tmp_path / "one.png")
+    options = ["--mask", save(mask, tmp_path / "mask.png"), "-o", tmp_path / "out.webp", "--base", tmp_path / "nowhere"]
+    code, _, err = mild("erase", file, *options)
+    assert code == 2 and "WEBP holds 16383 pixels a side" in err
+
+
+def test_the_garbage_collector_rests_while_all_is_imported_and_loaded(
+    tmp_path: Path, erase: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go through all modules and weights a hundred times, and find nothing."""
+    from mild.pipeline import MILDPipeline
+
+    worked, real = [], MILDPipeline.from_pretrained
+
+    def load(*arguments: object, **options: object) -> MILDPipeline:
+        worked.append(gc.isenabled())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(MILDPipeline, "from_pretrained", load)
+    assert erase(save(photo(), tmp_path / "one.png"), "--mask", save(LEFT, tmp_path / "mask.png"))[0] == 0
+    assert (worked, gc.isenabled()) == ([False], True)
+
+
 def test_unusual_photos_are_used_and_their_owner_is_told(tmp_path: Path, erase: Command) -> None:
     mask = save(LEFT, tmp_path / "mask.png")
     rgba = np.dstack([photo(), np.full((HEIGHT, WIDTH), 255, np.uint8)])
@@ -392,6 +690,10 @@ def test_what_the_user_must_mend_is_one_line_before_any_model_is_loaded(tmp_path
         ([file, *masks, "--remove", "-1"], "--remove '-1': give people by number"),
         ([file, *masks, "--remove", ""], "--remove '': give people by number"),
         ([file, *masks, "--margin", "inf"], "margin is inf: give 0, or a share"),
+        ([file, *masks, "--seed", 2**64], "--seed 18446744073709551616: give 0 to 18446744073709551615"),
+        ([file, *masks, "--seed", "-1"], "--seed -1: give 0"),
+        ([file, *masks, "--steps", "1001"], "--steps 1001: give 1 to 1000"),
+        ([file, *masks, "--steps", "0"], "--steps 0: give 1 to 1000"),
         ([tmp_path / "gone.jpg", *masks], "gone.jpg: there is no such file"),
         ([tmp_path / "text.jpg", *masks], "text.jpg: not a JPEG"),
         ([tmp_path / "empty.jpg", *masks], "empty.jpg: the file has 0 bytes"),

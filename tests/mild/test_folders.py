@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,39 @@ def test_a_place_that_cannot_be_a_folder_is_named(tmp_path: Path, name: str) -> 
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file"), folder_written_whole(tmp_path / name):
         pass
+
+
+def test_a_link_stays_and_the_folder_that_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    for leads_to in ("disk/result", "disk/not yet there"):
+        link = tmp_path / f"link to {Path(leads_to).name}"
+        (tmp_path / "disk/result").mkdir(parents=True, exist_ok=True)
+        link.symlink_to(tmp_path / leads_to)
+        with folder_written_whole(link) as folder:
+            assert folder.parent == tmp_path / "disk", "renaming is possible on one disk only"
+            (folder / "new").touch()
+        assert link.is_symlink() and [path.name for path in (tmp_path / leads_to).iterdir()] == ["new"]
+
+
+def test_a_name_as_long_as_the_disk_holds_is_written(tmp_path: Path) -> None:
+    target = tmp_path / ("é" * 127)
+    with folder_written_whole(target) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_where_the_new_folder_cannot_take_its_place_the_older_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, real = tmp_path / "result", os.replace
+    with folder_written_whole(target) as folder:
+        (folder / "old").touch()
+
+    def replace(source: Path, destination: Path) -> None:
+        if destination == target and ".old" not in source.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, destination)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(UserError, match="result cannot be written: Input/output error"), folder_written_whole(target):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["result", "old"]

@@ -468,6 +468,8 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
         ({"image": [], "masks": []}, "no picture is given"),
         ({"margin": -1.0}, "margin is -1.0"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": 1001}, "num_inference_steps is 1001: give 1 to 1000"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_by_name(pipe: MILDPipeline, change: dict[str, Any], complaint: str) -> None:
