@@ -74,7 +74,20 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's o
 def main() -> None:
     """Entry point. What the user must mend becomes one line. Exit codes:
 
-    ==== ====================================================================================    try:
+    ==== ===========================================================================================
+    0    all is done
+    1    something was set aside, `verify` found something, or this program has a defect (a traceback)
+    2    there is something that the user must mend
+    129  ended by SIGHUP
+    130  ended by SIGINT (Ctrl-C)
+    143  ended by SIGTERM
+    ==== ===========================================================================================
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # File names can be anything; printing them must not fail.
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
         with _signals_as_exits():
             app()
     except ModuleNotFoundError as error:

@@ -98,7 +98,7 @@ class Checkpoints:
             UserError: it cannot be written, as where the disk is full; earlier ones stay as they were.
         """
         try:
-            with folder_written_whole(self.folder / f"step-{step:08d}") as folder:
+            with folder_written_whole(self.folder / f"step-{step:08d}", STATE) as folder:
                 save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
                 state = {
                     "format": FORMAT,

@@ -35,6 +35,7 @@ from mild.training import Samples
 from mild.versions import software_versions
 
 CONFIDENCE = 0.95
+SUMMARY = "summary.json"
 REPORT_SAMPLES = 24
 """At most so many samples are shown in the report; the pictures of all lie in ``pictures/``."""
 
@@ -112,7 +113,7 @@ def evaluate(
     chosen = sorted(int(index) for index in samples.order(settings.seed, 0)[: settings.samples])
     rows: list[dict[str, Any]] = []
     figures: list[SampleFigures] = []
-    with folder_written_whole(output) as folder:
+    with folder_written_whole(output, SUMMARY) as folder:
         for done, index in enumerate(chosen, start=1):
             sample = samples[index]
             for masks in settings.masks:
@@ -146,7 +147,7 @@ def evaluate(
                 for name, members in _groups(rows, settings.masks).items()
             ],
         }
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         curve = None if adapters is None else Path(place_of(adapters)) / "loss.svg"
         chart = curve.read_text(encoding="utf-8") if curve is not None and curve.is_file() else None
         (folder / "report.html").write_text(render_report(summary, figures, chart), encoding="utf-8")

@@ -174,7 +174,7 @@ class LayeredPicture:
         pictures = {"original.png": self.original, "background.png": self.background, "painted.png": self.painted}
         pictures |= dict(zip(names, self.layers, strict=True))
         resolution = Metadata(dpi=self.metadata.dpi)
-        with folder_written_whole(folder) as place:
+        with folder_written_whole(folder, INDEX) as place:
             try:
                 for name, picture in pictures.items():
                     metadata = self.metadata if picture is self.original else resolution

@@ -51,6 +51,7 @@ from mild.regions import (
     plan_regions,
     prefilled,
 )
+from mild.saved import CONFIG
 
 SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 AESTHETIC_SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
@@ -159,7 +160,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             UserError: there is nothing but the base, or the folder cannot be written.
         """
         layered = self._layered()
-        with folder_written_whole(str(folder)) as place:
+        with folder_written_whole(str(folder), CONFIG) as place:
             layered.save(place, base=self.base, resolution=self.resolution, record={})
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool = False, **_: Any) -> str:
@@ -282,9 +283,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                     others = editable(photo.masks, [j for j in everybody if j != k], photo.margin)
                     yield self._job(number, photo, region, "fg", k, others & ~photo.seen[k])
 
-    def _job(
-        self, number: int, photo: Photo, region: Region, branch: Branch, k: int | None, hole: np.ndarray
-    ) -> _Job:
+    def _job(self, number: int, photo: Photo, region: Region, branch: Branch, k: int | None, hole: np.ndarray) -> _Job:
         height, width = region.size
         cut_hole = cut_mask(hole, region)
         mask = cut_hole.astype(np.float32) if k is None else cut_soft(photo.masks[k], region)
@@ -417,9 +416,7 @@ def _batches(jobs: list[_Job], batch_size: int) -> list[list[_Job]]:
     kinds: dict[Any, list[_Job]] = {}
     for job in jobs:
         kinds.setdefault((job.branch, job.region.size), []).append(job)
-    return [
-        same[first : first + batch_size] for same in kinds.values() for first in range(0, len(same), batch_size)
-    ]
+    return [same[first : first + batch_size] for same in kinds.values() for first in range(0, len(same), batch_size)]
 
 
 def _assembled(photo: Photo, painted: list[tuple[_Job, np.ndarray]], layers: bool, output_type: str) -> Erased:

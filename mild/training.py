@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +26,12 @@ from torch.nn import functional as F
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample, encode_png
 from dataset_tools.settings import digest_of
+from dataset_tools.storage import remove_partials
 from mild.backbone import BRANCHES, Branch, adapter_parameters, check_resolution, encode_pictures, load_base
 from mild.batches import Batch, draw_fixed_view, draw_view, make_batch, make_cues
 from mild.charts import loss_chart
 from mild.checkpoints import Checkpoint, Checkpoints
-from mild.folders import clear_leftovers, folder_written_whole
+from mild.folders import folder_written_whole
 from mild.journal import Journal, SamplePictures, check_trackers, logs_of, numbers_of, peak_memory
 from mild.latents import Latents, encode_view
 from mild.layered import LayeredUNet
@@ -41,6 +44,7 @@ from mild.objective import (
     region_terms,
     stage_at,
 )
+from mild.saved import CONFIG
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
 from mild.sharding import shard_frozen, sharding_asked_for
@@ -176,8 +180,9 @@ def train(
     with contextlib.ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(kept.held())
-            clear_leftovers(output)
-            folder = held.enter_context(folder_written_whole(output))
+            target = Path(os.path.realpath(output))
+            remove_partials(target.parent, glob.escape(target.name))
+            folder = held.enter_context(folder_written_whole(target, CONFIG))
         accelerator.wait_for_everyone()
         layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
         layered.resolution = settings.resolution

@@ -119,7 +119,7 @@ def export_base(
         UserError: the folder cannot be written.
     """
     data, trained, vae = Pictures.open(pictures), Path(trained), Path(vae)
-    with folder_written_whole(folder) as place:
+    with folder_written_whole(folder, "model_index.json") as place:
         pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(trained, add_watermarker=False)
         save_nano_pipeline(pipeline.to(dtype=torch.float16), place)
         for name in ("text_encoder", "text_encoder_2"):

@@ -82,7 +82,7 @@ def draw_pictures(settings: DrawingSettings, folder: str | Path, workers: int) -
     jobs = [(settings, "held-out", index) for index in range(settings.held_out)]
     jobs += [(settings, "train", index) for index in range(settings.scenes)]
     side, count = settings.side, settings.scenes * settings.crops
-    with folder_written_whole(folder) as place:
+    with folder_written_whole(folder, "pictures.npy") as place:
         pictures = np.lib.format.open_memmap(
             place / "pictures.npy", mode="w+", dtype=np.uint8, shape=(count, side, side, 3)
         )

@@ -151,7 +151,7 @@ def train_vae(settings: PretrainSettings, pictures: str | Path, folder: str | Pa
     kept = _checkpoints_beside(folder, settings.model_dump(mode="json", exclude={"unet"}))
     losses = _optimise({"vae": vae}, batch_of, loss_of, options, kept, "vae", log)
     _standardise(vae, data.pictures, settings)
-    with folder_written_whole(folder) as place:
+    with folder_written_whole(folder, "config.json") as place:
         vae.to("cpu").save_pretrained(place)
         write_curve(losses, place, "loss-vae")
     kept.remove()
@@ -181,7 +181,7 @@ def encode_examples(
         kept: np.ndarray = latents.to(torch.float16).cpu().numpy()
         return kept
 
-    with folder_written_whole(folder) as place:
+    with folder_written_whole(folder, "latents.npy") as place:
         latents = _new_array(place / "latents.npy", np.float16, (count, *shape))
         seen = _new_array(place / "seen.npy", np.float16, (count, holes, *shape))
         packed = _new_array(place / "holes.npy", np.uint8, (count, holes, side, side // 8))
@@ -285,7 +285,7 @@ def train_unet(
     kept = _checkpoints_beside(folder, settings.model_dump(mode="json"))
     losses = _optimise(trained, batch_of, loss_of, options, kept, "unet", log)
     pipeline.unet.set_attn_processor(AttnProcessor2_0())
-    with folder_written_whole(folder) as place:
+    with folder_written_whole(folder, "model_index.json") as place:
         save_nano_pipeline(pipeline.to("cpu"), place)
         write_curve(losses, place, "loss-unet")
     kept.remove()

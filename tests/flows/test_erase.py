@@ -64,7 +64,7 @@ def parts(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     unet = StableDiffusionXLInpaintPipeline.from_pretrained(base).unet
     folder = tmp_path_factory.mktemp("mild") / "parts"
     layered = LayeredUNet.create(unet, MildSettings(lora=LoraSettings(rank=2, alpha=2)), seed=0)
-    with folder_written_whole(folder) as place:
+    with folder_written_whole(folder, "mild.json") as place:
         layered.save(place, base=base, resolution=64, record={})
     return str(folder)
 

@@ -52,7 +52,7 @@ def mild_folder(nano_base: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     layered.project_()
     folder = tmp_path_factory.mktemp("mild") / "folder"
-    with folder_written_whole(folder) as place:
+    with folder_written_whole(folder, "mild.json") as place:
         layered.save(place, base=nano_base, resolution=64, record={})
     return folder
 
