@@ -20,6 +20,7 @@ import yaml
 
 from dataset_tools.contact_sheet import contact_sheet
 from dataset_tools.inspection import Credit, Part, count_rejected, counted, people_columns, survey
+from dataset_tools.records import text_to_cell
 from dataset_tools.schema import SCHEMA_VERSION, encode_png
 from dataset_tools.shards import Shard, ShardDataset, read_index
 from dataset_tools.storage import open_root, write_bytes
@@ -97,13 +98,13 @@ def hub_licence(licence: str) -> str:
 
 
 def _attribution(credits: list[Credit]) -> bytes:
-    """CSV as RFC 4180 has it but for bare line feeds; roles are joined by semicolons."""
+    """CSV as RFC 4180 has it but for bare line feeds; roles are joined by semicolons, formulas are made text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(ATTRIBUTION_COLUMNS)
     for credit in credits:
         row = {**vars(credit), "roles": ";".join(sorted(credit.roles))}
-        writer.writerow([row[column] for column in ATTRIBUTION_COLUMNS])
+        writer.writerow([text_to_cell(row[column]) for column in ATTRIBUTION_COLUMNS])
     return text.getvalue().encode()
 
 

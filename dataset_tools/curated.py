@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators import ParsingEstimator, PlateProvider, PoseEstimator
@@ -50,7 +51,7 @@ class CuratedSettings(Settings):
     have a usable mask, because the plate would differ outside the masks."""
     decode: DecodeSettings = DecodeSettings()
     masks: MaskSettings = MaskSettings()
-    fetch_workers: int = 8
+    fetch_workers: int = Field(8, ge=1, le=256)
     """Images fetched and decoded at once within one shard."""
 
 

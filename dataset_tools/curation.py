@@ -18,19 +18,20 @@ import duckdb
 from pydantic import Field, model_validator
 
 from dataset_tools.errors import UserError
-from dataset_tools.records import SPLITS, ImageRecord, InstanceRecord, Rejection, Role, Split
+from dataset_tools.records import PEOPLE, SPLITS, ImageRecord, InstanceRecord, Rejection, Role, Split
 from dataset_tools.settings import Settings
 from dataset_tools.sources import Curation
 from dataset_tools.tables import BOXES, LABELS, MASKS, METADATA, Table, TableReader, check_header, quoted, read_classes
 
 STRATA = ("one", "two_or_three", "four_or_more", "overlapping")
-PEOPLE = ("Person", "Man", "Woman", "Boy", "Girl")
-"""OpenImages' classes for whole people; those after the first are its subclasses."""
 PART_PREFIX = "Human "
 """OpenImages' classes for parts of people start so: Human face, Human hand and so on."""
 
 MEMORY = "1GB"
 """What DuckDB may use before it spills to disk; the process as a whole stays below twice that."""
+
+MOST = 1 << 31
+"""Beyond any number of people or pictures; what DuckDB counts with holds it."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,9 +45,9 @@ class CurationSettings(Settings):
 
     people_classes: tuple[str, ...] = Field(PEOPLE, min_length=1)
     """Display names of the classes whose boxes and masks are people."""
-    min_people: int = Field(1, ge=1)
+    min_people: int = Field(1, ge=1, le=MOST)
     """Fewest people with a mask in a picture."""
-    max_people: int | None = Field(None, ge=1)
+    max_people: int | None = Field(None, ge=1, le=MOST)
     """Most people with a mask in a picture; null: any number."""
     min_box_area: Fraction = 0.005
     """Least area of a person's box, as a fraction of the picture's area."""
@@ -60,7 +61,7 @@ class CurationSettings(Settings):
     """Choose pictures with a box that stands for a crowd."""
     allow_depictions: bool = False
     """Choose pictures with a drawn, printed or sculpted person."""
-    max_unmasked_people: int = Field(0, ge=0)
+    max_unmasked_people: int = Field(0, ge=0, le=MOST)
     """Most people in a picture who have a box but no usable mask."""
     min_predicted_iou: Fraction = 0.0
     """Least PredictedIoU of a usable mask. Masks without that value are usable."""
@@ -68,9 +69,9 @@ class CurationSettings(Settings):
     """Boxes that overlap by at least this intersection over union are one person, whatever their classes."""
     licences: tuple[str, ...] = Field(("https://creativecommons.org/licenses/by/2.0",), min_length=1)
     """Prefixes of the licence URLs that are allowed."""
-    images_per_stratum: int | None = Field(10_000, ge=0)
+    images_per_stratum: int | None = Field(10_000, ge=0, le=MOST)
     """Most images of each stratum (one person, two or three, four or more, overlapping) in each split; null: all."""
-    backgrounds: int | None = Field(10_000, ge=0)
+    backgrounds: int | None = Field(10_000, ge=0, le=MOST)
     """Most images in each split in which people verified that nobody is there; null: all."""
     seed: int = Field(0, ge=0)
     """Decides which images are chosen where there are more than enough."""
@@ -247,7 +248,7 @@ class _Job:
                 CASE WHEN overlapping.id IS NOT NULL THEN 'overlapping' WHEN masked = 1 THEN 'one'
                     WHEN masked <= 3 THEN 'two_or_three' ELSE 'four_or_more' END AS stratum
             FROM crowd ANTI JOIN unwanted USING (id) LEFT JOIN overlapping USING (id)
-            WHERE masked BETWEEN {s.min_people} AND {s.max_people or 2**31} AND unmasked <= {s.max_unmasked_people}
+            WHERE masked BETWEEN {s.min_people} AND {s.max_people or MOST} AND unmasked <= {s.max_unmasked_people}
                 AND least >= {s.min_box_area} AND greatest <= {s.max_box_area}
                 AND (NOT occluded OR {s.allow_occluded}) AND (NOT truncated OR {s.allow_truncated});
             """
@@ -319,9 +320,9 @@ class _Job:
     def choose(self, image_path: Callable[[Split, str], str], source: str) -> list[ImageRecord]:
         """Choose within each stratum and build the records."""
         s = self.settings
-        seed, unlimited = f"'{s.seed}'", 2**31
-        per_stratum = unlimited if s.images_per_stratum is None else s.images_per_stratum
-        backgrounds = unlimited if s.backgrounds is None else s.backgrounds
+        seed = f"'{s.seed}'"
+        per_stratum = MOST if s.images_per_stratum is None else s.images_per_stratum
+        backgrounds = MOST if s.backgrounds is None else s.backgrounds
         self.connection.execute(
             f"""
             CREATE TEMP TABLE chosen AS

@@ -22,7 +22,8 @@ class Rejected(Exception):
         reason: short stable code in kebab-case, such as ``truncated-image``; users filter
             ``rejected.parquet`` by it.
         message: what was found, for a person to read.
-        transient: True where trying again later may succeed (time-out, HTTP 429 and 5xx).
+        transient: True where the fault may be the run's and not the image's (time-out, no permission, a folder that
+            is missing as a whole): a later run tries again. False settles it: it is not there, or cannot be decoded.
     """
 
     def __init__(self, reason: str, message: str, *, transient: bool = False) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -235,14 +236,20 @@ def opened(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Iterator[I
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Rejected("decompression-bomb", str(error)) from None
-    except (
-        Exception
-    ) as error:  # Pillow's parsers raise whatever they stumble over: struct.error, KeyError, zlib.error...
+    except Exception as error:  # Pillow's parsers raise whatever they stumble over: struct.error, KeyError, zlib.error
+        if isinstance(error, MemoryError) or not _is_of_pillow(error):
+            raise
         if "truncated" in str(error).lower() or _is_cut(data, kind):
             raise Rejected(
                 "truncated-image", f"the {kind} file ends early, after {len(data)} bytes ({error})"
             ) from None
         raise Rejected("undecodable-image", f"the {kind} file is damaged: {error or type(error).__name__}") from None
+
+
+def _is_of_pillow(error: Exception) -> bool:
+    """Whether an exception came out of Pillow: one of our own code's is no fault of the picture."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(name == "PIL" or name.startswith("PIL.") for name in names)
 
 
 def _kind(data: bytes) -> str:
@@ -271,6 +278,8 @@ def exif_orientation(picture: Image.Image) -> int:
     """EXIF orientation (1 to 8) of an open picture; 1 where there is none or it is damaged."""
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
     except Exception:  # damaged EXIF beside sound pixels: Pillow raises anything from SyntaxError to struct.error
         return 1
     return orientation if orientation in range(1, 9) else 1

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dataset_tools.errors import UserError
+from dataset_tools.masks import touching
 from dataset_tools.schema import decode_rle
 from dataset_tools.shards import Shard, ShardDataset, read_manifest
 from dataset_tools.storage import open_root
@@ -57,7 +58,7 @@ class Part(BaseModel):
     occlusion_quantiles: dict[float, float] | None
     """Quantile to occlusion, over the people with occlusion > 0; None where occlusion is unknown or always 0."""
     touching: float
-    """Share of pictures in which two visible masks overlap or have neighbouring pixels, 0..1."""
+    """Share of pictures in which two visible masks are `dataset_tools.masks.touching`, 0..1."""
     overlapping_boxes: float
     """Share of pictures in which the boxes of two people overlap, 0..1."""
     label_sets: dict[str, int]
@@ -203,7 +204,7 @@ def _part(
     documents: Iterator[dict[str, Any]],
     credits: dict[tuple[str, str], Credit],
 ) -> Part:
-    samples = people = occluded = truncated = touching = overlapping = 0
+    samples = people = occluded = truncated = near_by = overlapping = 0
     widths, heights, occlusions = [], [], []
     counts: dict[str, Counter[Any]] = {
         name: Counter() for name in ("people", "strata", "label_sets", "pose_by", "licences", "sources")
@@ -222,9 +223,9 @@ def _part(
         occlusions += [person["occlusion"] for person in persons if person.get("occlusion", 0) > 0]
         occluded += sum(person["occlusion"] > 0 if "occlusion" in person else person["occluded"] for person in persons)
         truncated += sum(person["truncated"] for person in persons)
-        near = [pair for pair in combinations(persons, 2) if _common_box(*pair, grown=1) is not None]
-        overlapping += any(_common_box(*pair, grown=0) is not None for pair in near)
-        touching += any(_touch(*pair) for pair in near)
+        near = [pair for pair in combinations(persons, 2) if _share(*pair, grown=1)]
+        overlapping += any(_share(*pair, grown=0) for pair in near)
+        near_by += any(touching(*(decode_rle(person["segmentation"]) for person in pair)) for pair in near)
         for origin in document["origins"]:
             place = (origin["source"], origin["id"])
             if place not in seen:
@@ -257,7 +258,7 @@ def _part(
             if occlusions
             else None
         ),
-        touching=touching / max(samples, 1),
+        touching=near_by / max(samples, 1),
         overlapping_boxes=overlapping / max(samples, 1),
         label_sets=_ranked(counts["label_sets"]),
         pose_by=_ranked(counts["pose_by"]),
@@ -266,27 +267,12 @@ def _part(
     )
 
 
-def _common_box(one: dict[str, Any], other: dict[str, Any], grown: int) -> tuple[int, int, int, int] | None:
-    """x0, y0, x1, y1 of what the boxes of two people share when each is ``grown`` by that many pixels, or None."""
+def _share(one: dict[str, Any], other: dict[str, Any], grown: int) -> bool:
+    """Whether the boxes of two people have pixels in common when each is ``grown`` by that many pixels."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = one["bbox"], other["bbox"]
-    x0, y0 = max(ax, bx) - grown, max(ay, by) - grown
-    x1, y1 = min(ax + aw, bx + bw) + grown, min(ay + ah, by + bh) + grown
-    return (int(max(x0, 0)), int(max(y0, 0)), int(x1), int(y1)) if x0 < x1 and y0 < y1 else None
-
-
-def _touch(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two people's masks share a pixel or have neighbours (up, down, left, right)."""
-    box = _common_box(one, other, grown=1)
-    assert box is not None
-    x0, y0, x1, y1 = box
-    a, b = (decode_rle(person["segmentation"])[y0:y1, x0:x1] for person in (one, other))
-    return bool(
-        (a & b).any()
-        or (a[1:] & b[:-1]).any()
-        or (a[:-1] & b[1:]).any()
-        or (a[:, 1:] & b[:, :-1]).any()
-        or (a[:, :-1] & b[:, 1:]).any()
-    )
+    wide = min(ax + aw, bx + bw) - max(ax, bx) + 2 * grown
+    high = min(ay + ah, by + bh) - max(ay, by) + 2 * grown
+    return bool(wide > 0 and high > 0)
 
 
 def _range(values: list[int]) -> Range | None:

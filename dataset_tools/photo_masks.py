@@ -28,13 +28,11 @@ from pycocotools import mask as coco_mask
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import MOST_PIXELS, decode_index_mask, decode_mask
-from dataset_tools.records import Rejection
+from dataset_tools.records import PEOPLE, Rejection
 from dataset_tools.schema import decode_rle
 from dataset_tools.storage import open_root
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-PEOPLE = ("person", "man", "woman", "boy", "girl")
-"""COCO categories, in lower case, that are people."""
 MOST_PEOPLE = 100
 """An index PNG with more values than this is a picture or a soft mask, not an index."""
 MAX_PIXELS = MOST_PIXELS
@@ -249,7 +247,7 @@ class CocoMasks:
             categories = {entry["id"]: str(entry["name"]) for entry in document.get("categories", [])}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{place.root} is not a COCO json with images and annotations: {error!r}") from None
-        people = {number for number, name in categories.items() if name.lower() in PEOPLE}
+        people = {number for number, name in categories.items() if name.capitalize() in PEOPLE}
         if categories and not people:
             raise UserError(f"{place.root} has no category 'person'; it has {', '.join(sorted(categories.values()))}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from dataset_tools.schema import SPLITS as SPLITS
 from dataset_tools.schema import Split as Split
 
 Role = Literal["people", "background"]
+PEOPLE = ("Person", "Man", "Woman", "Boy", "Girl")
+"""OpenImages' classes for whole people; those after the first are its subclasses."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Rejection:
     reason: str
     message: str
     transient: bool = False
+    """The fault may be the run's (time-out, no permission): a later run tries again."""
 
 
 _INSTANCE = pa.struct(
@@ -98,6 +102,21 @@ IMAGE_SCHEMA = pa.schema(
 REJECTION_SCHEMA = pa.schema(
     [(f.name, pa.bool_() if f.name == "transient" else pa.string()) for f in fields(Rejection)]
 )
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+"""What a spreadsheet may run, and what `text_to_cell` made of it
+(https://owasp.org/www-community/attacks/CSV_Injection)."""
+
+
+def text_to_cell(text: str) -> str:
+    """A text as a cell of a CSV file, with an apostrophe before it where a spreadsheet would run it as a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def cell_to_text(cell: str) -> str:
+    """The inverse of `text_to_cell`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def records_to_table(records: Iterable[ImageRecord]) -> pa.Table:

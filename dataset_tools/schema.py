@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pydantic import Field
 
 from dataset_tools.settings import Settings
 
@@ -69,7 +70,7 @@ class EncodingSettings(Settings):
 
     image_format: ImageFormat = "jpg"
     """``jpg`` for photographs; ``png`` keeps composites exact, at about four times the size."""
-    jpeg_quality: int = 95
+    jpeg_quality: int = Field(95, ge=1, le=95)
     """Pillow's JPEG quality, 1 to 95; chroma is not subsampled at 90 and above."""
 
 

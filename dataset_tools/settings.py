@@ -18,7 +18,10 @@ from dataset_tools.storage import open_root
 class Settings(BaseModel):
     """Base of all settings models: immutable, unknown keys forbidden, field docstrings are descriptions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    # A refused value may be a secret in the wrong place: no message repeats it.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @classmethod
     def check(cls, values: dict[str, Any], *, origin: str) -> Self:
@@ -48,7 +51,7 @@ class Settings(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"settings file {path} cannot be read: {error}") from None
         except yaml.YAMLError as error:
-            raise UserError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"settings file {path} is not valid YAML: {_place_in_yaml(error)}") from None
         if not isinstance(values, dict):
             raise UserError(f"settings file {path} must hold a mapping, not a {type(values).__name__}")
         for dotted, value in (changes or {}).items():
@@ -72,10 +75,17 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
+def _place_in_yaml(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself, which may hold a secret."""
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+    return f"{what}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(what)
+
+
 def _complaints(cls: type[BaseModel], error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "settings"
+        where = ".".join(str(part) for part in _named(cls, item["loc"])) or "settings"
         if item["type"] == "extra_forbidden":
             known = _known_fields(cls, item["loc"][:-1])
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
@@ -86,6 +96,19 @@ def _complaints(cls: type[BaseModel], error: ValidationError) -> list[str]:
         else:
             lines.append(f"{where}: {item['msg']}")
     return lines
+
+
+def _named(cls: type[BaseModel], place: tuple[int | str, ...]) -> list[int | str]:
+    """A place as the file has it: pydantic adds the tag of a tagged union to the path, which names no field."""
+    models: list[type[BaseModel]] = [cls]
+    kept = []
+    for part in place:
+        fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
+        tagged = [] if fields else [model for model in models if part in _tags(model)]
+        models = tagged or [inner for field in fields for inner in _models_in(field.annotation)] or models
+        if not tagged:
+            kept.append(part)
+    return kept
 
 
 def _known_fields(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import fsspec
 import numpy as np
 from pycocotools import mask as coco_mask
 from pydantic import BaseModel
 
 from dataset_tools.errors import UserError
+from dataset_tools.ranges import NoRanges, read_range
 from dataset_tools.schema import (
     CONFIGURATIONS,
     SCHEMA_VERSION,
@@ -221,7 +224,7 @@ def is_intact(root: str, shard: Shard) -> bool:
 
 def read_index(root: str, path: str) -> dict[str, Any]:
     """The index of the shard at ``path`` below ``root``. Raises `UserError` where it is missing or broken."""
-    filesystem, base = open_root(root)
+    filesystem, base = _open(root)
     place = f"{base}/{index_path(path)}"
     try:
         document: dict[str, Any] = json.loads(filesystem.cat_file(place))
@@ -236,7 +239,7 @@ def read_index(root: str, path: str) -> dict[str, Any]:
 
 def read_manifest(root: str) -> Manifest:
     """The manifest of the dataset at ``root``. Raises `UserError` where there is none or it cannot be read."""
-    filesystem, base = open_root(root)
+    filesystem, base = _open(root)
     place = f"{base}/manifest.json"
     try:
         return Manifest.model_validate_json(filesystem.cat_file(place))
@@ -249,6 +252,12 @@ def read_manifest(root: str) -> Manifest:
     except Exception as error:  # every store has its own kinds of refusal
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{root} cannot be read: {reason}") from error
+
+
+def _open(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """As `open_root`; a slash at the end of a URL would be doubled by what follows, and servers then find nothing."""
+    filesystem, base = open_root(root)
+    return filesystem, base.rstrip("/")
 
 
 class ShardDataset(Sequence[Sample]):
@@ -286,14 +295,25 @@ class ShardDataset(Sequence[Sample]):
 
     def _setup(self, shards: Sequence[Shard]) -> None:
         self.shards = [shard for shard in shards if shard.samples]
-        self._filesystem, self._base = open_root(self.root)
+        self._filesystems: dict[int, tuple[fsspec.AbstractFileSystem, str]] = {}
         self.keys: list[str] = []
         """Key of every sample, in the order of the shards."""
         self._places: list[tuple[str, dict[str, Any]]] = []
         for shard in self.shards:
             for entry in read_index(self.root, shard.path)["samples"]:
                 self.keys.append(entry["key"])
-                self._places.append((f"{self._base}/{shard.path}", entry))
+                self._places.append((shard.path, entry))
+
+    def _opened(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """File system and path of the root, opened once a process: what reads a network has a thread and sockets,
+        and neither goes with a fork. Those of the parent stay in memory, since closing them would disturb it."""
+        process = os.getpid()
+        if process not in self._filesystems:
+            self._filesystems[process] = _open(self.root)
+        return self._filesystems[process]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_filesystems": {}}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -305,17 +325,25 @@ class ShardDataset(Sequence[Sample]):
         """Undecoded parts of one sample (suffix to bytes), with one range request."""
         path, entry = self._places[index]
         start, end = entry["offset"], entry["offset"] + entry["size"]
-        data = self._filesystem.cat_file(path, start=start, end=end)
-        if len(data) != end - start:
-            raise ValueError(f"{path} ends before sample {entry['key']!r}: the shard is cut short")
+        data = self._part(path, entry["key"], start, end)
         return {name: data[offset - start : offset - start + size] for name, (offset, size) in entry["parts"].items()}
 
     def annotations(self, index: int) -> dict[str, Any]:
         """The ``annotations.json`` of one sample, without fetching its pictures."""
         path, entry = self._places[index]
         offset, size = entry["parts"]["annotations.json"]
-        data = self._filesystem.cat_file(path, start=offset, end=offset + size)
+        data = self._part(path, entry["key"], offset, offset + size)
         return annotations_of(entry["key"], {"annotations.json": data})
+
+    def _part(self, path: str, key: str, start: int, end: int) -> bytes:
+        filesystem, base = self._opened()
+        try:
+            data = read_range(filesystem, f"{base}/{path}", start, end)
+        except NoRanges as error:
+            raise UserError(str(error)) from None
+        if len(data) != end - start:
+            raise ValueError(f"{base}/{path} ends before sample {key!r}: the shard is cut short")
+        return data
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """A permutation of all indices, (len,) int64, the same for a seed and epoch on every machine."""
@@ -345,8 +373,9 @@ class ShardDataset(Sequence[Sample]):
 
     def stream(self) -> Iterator[Sample]:
         """All samples in shard order, each shard read once from front to back."""
+        filesystem, base = self._opened()
         for shard in self.shards:
-            with self._filesystem.open(f"{self._base}/{shard.path}", "rb") as file:
+            with filesystem.open(f"{base}/{shard.path}", "rb") as file:
                 yield from (Sample.from_parts(entry["key"], parts) for entry, parts in _samples_of_tar(file))
 
 
@@ -364,7 +393,7 @@ def verify(root: str, workers: int = 2) -> Iterator[Problem]:
 
     Reads every byte. Yields what is wrong; nothing where all is well.
     """
-    filesystem, base = open_root(root)
+    filesystem, base = _open(root)
     manifest = read_manifest(root)
     for name, sha256 in manifest.files.items():
         if not filesystem.exists(f"{base}/{name}"):
@@ -391,7 +420,7 @@ def verify(root: str, workers: int = 2) -> Iterator[Problem]:
 
 
 def _verify_shard(root: str, shard: Shard) -> tuple[list[Problem], dict[str, tuple[str, str]]]:
-    filesystem, base = open_root(root)
+    filesystem, base = _open(root)
     place = f"{base}/{shard.path}"
     sources: dict[str, tuple[str, str]] = {}
     if not filesystem.exists(place):

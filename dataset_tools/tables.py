@@ -16,6 +16,29 @@ from dataset_tools.records import Rejection, Split
 
 IMAGE_ID = re.compile(r"[0-9a-f]{16}")
 MASK_PATH = re.compile(r"[0-9a-f]{16}_[a-z][0-9a-z_]*_[0-9a-f]+\.png")
+CLASSES = "v5/class-descriptions-boxable.csv"
+TABLES: dict[Split, dict[str, str]] = {
+    "train": {
+        "boxes": "v6/oidv6-train-annotations-bbox.csv",
+        "masks": "v5/train-annotations-object-segmentation.csv",
+        "metadata": "2018_04/train/train-images-boxable-with-rotation.csv",
+        "labels": "v7/oidv7-train-annotations-human-imagelabels.csv",
+    },
+    "validation": {
+        "boxes": "v5/validation-annotations-bbox.csv",
+        "masks": "v5/validation-annotations-object-segmentation.csv",
+        "metadata": "2018_04/validation/validation-images-with-rotation.csv",
+        "labels": "v7/oidv7-val-annotations-human-imagelabels.csv",
+    },
+    "test": {
+        "boxes": "v5/test-annotations-bbox.csv",
+        "masks": "v5/test-annotations-object-segmentation.csv",
+        "metadata": "2018_04/test/test-images-with-rotation.csv",
+        "labels": "v7/oidv7-test-annotations-human-imagelabels.csv",
+    },
+}
+"""Where each table of a split lies below the root, as in the public bucket; a mirror may have a ``.parquet`` file of
+the same name instead."""
 MAX_FAULTS = 100_000
 """A table with more faults than that is not the table it is taken for."""
 
@@ -127,6 +150,8 @@ class TableReader:
         self.folder = folder
         self.rejected: list[Rejection] = []
         self.scans = 0
+        self.mixed: set[str] = set()
+        """Paths of tables whose lines end in two ways."""
 
     def load(self, name: str, split: Split, table: Table, kind: Kind, wanted: str) -> None:
         """Read the wanted rows of a table into the temporary table ``name``; report those that cannot be used.
@@ -135,12 +160,14 @@ class TableReader:
         """
         rows = _usable_rows(kind, wanted)
         columns = ", ".join(column for column in kind.columns if column not in ("ImageID", "MaskPath"))
-        scan, rejects = self._scan(table, kind)
         self.connection.execute("SET preserve_insertion_order = false")
-        self._read(
+        _, rejects = self._read(
             table,
-            f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT id, {columns}, problem, "
-            f"CASE WHEN problem IS NOT NULL THEN ImageID END AS bad_id FROM {rows(scan)}",
+            kind,
+            lambda scan: (
+                f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT id, {columns}, problem, "
+                f"CASE WHEN problem IS NOT NULL THEN ImageID END AS bad_id FROM {rows(scan)}"
+            ),
         )
         self._report_unparsed(split, table, rejects)
         key = ", ".join("id" if column == "ImageID" else column for column in kind.key) or "NULL"
@@ -206,18 +233,21 @@ class TableReader:
         self, table: Table, kind: Kind, rows: Callable[[str], str], key: str
     ) -> list[tuple[int, str | None, str | None, int]]:
         """Line (CSV) or row (Parquet), image id, problem and hash of the key of all unusable and repeated rows."""
-        scan, rejects = self._scan(table, kind)
         self.connection.execute("SET preserve_insertion_order = true")
-        found = self._read(
+        found, rejects = self._read(
             table,
-            f"SELECT number, left(ImageID, 80), problem, h FROM (SELECT *, hash({key}) AS h "
-            f"FROM {rows(f'(SELECT row_number() OVER () AS number, * FROM {scan})')}) "
-            "WHERE problem IS NOT NULL OR h IN (SELECT h FROM repeated) ORDER BY number",
+            kind,
+            lambda scan: (
+                f"SELECT number, left(ImageID, 80), problem, h FROM (SELECT *, hash({key}) AS h "
+                f"FROM {rows(f'(SELECT row_number() OVER () AS number, * FROM {scan})')}) "
+                "WHERE problem IS NOT NULL OR h IN (SELECT h FROM repeated) ORDER BY number"
+            ),
         )
         if rejects is None:
             return found
         # Only rows that could be parsed were counted: the header and the other lines come on top.
-        skipped = [line for (line,) in self._read(table, f"SELECT DISTINCT line FROM {rejects} ORDER BY line")]
+        lines = self.connection.execute(f"SELECT DISTINCT line FROM {rejects} ORDER BY line")
+        skipped = [line for (line,) in lines.fetchall()]
         numbered, before = [], 1
         for number, image, problem, h in found:
             while before <= len(skipped) and skipped[before - 1] <= number + before:
@@ -241,14 +271,24 @@ class TableReader:
         return (
             f"(SELECT {', '.join(kind.columns)}, false AS unreadable FROM read_csv({quoted(table.path)}, "
             f"columns = {{{types}}}, auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', "
+            f"strict_mode = {table.path not in self.mixed}, "
             f"store_rejects = true, rejects_table = '{rejects}', rejects_scan = '{rejects}_scan', "
             f"rejects_limit = {MAX_FAULTS + 1}))"
         ), rejects
 
-    def _read(self, table: Table, query: str) -> list[Any]:
+    def _read(self, table: Table, kind: Kind, query: Callable[[str], str]) -> tuple[list[Any], str | None]:
+        """Result of a query over the scan of a table, and the name of the table of lines that could not be parsed.
+
+        DuckDB's strict parser takes lines that end in LF or in CRLF, and refuses files that have both, which editing
+        a few rows elsewhere makes. The other one takes them; since it also takes what is no CSV, it is for those only.
+        """
+        scan, rejects = self._scan(table, kind)
         try:
-            return self.connection.execute(query).fetchall()
+            return self.connection.execute(query(scan)).fetchall(), rejects
         except duckdb.Error as error:
+            if table.path not in self.mixed and table.is_csv and _mixes_line_ends(table.path):
+                self.mixed.add(table.path)
+                return self._read(table, kind, query)
             raise UserError(f"{table.name} cannot be read: {' '.join(str(error).split())[:300]}") from None
 
     def _refuse_many(self, table: Table, count: str) -> int:
@@ -287,11 +327,18 @@ def _copy_lines(table: Table, ids: set[bytes], target: str) -> list[int]:
     with open(table.path, "rb") as lines, open(target, "wb") as copy:
         copy.write(next(lines))
         for number, line in enumerate(lines, 2):
-            values = line.split(b",", place + 1)
+            values = line.rstrip(b"\r\n").split(b",", place + 1)
             if len(values) > place and values[place] in ids:
                 copy.write(line)
                 numbers.append(number)
     return numbers
+
+
+def _mixes_line_ends(path: str) -> bool:
+    """Whether some lines of a file end in CRLF and others in LF."""
+    with open(path, "rb") as lines:
+        ends = {line.endswith(b"\r\n") for line in lines if line.endswith(b"\n")}
+    return len(ends) == 2
 
 
 def check_header(table: Table, kind: Kind) -> None:

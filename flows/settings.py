@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+from prefect.blocks.system import Secret
 from prefect.task_runners import R, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
@@ -15,6 +16,7 @@ from dataset_tools.settings import Settings
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
+from dataset_tools.storage_options import register_blocks
 
 PictureSource = Annotated[OpenImagesSettings | FolderSettings, Field(discriminator="kind")]
 """Sources of files that exist."""
@@ -47,12 +49,23 @@ class Threads(ThreadPoolTaskRunner[R]):
             self._executor = None
 
 
+def _read_secret(block: str) -> Any:
+    """The value of a Secret block as it was saved: its own ``get`` reads a text of digits as a number."""
+    try:
+        return Secret.load(block.removeprefix("secret/"), _sync=True).value.get_secret_value()
+    except ValueError:
+        raise LookupError(f"Prefect's server has no block {block} that can be read") from None
+
+
+register_blocks(_read_secret)
+
+
 class RunnerSettings(Settings):
     """What runs the tasks of a flow. Has no influence on the bytes of a dataset."""
 
     kind: Literal["threads", "dask"] = "threads"
     """``threads``: in the flow's process; ``dask``: a local Dask cluster of processes, or ``address``."""
-    workers: int = Field(default=2, ge=1)
+    workers: int = Field(default=2, ge=1, le=1024)
     """Tasks at once: threads, or processes of the local Dask cluster."""
     address: str | None = None
     """Scheduler of a Dask cluster that runs already, such as ``tcp://scheduler:8786``."""

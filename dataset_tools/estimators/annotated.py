@@ -14,20 +14,25 @@ from typing import Literal
 import cv2
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
-from dataset_tools.errors import Rejected
+from dataset_tools.errors import Rejected, UserError
+from dataset_tools.fetch import FetchSettings, open_filesystem, read_bytes, with_retries
 from dataset_tools.records import ImageRecord
 from dataset_tools.settings import Settings, digest_of
-from dataset_tools.storage import open_root
+from dataset_tools.storage_options import Location, StorageOptions
 
 
 class AnnotatedSettings(Settings):
     """Where the side-cars lie."""
 
     kind: Literal["annotated"] = "annotated"
-    root: str = ""
+    root: Location = ""
     """Folder (fsspec URL or path) that holds ``sidecar/{split}/``; empty: the root of the source itself, which is
-    where the sample world has them."""
+    where the sample world has them, with the source's own options."""
+    root_options: StorageOptions = Field({})
+    """fsspec storage options of the root; secrets in them are named, as ``{env: NAME}`` or ``{block: secret/NAME}``."""
+    fetch: FetchSettings = FetchSettings()
 
     def open(self) -> Annotated:
         """The reader of these side-cars."""
@@ -37,33 +42,47 @@ class AnnotatedSettings(Settings):
 class Annotated:
     """Reads pose, parsing and clean plates of an image from its side-cars, scaled to the size of the image.
 
-    A side-car that is missing or broken raises `Rejected`; a person whom the side-car does not know has no
-    keypoints.
+    A side-car that is missing, broken or out of reach raises `Rejected`; a person whom the side-car does not know has
+    no keypoints.
     """
 
     name = "annotated"
     label_set = "lip"
 
     def __init__(self, settings: AnnotatedSettings) -> None:
-        self._filesystem, root = open_root(settings.root)
         self.places: tuple[str, ...] = (settings.root,)
-        self._folder = f"{root.rstrip('/')}/sidecar"
+        self._settings = settings
+        self._folder = f"{settings.root}/sidecar"
 
     def fingerprint(self) -> str:
-        """Digest of names, sizes and times (or ETags) of all side-cars, without reading them."""
-        found = self._filesystem.find(self._folder, detail=True)
-        keys = ("size", "mtime", "ETag", "etag")
-        rows = [
-            [name.removeprefix(self._folder), *(str(info.get(key)) for key in keys)] for name, info in found.items()
-        ]
-        return digest_of(sorted(rows))
+        """Digest of names, sizes and times (or ETags) of all side-cars, without reading them.
+
+        Raises:
+            UserError: the root cannot be read.
+        """
+        settings = self._settings
+
+        def find() -> list[list[str]]:
+            filesystem, folder = open_filesystem(self._folder, settings.fetch, settings.root_options)
+            filesystem.invalidate_cache()
+            keys = ("size", "mtime", "ETag", "etag")
+            return [
+                [name.removeprefix(folder), *(str(info.get(key)) for key in keys)]
+                for name, info in filesystem.find(folder, detail=True).items()
+            ]
+
+        try:
+            return digest_of(sorted(with_retries(find, self._folder, settings.fetch)))
+        except Rejected as rejected:
+            raise UserError(f"side-cars: {rejected.message}") from None
 
     def estimate_pose(
         self, image: np.ndarray, masks: list[np.ndarray], record: ImageRecord, ids: list[str]
     ) -> np.ndarray:
         """Keypoints of the people called ``ids``. See `PoseEstimator.estimate_pose`."""
+        data = self._read(record, "json")
         try:
-            people = json.loads(self._read(record, "json"))["people"]
+            people = json.loads(data)["people"]
             known = {person["box_id"]: np.array(person["keypoints"], np.float32).reshape(18, 3) for person in people}
         except (ValueError, KeyError, TypeError) as error:
             raise Rejected("broken-annotation", f"side-car of {record.id}: not the expected JSON ({error})") from None
@@ -93,8 +112,9 @@ class Annotated:
         return cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
     def _picture(self, record: ImageRecord, suffix: str, mode: str) -> np.ndarray:
+        data = self._read(record, suffix)
         try:
-            with Image.open(io.BytesIO(self._read(record, suffix))) as picture:
+            with Image.open(io.BytesIO(data)) as picture:
                 return np.asarray(picture.convert(mode))
         except (OSError, Image.DecompressionBombError) as error:
             raise Rejected(
@@ -104,7 +124,9 @@ class Annotated:
     def _read(self, record: ImageRecord, suffix: str) -> bytes:
         path = f"{self._folder}/{record.split}/{record.id}.{suffix}"
         try:
-            data: bytes = self._filesystem.cat_file(path)
-        except FileNotFoundError:
-            raise Rejected("no-annotation", f"there is no side-car {path}") from None
-        return data
+            return read_bytes(path, self._settings.fetch, self._settings.root_options)
+        except Rejected as rejected:
+            if rejected.reason in ("not-found", "no-such-folder"):
+                message = f"there is no side-car {path}"
+                raise Rejected("no-annotation", message, transient=rejected.transient) from None
+            raise

@@ -26,7 +26,7 @@ from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import decode_index_mask, decode_mask, orient, read_orientation, undo_orientation
 from dataset_tools.masks import bounds, stratum
 from dataset_tools.photo_masks import MAX_PIXELS, PhotoMasks, Place, is_upright, open_masks, plain_name
-from dataset_tools.records import SPLITS, ImageRecord, InstanceRecord, Rejection, Role, Split
+from dataset_tools.records import SPLITS, ImageRecord, InstanceRecord, Rejection, Role, Split, cell_to_text
 from dataset_tools.schema import decode_rle
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.sources import Curation
@@ -245,7 +245,7 @@ def _credits(place: Place, rejected: list[Rejection]) -> dict[str, dict[str, str
             message = f"row {number} of {ATTRIBUTION_FILE}: there is no photograph {row['file']!r}"
             rejected.append(Rejection("", row["file"], "", "curate", "row-rejected", "missing-image", message))
         else:
-            credit[name] = {column: row[column].strip() for column in columns}
+            credit[name] = {column: cell_to_text(row[column]).strip() for column in columns}
     return credit
 
 

@@ -44,10 +44,12 @@ from pydantic import Field, model_validator
 
 from dataset_tools.drawn_world import DrawnPerson, draw_scene, generator
 from dataset_tools.errors import UserError
-from dataset_tools.records import SPLITS, Split
+from dataset_tools.records import PEOPLE, SPLITS, Split
 from dataset_tools.schema import encode_png
 from dataset_tools.settings import Settings
 from dataset_tools.storage import PARTIAL_SUFFIX, open_root, partial_of
+from dataset_tools.tables import CLASSES as CLASS_TABLE
+from dataset_tools.tables import TABLES
 
 CLASSES = {
     "Person": "/m/01g317", "Man": "/m/04yx4", "Woman": "/m/03bt1vf", "Boy": "/m/01bl7v", "Girl": "/m/05r655",
@@ -58,7 +60,6 @@ CLASSES = {
     "Human face": "/m/0dzct", "Umbrella": "/m/0hnnb", "Bicycle": "/m/0199g",
 }  # fmt: skip
 """OpenImages' class names and MIDs: people first, then things that scenes show."""
-PEOPLE = ("Person", "Man", "Woman", "Boy", "Girl")
 SEGMENTED = (*PEOPLE, "Bench", "Dog", "Car", "Door", "Window", "Picture frame", "Couch", "Chair", "Table", "Houseplant")
 
 MASK_COLUMNS = (
@@ -76,27 +77,6 @@ IMAGE_COLUMNS = (
     "ImageID", "Subset", "OriginalURL", "OriginalLandingURL", "License", "AuthorProfileURL", "Author", "Title",
     "OriginalSize", "OriginalMD5", "Thumbnail300KURL", "Rotation",
 )  # fmt: skip
-TABLES: dict[Split, dict[str, str]] = {
-    "train": {
-        "masks": "v5/train-annotations-object-segmentation.csv",
-        "boxes": "v6/oidv6-train-annotations-bbox.csv",
-        "labels": "v7/oidv7-train-annotations-human-imagelabels.csv",
-        "images": "2018_04/train/train-images-boxable-with-rotation.csv",
-    },
-    "validation": {
-        "masks": "v5/validation-annotations-object-segmentation.csv",
-        "boxes": "v5/validation-annotations-bbox.csv",
-        "labels": "v7/oidv7-val-annotations-human-imagelabels.csv",
-        "images": "2018_04/validation/validation-images-with-rotation.csv",
-    },
-    "test": {
-        "masks": "v5/test-annotations-object-segmentation.csv",
-        "boxes": "v5/test-annotations-bbox.csv",
-        "labels": "v7/oidv7-test-annotations-human-imagelabels.csv",
-        "images": "2018_04/test/test-images-with-rotation.csv",
-    },
-}
-"""Where each table of a split lies below the root, as in the public bucket."""
 
 UNREADABLE = ("truncated", "text", "empty-file", "bomb", "absent")
 UNUSUAL = ("cmyk", "sixteen-bit", "palette", "exif")
@@ -226,7 +206,7 @@ def _write_all(settings: SampleSettings, put: Put) -> None:
             if split == "train":
                 _malformed_rows(tables)
         _put_tables(split, tables, put)
-    put("v5/class-descriptions-boxable.csv", _csv([(mid, name) for name, mid in CLASSES.items()]))
+    put(CLASS_TABLE, _csv([(mid, name) for name, mid in CLASSES.items()]))
     put("v5/classes-segmentation.txt", "".join(f"{CLASSES[name]}\n" for name in SEGMENTED).encode())
 
 
@@ -446,7 +426,7 @@ def _put_tables(split: Split, tables: _Tables, put: Put) -> None:
     put(names["masks"], _csv([MASK_COLUMNS, *tables.masks]))
     put(names["boxes"], _csv([BOX_COLUMNS + (CLICK_COLUMNS if split == "train" else ()), *tables.boxes]))
     put(names["labels"], _csv([LABEL_COLUMNS, *tables.labels]))
-    put(names["images"], _csv([IMAGE_COLUMNS, *tables.images]))
+    put(names["metadata"], _csv([IMAGE_COLUMNS, *tables.images]))
     for digit, members in tables.members.items():
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:

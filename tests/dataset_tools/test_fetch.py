@@ -121,9 +121,9 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
     [
         (404, "not-found", 1, False),
         (410, "not-found", 1, False),
-        (401, "forbidden", 1, False),
-        (403, "forbidden", 1, False),
-        (418, "http-error", 1, False),
+        (401, "forbidden", 1, True),
+        (403, "forbidden", 1, True),
+        (418, "http-error", 1, True),
         (429, "http-error", 3, True),
         (500, "http-error", 3, True),
     ],
@@ -173,7 +173,7 @@ def test_private_addresses_are_refused_unless_allowed(server: Server, host: str)
     """However the address is written, and also behind another file system; no request reaches the server."""
     url = f"http://{host}:{server.server_port}/good"
     rejected = refusal(url, FetchSettings(backoff_seconds=0))
-    assert (rejected.reason, rejected.transient) == ("private-address", False)
+    assert (rejected.reason, rejected.transient) == ("private-address", True)
     assert "allow_private_addresses" in rejected.message
     refusal(f"simplecache::{url}", FetchSettings(backoff_seconds=0))
     assert server.asked == []

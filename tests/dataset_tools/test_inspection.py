@@ -22,6 +22,7 @@ from scipy.ndimage import binary_dilation
 
 from dataset_tools.errors import UserError
 from dataset_tools.inspection import Inspection, as_tables, inspect, people_columns, survey
+from dataset_tools.masks import stratum
 from dataset_tools.schema import EncodingSettings, Person, Sample
 from dataset_tools.shards import ShardDataset, read_manifest, write_shard
 
@@ -99,7 +100,8 @@ def test_masks_touch_where_growing_one_by_a_pixel_meets_another(masks: list[np.n
     shard = write_shard([_picture_of(masks)], "memory://touch", "real/train-000000.tar", PNG, [])
     ((part,), _) = survey("memory://touch", {"real": {"train": [shard]}})
     pairs = [(one, other) for i, one in enumerate(masks) for other in masks[i + 1 :]]
-    assert part.touching == any((binary_dilation(one) & other).any() for one, other in pairs)
+    around = np.ones((3, 3), bool)
+    assert part.touching == any((binary_dilation(one, around) & other).any() for one, other in pairs)
     boxed = [np.outer(m.any(1), m.any(0)) for m in masks]
     hulls = [np.maximum.accumulate(b) & np.maximum.accumulate(b[::-1])[::-1] for b in boxed]
     hulls = [np.maximum.accumulate(h, 1) & np.maximum.accumulate(h[:, ::-1], 1)[:, ::-1] for h in hulls]
@@ -109,12 +111,13 @@ def test_masks_touch_where_growing_one_by_a_pixel_meets_another(masks: list[np.n
 
 @pytest.mark.parametrize("dx", range(-2, 3))
 @pytest.mark.parametrize("dy", range(-2, 3))
-def test_two_pixels_touch_when_equal_or_side_by_side(dx: int, dy: int) -> None:
+def test_two_pixels_touch_when_equal_or_neighbours(dx: int, dy: int) -> None:
     one, other = np.zeros((2, 6, 7), bool)
     one[3, 3] = other[3 + dy, 3 + dx] = True
     shard = write_shard([_picture_of([one, other])], "memory://touch", "real/train-000000.tar", PNG, [])
     ((part,), _) = survey("memory://touch", {"real": {"train": [shard]}})
-    assert part.touching == (abs(dx) + abs(dy) <= 1)
+    assert part.touching == (max(abs(dx), abs(dy)) <= 1)
+    assert part.touching == (stratum([one, other]) == "overlapping")
 
 
 def test_sizes_are_smallest_middle_and_largest(make_sample: Callable[..., Sample]) -> None:
