@@ -66,7 +66,10 @@ _HARMLESS_TOKENS = {"anon", "browser", "cache", "cloud", "google_default"}
 """gcsfs takes ways to find a token as ``token``."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
-_USER_IN_URL = re.compile(r"(https?://|://(?=[^/?#\s]*:))[^/?#\s]*@")
+_PASSWORD_IN_URL = re.compile(r"(?<=://)(?:[^/?#\s]*:[^/?#\s]*|[^:/?#\s]*:(?!\d+(?:[/?#]|$))[^\s@]*)@")
+"""Also where it holds what a URL would quote; a port is no password."""
+_USER_OF_HTTP = re.compile(r"(https?://)[^/?#\s]*@")
+"""Tokens stand there."""
 _PARAMETER = re.compile(r"(?<=[?&;])([^=?&;#\s]+)=([^&;#\s'\"]+)")
 _SCHEME = re.compile(r"\b(Bearer|Basic|Digest|Token|ApiKey)\s+(?=\S*[0-9+/=_~-])[A-Za-z0-9+/=._~-]{6,}", re.IGNORECASE)
 _PAIR = re.compile(r"\b(AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd)=[^;\s]+", re.IGNORECASE)
@@ -134,7 +137,7 @@ def scrub(text: str) -> str:
     """A message without any value that was looked up in this process, and without what looks like a secret in it."""
     for spelling in sorted(_known, key=len, reverse=True):
         text = text.replace(spelling, HIDDEN)
-    text = _USER_IN_URL.sub(rf"\1{HIDDEN}@", text)
+    text = _USER_OF_HTTP.sub(rf"\1{HIDDEN}@", _PASSWORD_IN_URL.sub(f"{HIDDEN}@", text))
     text = _PARAMETER.sub(lambda m: f"{m[1]}={HIDDEN}" if _is_secret(m[1]) else m[0], text)
     text = _PEM.sub(HIDDEN, _PAIR.sub(rf"\1={HIDDEN}", text))
     return _SCHEME.sub(rf"\1 {HIDDEN}", text)
@@ -238,7 +241,7 @@ def _is_secret(name: str) -> bool:
 def _holds_secret(text: str) -> bool:
     if any(_is_secret(name) for name, _ in _PARAMETER.findall(text)):
         return True
-    return any(pattern.search(text) for pattern in (_USER_IN_URL, _SCHEME, _PAIR, _PEM))
+    return any(pattern.search(text) for pattern in (_PASSWORD_IN_URL, _USER_OF_HTTP, _SCHEME, _PAIR, _PEM))
 
 
 def _refusal(text: str) -> PydanticCustomError:

@@ -52,9 +52,10 @@ class Threads(ThreadPoolTaskRunner[R]):
 def _read_secret(block: str) -> Any:
     """The value of a Secret block as it was saved: its own ``get`` reads a text of digits as a number."""
     try:
-        return Secret.load(block.removeprefix("secret/"), _sync=True).value.get_secret_value()
+        found: Any = Secret.load(block.removeprefix("secret/"))
     except ValueError:
         raise LookupError(f"Prefect's server has no block {block} that can be read") from None
+    return found.value.get_secret_value()
 
 
 register_blocks(_read_secret)

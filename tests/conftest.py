@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +101,91 @@ def drawn_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     (root / "manifest.json").write_text(manifest.model_dump_json())
     return str(root)
+
+
+class FileServer(ThreadingHTTPServer):
+    """Serves a folder over HTTP as a plain web server does, and remembers what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, *, ranges: bool = True, demands: dict[str, str] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _FileHandler)
+        self.folder, self.ranges, self.demands = folder, ranges, demands or {}
+        self.cut = 0
+        """Bytes that answers to GET lack at their end, silently."""
+        self.asked: list[tuple[str, str]] = []
+        """Method and path of every request."""
+        self.sent = 0
+        """Bytes of all answers."""
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may hang up early."""
+
+
+class _FileHandler(BaseHTTPRequestHandler):
+    server: FileServer
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        server = self.server
+        server.asked.append((self.command, self.path))
+        path = server.folder / self.path.lstrip("/")
+        if any(self.headers.get(name) != value for name, value in server.demands.items()):
+            self._send(403, b"")
+        elif self.path.startswith("//") or "//" in self.path or not path.is_file():
+            self._send(404, b"")
+        else:
+            data, tag = path.read_bytes(), {"ETag": f'"{path.stat().st_mtime_ns}"'}
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if wanted and server.ranges:
+                start, end = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
+                tag["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+                self._send(206, data[start:end], tag)
+            else:
+                whole = self.command == "HEAD" or not server.cut
+                self._send(200, data if whole else data[: -server.cut], tag)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.server.sent += len(body)
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on stderr."""
+
+
+@contextmanager
+def _served(server: FileServer) -> Iterator[FileServer]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    with server:
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def serve_files() -> Iterator[Callable[..., FileServer]]:
+    """Serve a folder until the test ends: ``serve_files(folder, ranges=..., demands=...)``, see `FileServer`."""
+    with ExitStack() as servers:
+
+        def serve(folder: Path, **settings: Any) -> FileServer:
+            return servers.enter_context(_served(FileServer(folder, **settings)))
+
+        yield serve
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from fsspec.implementations.memory import MemoryFileSystem
+from s3fs.errors import translate_boto_error
 
 from dataset_tools import fetch
 from dataset_tools.errors import Rejected
-from dataset_tools.fetch import FetchSettings, map_in_order, read_bytes, with_retries
+from dataset_tools.fetch import FetchSettings, copy_file, look_up, map_in_order, read_bytes, with_retries
 
 BODY = bytes(range(256)) * 40
 LOCAL = FetchSettings(attempts=3, backoff_seconds=0, timeout_seconds=5, allow_private_addresses=True)
@@ -257,6 +259,114 @@ def test_an_empty_object_on_s3_is_empty(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Faulty, "faults", (unsatisfiable,))
     monkeypatch.setattr(Faulty, "asked", 0)
     assert read_bytes("faulty://x", LOCAL) == b""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        TypeError("cat_file() takes 1 argument"),
+        KeyError("ETag"),
+        MemoryError(),
+        AssertionError("never"),
+        AttributeError("'NoneType' object has no attribute 'get'"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+    ids=repr,
+)
+def test_a_fault_of_ours_is_raised_and_never_a_rejection(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    """A defect, no memory, a full disk: no picture is to blame, and trying again at once changes nothing."""
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    monkeypatch.setattr(Faulty, "faults", (fault,) * 3)
+    monkeypatch.setattr(Faulty, "asked", 0)
+    with pytest.raises(type(fault)) as caught:
+        read_bytes("faulty://x", LOCAL)
+    assert not isinstance(caught.value, Rejected)
+    assert Faulty.asked == 1
+
+
+def s3_error(code: str) -> Exception:
+    """What s3fs raises for an answer of S3."""
+    answer: Any = {"Error": {"Code": code, "Message": f"The specified thing: {code}"}}
+    error: Exception = translate_boto_error(ClientError(answer, "GetObject"))
+    return error
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "transient"),
+    [
+        (s3_error("NoSuchKey"), "not-found", False),
+        (s3_error("NoSuchBucket"), "no-such-bucket", True),
+        (s3_error("AccessDenied"), "forbidden", True),
+        (s3_error("ExpiredToken"), "forbidden", True),
+        (s3_error("InvalidAccessKeyId"), "forbidden", True),
+        (s3_error("SomethingNew"), "unreadable", True),
+        (NoCredentialsError(), "unreadable", True),
+        (EndpointConnectionError(endpoint_url="http://nowhere"), "unreadable", True),
+        (socket.gaierror(-2, "Name or service not known"), "unreadable", True),
+        (ConnectionRefusedError(), "unreadable", True),
+        (RuntimeError("Session is closed"), "unreadable", True),
+        (ValueError("whatever"), "unreadable", True),
+        (IsADirectoryError("x"), "unreadable", True),
+    ],
+    ids=repr,
+)
+def test_only_a_file_that_is_not_there_is_settled(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception, reason: str, transient: bool
+) -> None:
+    """All else may be the fault of the run, and a later one tries again."""
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    monkeypatch.setattr(Faulty, "faults", (fault,) * 3)
+    monkeypatch.setattr(Faulty, "asked", 0)
+    rejected = refusal("faulty://x", LOCAL)
+    assert (rejected.reason, rejected.transient) == (reason, transient)
+
+
+def test_a_folder_that_is_missing_as_a_whole_settles_no_picture(tmp_path: Path) -> None:
+    """Mistyped, or not mounted."""
+    for url in (f"{tmp_path}/typo/1.jpg", f"file://{tmp_path}/typo/1.jpg"):
+        rejected = refusal(url, LOCAL)
+        assert (rejected.reason, rejected.transient) == ("no-such-folder", True)
+    assert not refusal(f"{tmp_path}/1.jpg", LOCAL).transient
+
+
+def test_a_server_without_ranges_is_not_read_up_to_a_far_span(server: Server) -> None:
+    """The span lies behind what may be read at most; the answer has no end."""
+    tight = LOCAL.model_copy(update={"max_bytes": 3 * len(BODY)})
+    for name in ("endless", "deaf"):
+        with pytest.raises(Rejected, match="ignores range requests") as caught:
+            read_bytes(f"{server.url}/{name}", tight, span=(600_000_000, 600_000_100))
+        assert (caught.value.reason, caught.value.transient) == ("no-ranges", True)
+    assert server.sent < 50_000_000
+
+
+@pytest.mark.parametrize("scheme", ["", "simplecache::"])
+def test_options_of_the_user_reach_the_pictures(serve_files: Callable[..., Any], tmp_path: Path, scheme: str) -> None:
+    """Those of the client beside our own, also behind another file system, and a number as time-out."""
+    (tmp_path / "picture").write_bytes(BODY)
+    server = serve_files(tmp_path, demands={"X-Mirror": "open"})
+    options: dict[str, Any] = {"client_kwargs": {"headers": {"X-Mirror": "open"}, "timeout": 9}}
+    wanted = {"http": options} if scheme else options
+    assert read_bytes(f"{scheme}{server.url}/picture", LOCAL, wanted) == BODY
+    assert refusal(f"{server.url}/picture", LOCAL).reason == "forbidden"
+    guarded = LOCAL.model_copy(update={"allow_private_addresses": False})
+    with pytest.raises(Rejected, match="private-address"):
+        read_bytes(f"{server.url}/picture", guarded, options)
+
+
+def test_a_copy_that_its_server_cut_is_none(serve_files: Callable[..., Any], tmp_path: Path) -> None:
+    """The answer is sound in itself, and shorter than the file is said to be."""
+    (tmp_path / "table.csv").write_bytes(BODY)
+    server = serve_files(tmp_path)
+    size = look_up(f"{server.url}/table.csv", LOCAL)["size"]
+    assert size == len(BODY)
+    copy_file(f"{server.url}/table.csv", str(tmp_path / "copy"), size, LOCAL)
+    assert (tmp_path / "copy").read_bytes() == BODY
+    server.cut = 100
+    with pytest.raises(Rejected, match=rf"{len(BODY) - 100} bytes came, of {len(BODY)}") as caught:
+        copy_file(f"{server.url}/table.csv", str(tmp_path / "copy"), size, LOCAL)
+    assert caught.value.transient
+    assert server.asked.count(("GET", "/table.csv")) == 1 + LOCAL.attempts
 
 
 def test_the_wait_doubles_and_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
