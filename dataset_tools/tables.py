@@ -150,8 +150,8 @@ class TableReader:
         self.folder = folder
         self.rejected: list[Rejection] = []
         self.scans = 0
-        self.mixed: set[str] = set()
-        """Paths of tables whose lines end in two ways."""
+        self.mended: dict[str, str] = {}
+        """Paths of tables whose lines end in two ways, to copies in which they end in one."""
 
     def load(self, name: str, split: Split, table: Table, kind: Kind, wanted: str) -> None:
         """Read the wanted rows of a table into the temporary table ``name``; report those that cannot be used.
@@ -266,12 +266,12 @@ class TableReader:
             lost = " OR ".join(f'("{column}" IS NOT NULL AND {value} IS NULL)' for column, value in typed.items())
             return f"(SELECT {values}, ({lost}) AS unreadable FROM read_parquet({quoted(table.path)}))", None
         self.scans += 1
+        path = self.mended.get(table.path, table.path)
         rejects = f"rejects_{self.scans}"
         types = ", ".join(f"{quoted(column)}: '{kind.columns.get(column, 'VARCHAR')}'" for column in _header(table))
         return (
-            f"(SELECT {', '.join(kind.columns)}, false AS unreadable FROM read_csv({quoted(table.path)}, "
+            f"(SELECT {', '.join(kind.columns)}, false AS unreadable FROM read_csv({quoted(path)}, "
             f"columns = {{{types}}}, auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', "
-            f"strict_mode = {table.path not in self.mixed}, "
             f"store_rejects = true, rejects_table = '{rejects}', rejects_scan = '{rejects}_scan', "
             f"rejects_limit = {MAX_FAULTS + 1}))"
         ), rejects
@@ -279,15 +279,17 @@ class TableReader:
     def _read(self, table: Table, kind: Kind, query: Callable[[str], str]) -> tuple[list[Any], str | None]:
         """Result of a query over the scan of a table, and the name of the table of lines that could not be parsed.
 
-        DuckDB's strict parser takes lines that end in LF or in CRLF, and refuses files that have both, which editing
-        a few rows elsewhere makes. The other one takes them; since it also takes what is no CSV, it is for those only.
+        DuckDB takes lines that end in LF or in CRLF, and refuses files that have both, which editing a few rows
+        elsewhere makes. (With ``strict_mode`` off it takes them, miscounts lines, and takes what is no CSV.)
         """
         scan, rejects = self._scan(table, kind)
         try:
             return self.connection.execute(query(scan)).fetchall(), rejects
         except duckdb.Error as error:
-            if table.path not in self.mixed and table.is_csv and _mixes_line_ends(table.path):
-                self.mixed.add(table.path)
+            if table.is_csv and table.path not in self.mended and _mixes_line_ends(table.path):
+                self.mended[table.path] = str(self.folder / f"mended-{len(self.mended)}.csv")
+                with open(table.path, "rb") as lines, open(self.mended[table.path], "wb") as copy:
+                    copy.writelines(map(_with_plain_end, lines))
                 return self._read(table, kind, query)
             raise UserError(f"{table.name} cannot be read: {' '.join(str(error).split())[:300]}") from None
 
@@ -320,18 +322,23 @@ def _usable_rows(kind: Kind, wanted: str) -> Callable[[str], str]:
 
 
 def _copy_lines(table: Table, ids: set[bytes], target: str) -> list[int]:
-    """Copy the header and the lines of some images, as they are; return their numbers."""
+    """Copy the header and the lines of some images; return their numbers."""
     place = _header(table).index("ImageID")
     ids = ids | {b'"%s"' % image for image in ids}
     numbers = [1]
     with open(table.path, "rb") as lines, open(target, "wb") as copy:
-        copy.write(next(lines))
+        copy.write(_with_plain_end(next(lines)))
         for number, line in enumerate(lines, 2):
-            values = line.rstrip(b"\r\n").split(b",", place + 1)
+            line = _with_plain_end(line)
+            values = line.rstrip(b"\n").split(b",", place + 1)
             if len(values) > place and values[place] in ids:
                 copy.write(line)
                 numbers.append(number)
     return numbers
+
+
+def _with_plain_end(line: bytes) -> bytes:
+    return line[:-2] + b"\n" if line.endswith(b"\r\n") else line
 
 
 def _mixes_line_ends(path: str) -> bool:

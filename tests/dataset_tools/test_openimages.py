@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
 import pickle
 import zipfile
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -344,3 +347,202 @@ def test_pictures_on_s3_are_read_anonymously_by_default(monkeypatch: pytest.Monk
     OpenImagesSettings(images_options={"profile": "me"}).open().read_image(record)
     OpenImagesSettings(images="/mirror").open().read_image(record)
     assert seen == [{"anon": True}, {"profile": "me"}, {}]
+
+
+def test_tables_are_found_with_one_request_each_and_asked_for_once(
+    mirror: str, tmp_path: Path, serve_files: Callable[..., Any]
+) -> None:
+    """13 tables over HTTP: what was found goes with the settings to whoever curates, and each is then fetched once."""
+    server = serve_files(Path(mirror))
+    settings = OpenImagesSettings(root=f"{server.url}/", images=server.url, fetch=QUICK)
+    source = settings.open()
+    found = source.tables()
+    assert len(found) == 13
+    assert Counter(server.asked) == {("HEAD", f"/{name}"): 1 for name in found}
+    again = pickle.loads(pickle.dumps(settings)).open(json.loads(json.dumps(found)))
+    assert again.fingerprint() == source.fingerprint()
+    server.asked.clear()
+    records = again.curate().records
+    assert [replace(r, image="") for r in records] == [replace(r, image="") for r in source_of(mirror).curate().records]
+    assert Counter(server.asked) == {("GET", f"/{name}"): 1 for name in found}
+
+
+def test_a_store_that_lists_is_asked_for_each_folder_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+
+    class Listing(MemoryFileSystem):
+        protocol = "listing"
+
+        def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+            listed.append(path)
+            return super().ls(path, detail=detail, **kwargs)
+
+    fsspec.register_implementation("listing", Listing, clobber=True)
+    write("listing://listed", mirror_files())
+    listed.clear()
+    monkeypatch.setattr(Listing, "info", None)
+    assert len(source_of("listing://listed").tables()) == 13
+    assert len(listed) == len(set(listed)) == 6
+
+
+def test_parquet_alone_is_found_where_nothing_can_be_listed(mirror: str, serve_files: Callable[..., Any]) -> None:
+    path = Path(mirror, TABLES["train"]["boxes"])
+    path.rename(path.with_suffix(".parquet"))
+    server = serve_files(Path(mirror))
+    source = OpenImagesSettings(root=server.url, splits=("train",), fetch=QUICK).open()
+    assert TABLES["train"]["boxes"].replace(".csv", ".parquet") in source.tables()
+    assert len(server.asked) == 6
+
+
+def test_a_table_that_its_server_cut_is_not_used_and_not_kept(
+    mirror: str, tmp_path: Path, serve_files: Callable[..., Any]
+) -> None:
+    """Later, whole again, it is; and a copy that was kept short by others is fetched anew."""
+    server = serve_files(Path(mirror))
+    cache = tmp_path / "cache"
+    source = OpenImagesSettings(root=server.url, images=server.url, cache=str(cache), fetch=QUICK).open()
+    server.cut = 3
+    with pytest.raises(UserError, match=r"bytes came, of \d+"):
+        source.curate()
+    assert list(cache.iterdir()) == []
+    server.cut = 0
+    records = source.curate().records
+    assert len(records) == 6
+    for copy in cache.iterdir():
+        copy.write_bytes(copy.read_bytes()[:-3])
+    assert source.curate().records == records
+
+
+def test_a_cache_that_cannot_be_written_is_named(mirror: str, tmp_path: Path, serve_files: Callable[..., Any]) -> None:
+    (tmp_path / "file").write_text("")
+    server = serve_files(Path(mirror))
+    source = OpenImagesSettings(root=server.url, cache=f"{tmp_path}/file/cache", fetch=QUICK).open()
+    with pytest.raises(UserError, match=f"^{tmp_path}/file/cache cannot take the table"):
+        source.curate()
+
+
+@pytest.mark.parametrize("crlf", ["first", "one", "last", "all", "header"])
+def test_lines_may_end_in_crlf_here_and_there(mirror: str, crlf: str) -> None:
+    """In one row, in every one, or in the header alone: the same records, and nothing set aside."""
+    expected = source_of(mirror).curate()
+    for names in TABLES.values():
+        for name in names.values():
+            lines = Path(mirror, name).read_bytes().splitlines()
+            marked = {"first": {1}, "one": {len(lines) // 2}, "last": {len(lines) - 1}, "header": {0}}
+            chosen = marked.get(crlf, set(range(len(lines))))
+            ended = [line + (b"\r\n" if number in chosen else b"\n") for number, line in enumerate(lines)]
+            Path(mirror, name).write_bytes(b"".join(ended))
+    assert source_of(mirror).curate() == expected
+
+
+def test_rows_with_faults_are_named_where_lines_end_in_two_ways(mirror: str) -> None:
+    """The row of the fault has the number that an editor shows."""
+    path = Path(mirror, TABLES["train"]["boxes"])
+    good = path.read_bytes().splitlines()[1]
+    bad = good.replace(b"0.1,0.5", b"0.7,0.5")
+    path.write_bytes(path.read_bytes() + good.replace(b"0.9", b"0.8") + b"\r\n" + bad + b"\r\n" + bad[:30] + b"\r\n")
+    rejected = source_of(mirror).curate().rejected
+    assert {(r.reason, r.message.split(":")[0]) for r in rejected} == {
+        ("bad-box", f"{TABLES['train']['boxes']}, line 4"),
+        ("missing-column", f"{TABLES['train']['boxes']}, line 5"),
+    }
+
+
+ODD = [
+    b"caf\xc3\xa9.png",
+    b"caf\xe9.png",
+    b"\xff\xfe.png",
+    b"\xe5\x9b\xbe/\xe7\x89\x87.png",
+    b"a" * 300 + b".png",
+    b"dir/",
+]
+
+
+@pytest.mark.parametrize("utf8", [False, True])
+def test_members_with_odd_names_do_not_cost_the_others(mirror: str, utf8: bool) -> None:
+    """Whatever they are, and whether or not the archive says that they are UTF-8."""
+    source, record = source_of(mirror), record_of(mirror)
+    stand_ins = ["UVWXYZ"[number] * len(name) for number, name in enumerate(ODD)]
+    data = archive({**dict.fromkeys(stand_ins, b"?"), record.instances[0].mask: png(MASK)})
+    for stand_in, name in zip(stand_ins, ODD, strict=True):
+        if utf8:
+            at = data.index(stand_in.encode(), data.index(b"PK\1\2")) - 46
+            data = data[: at + 8] + (0x800).to_bytes(2, "little") + data[at + 10 :]
+        data = data.replace(stand_in.encode(), name)
+    Path(mirror, f"v5/train-masks/train-masks-{record.id[0]}.zip").write_bytes(data)
+    assert np.array_equal(source.read_mask(record, 0), MASK)
+
+
+def test_archives_of_every_make_are_read(mirror: str) -> None:
+    """With a comment, with something before them, and with the fields of ZIP64."""
+    source, record = source_of(mirror), record_of(mirror)
+    path = Path(mirror, f"v5/train-masks/train-masks-{record.id[0]}.zip")
+    member = record.instances[0].mask
+    with zipfile.ZipFile(path, "w") as file:
+        file.comment = b"PK\5\6 is how an end begins"[2:] * 20
+        file.writestr(member, png(MASK))
+    assert np.array_equal(source.read_mask(record, 0), MASK)
+    path.write_bytes(b"#!/bin/sh\n" * 50 + archive({member: png(MASK)}))
+    assert np.array_equal(source.read_mask(record, 0), MASK)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ZIP64_LIMIT", "ZIP_FILECOUNT_LIMIT"):
+            patch.setattr(zipfile, name, 1)
+        path.write_bytes(archive({"other.png": b"?" * 99, member: png(MASK)}, zipfile.ZIP_DEFLATED))
+    assert b"PK\6\6" in path.read_bytes()
+    assert np.array_equal(source.read_mask(record, 0), MASK)
+
+
+def test_masks_come_over_http_by_parts_of_their_archive(mirror: str, serve_files: Callable[..., Any]) -> None:
+    server = serve_files(Path(mirror))
+    filler = np.random.default_rng(0).bytes(100_000)
+    record = record_of(mirror)
+    path = Path(mirror, f"v5/train-masks/train-masks-{record.id[0]}.zip")
+    path.write_bytes(archive({**{f"{i}.png": filler for i in range(50)}, record.instances[0].mask: png(MASK)}))
+    fetch = QUICK.model_copy(update={"allow_private_addresses": True})
+    source = OpenImagesSettings(root=f"{server.url}//", fetch=fetch).open()
+    for _ in range(3):
+        assert np.array_equal(source.read_mask(record, 0), MASK)
+    assert server.sent < 100_000
+
+
+def test_masks_over_a_server_without_ranges_are_refused_with_the_reason(
+    mirror: str, serve_files: Callable[..., Any]
+) -> None:
+    """Not a whole archive for every mask; and the archive may be served otherwise later."""
+    server = serve_files(Path(mirror), ranges=False)
+    fetch = FetchSettings(attempts=3, backoff_seconds=0, allow_private_addresses=True)
+    source = OpenImagesSettings(root=server.url, fetch=fetch).open()
+    with pytest.raises(Rejected, match="ignores range requests") as caught:
+        source.read_mask(record_of(mirror), 0)
+    assert (caught.value.reason, caught.value.transient) == ("no-ranges", True)
+    assert [method for method, _ in server.asked].count("GET") == 1
+
+
+@pytest.mark.parametrize("how", ["cut", "text", "gone"])
+def test_an_archive_that_cannot_be_read_settles_none_of_its_masks(mirror: str, how: str) -> None:
+    """A mask that the archive lacks, or whose own bytes are wrong, is settled; many at once are not."""
+    source, record = source_of(mirror), record_of(mirror)
+    path = Path(mirror, f"v5/train-masks/train-masks-{record.id[0]}.zip")
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(damaged(path.read_bytes(), how))
+    with pytest.raises(Rejected) as caught:
+        source.read_mask(record, 0)
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize("slashes", ["/", "//"])
+def test_slashes_at_the_end_of_a_root_change_nothing(
+    mirror: str, serve_files: Callable[..., Any], slashes: str
+) -> None:
+    server = serve_files(Path(mirror))
+    fetch = QUICK.model_copy(update={"allow_private_addresses": True})
+    plain, slashed = (
+        OpenImagesSettings(root=f"{server.url}{end}", images=f"{server.url}/images{end}", fetch=fetch).open()
+        for end in ("", slashes)
+    )
+    assert slashed.fingerprint() == plain.fingerprint()
+    curation = slashed.curate()
+    assert curation == plain.curate()
+    assert slashed.read_image(curation.records[0]) == b"picture " + curation.records[0].id.encode()
