@@ -136,7 +136,7 @@ class _FileHandler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         server = self.server
         server.asked.append((self.command, self.path))
-        path = server.folder / self.path.lstrip("/")
+        path = server.folder / self.path.partition("?")[0].lstrip("/")
         if any(self.headers.get(name) != value for name, value in server.demands.items()):
             self._send(403, b"")
         elif self.path.startswith("//") or "//" in self.path or not path.is_file():
@@ -146,6 +146,9 @@ class _FileHandler(BaseHTTPRequestHandler):
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if wanted and server.ranges:
                 start, end = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
+                if start >= len(data):
+                    self._send(416, b"")
+                    return
                 tag["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
                 self._send(206, data[start:end], tag)
             else:
@@ -158,8 +161,8 @@ class _FileHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.server.sent += len(body)
-            self.wfile.write(body)
+            for start in range(0, len(body), 1 << 16):
+                self.server.sent += self.wfile.write(body[start : start + (1 << 16)])
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing on stderr."""

@@ -1,0 +1,79 @@
+"""Shards over a network, read by torch's DataLoader in processes that were forked or spawned."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from dataset_tools.errors import UserError
+from dataset_tools.schema import annotations_of
+from dataset_tools.shards import ShardDataset, verify
+
+
+class Keys(Dataset[str]):
+    """Key of each sample, as its own bytes and its annotations say it."""
+
+    def __init__(self, samples: ShardDataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> str:
+        key = self.samples.keys[index]
+        return f"{annotations_of(key, self.samples.parts(index))['key']} {self.samples.annotations(index)['key']}"
+
+
+@pytest.fixture
+def served(drawn_dataset: str, tmp_path: Path, serve_files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The drawn dataset on a server that speaks HTTP, and as much of S3 as reading needs."""
+    shutil.copytree(drawn_dataset, tmp_path / "bucket/dataset")
+    server = serve_files(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anybody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+    return server
+
+
+@pytest.mark.parametrize(("scheme", "method"), [("http", "fork"), ("s3", "fork"), ("http", "spawn")])
+def test_workers_read_over_a_network_what_their_parent_has_opened(
+    served: Any, drawn_dataset: str, scheme: str, method: str
+) -> None:
+    """The parent has read before, and reads on; neither disturbs the other."""
+    root = f"{served.url}/bucket/dataset" if scheme == "http" else "s3://bucket/dataset"
+    samples = ShardDataset(root, "composite", "train")
+    keys = ShardDataset(drawn_dataset, "composite", "train").keys
+    dataset = Keys(samples)
+    assert dataset[0] == f"{keys[0]} {keys[0]}"
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=method, timeout=60)
+    read = []
+    for row in loader:
+        read.append(row)
+        assert dataset[1] == f"{keys[1]} {keys[1]}"
+    assert read == [f"{key} {key}" for key in keys]
+    assert samples[2].key == keys[2]
+
+
+def test_a_server_without_ranges_is_told_as_such(drawn_dataset: str, serve_files: Callable[..., Any]) -> None:
+    """Not as a shard that is cut short; reading from front to back needs no ranges."""
+    server = serve_files(Path(drawn_dataset), ranges=False)
+    samples = ShardDataset(server.url, "composite", "train")
+    for read in (samples.parts, samples.annotations, samples.__getitem__):
+        with pytest.raises(UserError, match=r"ignores range requests.*copy the files"):
+            read(3)
+    assert [sample.key for sample in samples.stream()] == samples.keys
+
+
+@pytest.mark.parametrize("slashes", ["/", "//"])
+def test_slashes_at_the_end_of_a_root_change_nothing(
+    drawn_dataset: str, serve_files: Callable[..., Any], slashes: str
+) -> None:
+    server = serve_files(Path(drawn_dataset))
+    samples = ShardDataset(f"{server.url}{slashes}", "composite", "train")
+    assert samples[0].key == ShardDataset(drawn_dataset, "composite", "train").keys[0]
+    assert list(verify(f"{drawn_dataset}{slashes}")) == []
