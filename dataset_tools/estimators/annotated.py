@@ -116,7 +116,7 @@ class Annotated:
         try:
             with Image.open(io.BytesIO(data)) as picture:
                 return np.asarray(picture.convert(mode))
-        except (OSError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise Rejected(
                 "broken-annotation", f"side-car of {record.id}: {suffix} cannot be decoded: {error}"
             ) from None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators.annotated import Annotated, AnnotatedSettings
+from dataset_tools.fetch import FetchSettings
 from dataset_tools.records import ImageRecord
 
 RECORD = ImageRecord(id="abc", source="openimages", split="test", role="people", stratum="one", image="abc.jpg")
@@ -83,6 +87,31 @@ def test_a_broken_side_car_rejects_the_image(annotated: Annotated, tmp_path: Pat
         annotated.estimate_pose(image(4, 6), [], RECORD, [])
     with pytest.raises(Rejected, match="broken-annotation"):
         annotated.clean_plate(image(4, 6), RECORD)
+
+
+def test_side_cars_are_read_with_the_options_of_their_root(
+    annotated: Annotated, tmp_path: Path, serve_files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over HTTP too; a slash at the end of the root changes nothing."""
+    monkeypatch.setenv("SIDE_CAR_TOKEN", "open-sesame")
+    server = serve_files(tmp_path, demands={"Authorization": "open-sesame"})
+    fetch = FetchSettings(attempts=1, allow_private_addresses=True)
+    options = {"client_kwargs": {"headers": {"Authorization": {"env": "SIDE_CAR_TOKEN"}}}}
+    remote = AnnotatedSettings(root=f"{server.url}/", root_options=options, fetch=fetch).open()
+    assert np.array_equal(remote.clean_plate(image(4, 6), RECORD), annotated.clean_plate(image(4, 6), RECORD))
+    with pytest.raises(Rejected) as caught:
+        AnnotatedSettings(root=server.url, fetch=fetch).open().clean_plate(image(4, 6), RECORD)
+    assert (caught.value.reason, caught.value.transient) == ("forbidden", True)
+
+
+def test_a_side_car_that_is_missing_alone_is_settled_and_a_folder_of_them_is_not(
+    annotated: Annotated, tmp_path: Path
+) -> None:
+    for root, transient in [(tmp_path, False), (tmp_path / "typo", True)]:
+        side_cars = AnnotatedSettings(root=str(root)).open()
+        with pytest.raises(Rejected) as caught:
+            side_cars.clean_plate(image(4, 6), replace(RECORD, id="nobody"))
+        assert (caught.value.reason, caught.value.transient) == ("no-annotation", transient)
 
 
 def test_side_cars_that_moved_keep_their_fingerprint_and_those_that_changed_do_not(

@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from dataset_tools.card import hub_licence, write_card
-from dataset_tools.records import Rejection, rejections_to_table
+from dataset_tools.records import Rejection, cell_to_text, rejections_to_table
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, read_manifest, write_shard
 
@@ -240,3 +240,17 @@ def test_the_metadata_lists_every_tar_and_table_with_its_digest(built_dataset: P
         str(path.relative_to(built_dataset)): hashlib.sha256(path.read_bytes()).hexdigest() for path in on_disk
     }
     assert document["license"] == ["https://creativecommons.org/licenses/by/2.0/"]
+
+
+def test_titles_that_spreadsheets_would_run_are_text(make_sample: Callable[..., Sample], tmp_path: Path) -> None:
+    """And our own reader of such a file has the title again."""
+    title, author = '=HYPERLINK("http://evil.example","x")', "@SUM(1+1)"
+    sample = make_sample("real")
+    sample.origins = [replace(sample.origins[0], title=title, author=author, url="-1", landing_url="'=1")]
+    shard = write_shard([sample], str(tmp_path), "real/train-000000.tar", EncodingSettings(), [])
+    write_card(str(tmp_path), "x", "", {"real": {"train": [shard]}}, {}, NOTHING)
+    (row,) = attribution(tmp_path)
+    assert (row["title"], row["author"], row["url"], row["landing_url"]) == (f"'{title}", f"'{author}", "'-1", "''=1")
+    assert [cell_to_text(row[name]) for name in ("title", "author", "url", "landing_url")] == [
+        title, author, "-1", "'=1"
+    ]  # fmt: skip

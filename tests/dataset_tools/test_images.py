@@ -304,3 +304,35 @@ def test_index_masks_keep_their_ids() -> None:
         assert np.array_equal(decode_index_mask(encoded(picture, "PNG"), 10**6), ids)
     with pytest.raises(Rejected, match="undecodable-image"):
         decode_index_mask(encoded(NOISE, "PNG"), 10**6)
+
+
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), TypeError("ours"), KeyError("ours"), AssertionError("ours")], ids=repr
+)
+def test_a_fault_of_our_own_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("dataset_tools.images.cv2.resize", fail)
+    with pytest.raises(type(fault)):
+        decode_image(encoded(smooth(), "PNG"), DecodeSettings(min_side=8, max_side=16))
+
+
+def test_no_memory_left_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Pillow is the first to want some."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load_prepare", fail)
+    with pytest.raises(MemoryError):
+        decode_image(encoded(smooth(), "PNG"), SMALL)
+
+
+def test_whatever_pillow_stumbles_over_is_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("unknown chunk")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load_prepare", fail)
+    with pytest.raises(Rejected, match="undecodable-image"):
+        decode_image(encoded(smooth(), "PNG"), SMALL)

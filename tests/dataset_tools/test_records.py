@@ -11,9 +11,11 @@ from dataset_tools.records import (
     ImageRecord,
     InstanceRecord,
     Rejection,
+    cell_to_text,
     record_from_row,
     records_to_table,
     rejections_to_table,
+    text_to_cell,
 )
 
 TEXT = st.text(max_size=6)
@@ -47,3 +49,12 @@ def test_rejections_give_one_table_whatever_their_order_and_repeats(rows: list[R
     assert rejections_to_table(again).equals(table)
     assert {Rejection(**row) for row in table.to_pylist()} == set(rows)
     assert table.num_rows == len(set(rows))
+
+
+@given(st.text(alphabet="'=+-@\t\r\nab ＝", max_size=6))
+def test_a_cell_runs_nowhere_and_gives_its_text_back(text: str) -> None:
+    """No cell begins as a formula does, and every text comes back as it was."""
+    cell = text_to_cell(text)
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝"))
+    assert cell_to_text(cell) == text
+    assert cell in (text, "'" + text)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+import pkgutil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 from pydantic import Field
 
+import dataset_tools
+from dataset_tools.curated import CuratedSettings
+from dataset_tools.curation import CurationSettings
 from dataset_tools.errors import UserError
+from dataset_tools.fetch import FetchSettings
+from dataset_tools.schema import EncodingSettings
 from dataset_tools.settings import Settings, digest_of
 
 
@@ -132,3 +140,65 @@ def test_equal_settings_have_equal_digests_and_changed_ones_do_not() -> None:
 def test_settings_cannot_be_changed_after_they_were_read() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Build().workers = 3  # type: ignore[misc]
+
+
+def models() -> list[type[Settings]]:
+    """Every settings model of the dataset's tools."""
+    for module in pkgutil.walk_packages(dataset_tools.__path__, "dataset_tools."):
+        importlib.import_module(module.name)
+    found, pending = [], [Settings]
+    while pending:
+        known = pending.pop().__subclasses__()
+        found += [model for model in known if model.__module__.startswith("dataset_tools.")]
+        pending += known
+    return sorted(found, key=lambda model: model.__name__)
+
+
+NUMBERS = [
+    (model, name)
+    for model in models()
+    for name, field in model.model_fields.items()
+    if {int, float} & {field.annotation, *get_args(field.annotation)}
+]
+ANY_NUMBER = {("CompositorSettings", "seed")}
+"""What has no range: any number is as good as another."""
+
+
+@pytest.mark.parametrize(("model", "name"), NUMBERS, ids=lambda value: getattr(value, "__name__", value))
+def test_no_number_is_taken_that_cannot_be_meant(model: type[Settings], name: str) -> None:
+    """Below its range, and neither infinite nor no number; the line names the field."""
+    for value in (-1, math.inf, -math.inf, math.nan):
+        if value == -1 and (model.__name__, name) in ANY_NUMBER:
+            continue
+        with pytest.raises(UserError, match=rf"build.yaml: (.*; )?{name}: "):
+            model.check({name: value}, origin="build.yaml")
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "values"),
+    [
+        (EncodingSettings, "jpeg_quality", (0, 96, 300)),
+        (CuratedSettings, "fetch_workers", (0, 257)),
+        (FetchSettings, "attempts", (0, 21)),
+        (FetchSettings, "timeout_seconds", (0, 86_401)),
+        (FetchSettings, "backoff_seconds", (301,)),
+        (FetchSettings, "max_bytes", (0, 1 << 41)),
+        (CurationSettings, "images_per_stratum", (10**12,)),
+        (CurationSettings, "max_people", (0, 10**30)),
+    ],
+)
+def test_numbers_that_would_end_a_build_later_are_refused_at_once(
+    model: type[Settings], name: str, values: tuple[float, ...]
+) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=f"build.yaml: {name}: Input should be"):
+            model.check({name: value}, origin="build.yaml")
+
+
+def test_yaml_that_cannot_be_read_is_told_by_its_place_and_not_repeated(tmp_path: Path) -> None:
+    """The line may hold a secret."""
+    path = tmp_path / "build.yaml"
+    path.write_text("source:\n  key: abc: not-to-be-seen\n")
+    with pytest.raises(UserError, match="line 2, column 11") as caught:
+        Build.load(path)
+    assert "not-to-be-seen" not in str(caught.value)
