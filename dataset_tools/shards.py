@@ -263,7 +263,8 @@ def _open(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
 class ShardDataset(Sequence[Sample]):
     """Samples of one configuration and split, by index or in order, over any fsspec root.
 
-    One sample costs one range request; the index files are read once, when the dataset is opened.
+    One sample costs one range request; the index files are read once, when the dataset is opened. May be used in
+    processes that are forked or spawned, such as the workers of torch's ``DataLoader``.
 
     Args:
         root: folder or URL of the dataset (``s3://...``, ``https://...``, a path).
@@ -271,7 +272,8 @@ class ShardDataset(Sequence[Sample]):
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
-        UserError: no dataset there, or it lacks the configuration or split (those it has are named).
+        UserError: no dataset there, or it lacks the configuration or split (those it has are named). Also when a
+            sample is read from a server that sends whole files only; `stream` needs no more than that.
     """
 
     def __init__(self, root: str, configuration: str, split: str) -> None:

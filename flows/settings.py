@@ -16,7 +16,7 @@ from dataset_tools.settings import Settings
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
-from dataset_tools.storage_options import register_blocks
+from dataset_tools.storage_options import Location, register_blocks
 
 PictureSource = Annotated[OpenImagesSettings | FolderSettings, Field(discriminator="kind")]
 """Sources of files that exist."""
@@ -68,7 +68,7 @@ class RunnerSettings(Settings):
     """``threads``: in the flow's process; ``dask``: a local Dask cluster of processes, or ``address``."""
     workers: int = Field(default=2, ge=1, le=1024)
     """Tasks at once: threads, or processes of the local Dask cluster."""
-    address: str | None = None
+    address: Location | None = None
     """Scheduler of a Dask cluster that runs already, such as ``tcp://scheduler:8786``."""
 
     def open(self) -> TaskRunner[Any]:

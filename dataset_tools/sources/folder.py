@@ -30,7 +30,7 @@ from dataset_tools.records import SPLITS, ImageRecord, InstanceRecord, Rejection
 from dataset_tools.schema import decode_rle
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.sources import Curation
-from dataset_tools.storage import PlaceSetting
+from dataset_tools.storage_options import Location
 
 ATTRIBUTION_FILE = "attribution.csv"
 ATTRIBUTION_COLUMNS = ("file", "licence", "author", "title", "url")
@@ -41,11 +41,11 @@ class FolderSettings(Settings):
     """Own photographs and masks."""
 
     kind: Literal["folder"] = "folder"
-    photos: PlaceSetting
+    photos: Location
     """Folder of photographs, searched with its subfolders: a path or fsspec URL."""
-    masks: PlaceSetting
+    masks: Location
     """Folder of mask PNGs with the photographs' names and subfolders, or the path of one COCO json."""
-    backgrounds: PlaceSetting | None = None
+    backgrounds: Location | None = None
     """Folder of photographs without any person, for composites."""
     splits: dict[Split, float] = Field({"train": 0.8, "validation": 0.1, "test": 0.1})
     """Share of each split. A photograph's split follows from its bytes: copies never come into two splits."""

@@ -9,6 +9,7 @@ import pytest
 from dataset_tools import storage_options
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.fetch import FetchSettings, read_bytes, with_retries
+from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.storage_options import resolved, scrub
 
@@ -81,6 +82,14 @@ def test_a_url_with_a_secret_in_it_is_refused_and_not_repeated(field: str, url: 
         OpenImagesSettings.check({field: url}, origin="build.yaml")
     assert SECRET not in str(caught.value)
     assert "ghp_" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["photos", "masks", "backgrounds"])
+def test_folders_of_own_photographs_are_held_to_the_same(field: str) -> None:
+    values = {"photos": "s3://a/photos/", "masks": "/masks", field: f"https://me:{SECRET}@host/"}
+    with pytest.raises(UserError, match=f"build.yaml: {field}: the URL carries") as caught:
+        FolderSettings.check(values, origin="build.yaml")
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(
