@@ -254,7 +254,9 @@ def _described(response: aiohttp.ClientResponse) -> dict[str, Any]:
     whole = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
     length = whole[1] if whole else headers.get("Content-Length") if response.status == 200 else None
     encoded = headers.get("Content-Encoding", "identity") not in ("", "identity")
-    return {**headers, "size": int(length) if length is not None and not encoded else None}
+    # Servers spell the names of headers as they like.
+    tags = {name: headers[name] for name in ("ETag", "Content-MD5", "Last-Modified") if name in headers}
+    return {**tags, "size": int(length) if length is not None and not encoded else None}
 
 
 async def _http_copy(filesystem: HTTPFileSystem, url: str, target: str) -> int | None:
