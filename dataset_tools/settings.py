@@ -43,9 +43,9 @@ class Settings(BaseModel):
         Raises:
             UserError: the file is missing, is not YAML, or holds a wrong or unknown key.
         """
-        filesystem, place = open_root(path)
+        filesystem, file = open_root(path)
         try:
-            values = yaml.safe_load(filesystem.cat_file(place).decode("utf-8")) or {}
+            values = yaml.safe_load(filesystem.cat_file(file).decode("utf-8")) or {}
         except FileNotFoundError:
             raise UserError(f"settings file {path} does not exist") from None
         except (OSError, UnicodeDecodeError) as error:

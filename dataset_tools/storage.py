@@ -94,7 +94,7 @@ def is_url(place: str) -> bool:
     return not place.startswith("/")
 
 
-def local_place(text: str, what: str) -> str:
+def local_place(text: str | os.PathLike[str], what: str) -> str:
     """`normal_place` of ``what`` can only be on a local disk, such as ``adapters``; raises `UserError` for a URL."""
     place = normal_place(text)
     if is_url(place):

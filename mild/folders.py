@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataset_tools.errors import UserError
-from dataset_tools.storage import PARTIAL_SUFFIX, held, partial_of
+from dataset_tools.storage import PARTIAL_SUFFIX, held, local_place, partial_of
 
 
 @contextlib.contextmanager
@@ -24,9 +24,9 @@ def folder_written_whole(path: str | Path, mark: str) -> Iterator[Path]:
             somebody's, and is not replaced.
 
     Raises:
-        UserError: ``path`` is a file, or a folder of something else, or it cannot be written.
+        UserError: ``path`` is a file, a URL or a folder of something else, or it cannot be written.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(local_place(os.fspath(path), "a folder of results")))
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; name a folder for the result")
     if target.is_dir() and any(target.iterdir()) and not (target / mark).exists():
