@@ -154,7 +154,8 @@ def erase(
         complaints.print(Text(f"{where}: {what}"), soft_wrap=True)
 
     def how_far() -> str:
-        return f"{done} of {len(jobs)} photographs are done; the same command goes on with the others"
+        same = "the same command without --force" if force else "the same command"
+        return f"{done} of {len(jobs)} photographs are done; {same} goes on with the others"
 
     def set_aside(job: Job, error: Rejected | UserError) -> None:
         nonlocal aside
@@ -207,12 +208,12 @@ def erase(
                     pipeline = _load(options)
                     pipeline.set_progress_bar_config(desc="erase", disable=several or not shown)
                 try:
-                    note = _erase_one(pipeline, job, photograph, chosen, options)
+                    lost = _erase_one(pipeline, job, photograph, chosen, options)
                 except (Rejected, UserError) as error:
                     set_aside(job, error)
                     continue
-                if note is not None:
-                    complain(job.output, note)
+                if lost is not None:
+                    complain(job.output, lost)
                 done += 1
                 people = f"{len(chosen)} of {len(photograph.people)} people erased"
                 console.print(Text(f"{job.output}: {people}"), soft_wrap=True)
@@ -524,9 +525,17 @@ def _encoded(
     """
     kind, buffer, note = _format_of(target), io.BytesIO(), None
     picture = Image.fromarray(image)
-    if kind in ("BMP", "GIF") and icc_profile is not None and not (profile := Profile(icc_profile, "RGB")).is_srgb:
-        picture, icc_profile = profile.to_srgb(picture), None
-        note = f"{kind} holds no ICC profile; all colours were converted to sRGB from {profile.name}"
+    if kind in ("BMP", "GIF") and icc_profile is not None:
+        try:
+            profile = Profile(icc_profile, "RGB")
+        except ValueError as error:  # of layers that went through an image editor
+            raise UserError(
+                f"{target}: the colours cannot be converted for {kind}, their ICC profile: {error}"
+            ) from None
+        if not profile.is_srgb:
+            picture = profile.to_srgb(picture)
+            note = f"{kind} holds no ICC profile; all colours were converted to sRGB from {profile.name}"
+        icc_profile = None
     options = {"icc_profile": icc_profile, **SAVE_OPTIONS.get(target.suffix.lower(), {}), **metadata.save_options(kind)}
     try:
         picture.save(buffer, kind, **options)
