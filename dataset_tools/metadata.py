@@ -121,11 +121,10 @@ def _read_exif(
         kept[ExifTags.Base.Orientation] = 1  # pixels are upright
     per_inch = {2: 1.0, 3: 2.54}.get(stored.get(ExifTags.Base.ResolutionUnit, 2))
     resolution = stored.get(ExifTags.Base.XResolution), stored.get(ExifTags.Base.YResolution)
-    known = per_inch is not None and None not in resolution
-    return (
-        kept if _holds_something(kept) else None,
-        (float(resolution[0]) * per_inch, float(resolution[1]) * per_inch) if known else None,
-    )
+    if per_inch is None or resolution[0] is None or resolution[1] is None:
+        return kept if _holds_something(kept) else None, None
+    across, down = (float(value) * per_inch for value in resolution)
+    return kept if _holds_something(kept) else None, (across, down)
 
 
 def _holds_something(exif: Image.Exif) -> bool:
