@@ -120,11 +120,11 @@ def _read_exif(
     if ExifTags.Base.Orientation in stored and _holds_something(kept):
         kept[ExifTags.Base.Orientation] = 1  # pixels are upright
     per_inch = {2: 1.0, 3: 2.54}.get(stored.get(ExifTags.Base.ResolutionUnit, 2))
-    resolution = stored.get(ExifTags.Base.XResolution), stored.get(ExifTags.Base.YResolution)
-    if per_inch is None or resolution[0] is None or resolution[1] is None:
-        return kept if _holds_something(kept) else None, None
-    across, down = (float(value) * per_inch for value in resolution)
-    return kept if _holds_something(kept) else None, (across, down)
+    across, down = stored.get(ExifTags.Base.XResolution), stored.get(ExifTags.Base.YResolution)
+    found = kept if _holds_something(kept) else None
+    if per_inch is None or across is None or down is None:
+        return found, None
+    return found, (float(across) * per_inch, float(down) * per_inch)
 
 
 def _holds_something(exif: Image.Exif) -> bool:
