@@ -26,7 +26,7 @@ def folder_written_whole(path: str | Path, mark: str) -> Iterator[Path]:
     Raises:
         UserError: ``path`` is a file, a URL or a folder of something else, or it cannot be written.
     """
-    target = Path(os.path.realpath(local_place(os.fspath(path), "a folder of results")))
+    target = Path(os.path.realpath(local_place(path, "a folder of results")))
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; name a folder for the result")
     if target.is_dir() and any(target.iterdir()) and not (target / mark).exists():
