@@ -47,8 +47,8 @@ class CuratedSettings(Settings):
     """How chosen photographs become samples."""
 
     configuration: Literal["real", "paired"] = "real"
-    """``paired`` needs clean plates: an image without one is set aside, and so is one whose people do not all
-    have a usable mask, because the plate would differ outside the masks."""
+    """``paired`` needs clean plates: an image without one is set aside. In both, an image is set aside whose people do
+    not all have a usable mask: who has none could be neither erased nor left in place."""
     decode: DecodeSettings = DecodeSettings()
     masks: MaskSettings = MaskSettings()
     fetch_workers: int = Field(8, ge=1, le=256)
@@ -172,12 +172,12 @@ def _sample_of(
     photograph: FetchedPhotograph, settings: CuratedSettings, estimators: Estimators, notes: Notes
 ) -> Sample:
     record, image = photograph.record, photograph.decoded.image
-    people = _people_of(photograph, settings, notes)
-    if not people:
-        raise StageFailed("mask", Rejected("no-usable-mask", f"none of {len(record.instances)} masks can be used"))
-    if settings.configuration == "paired" and len(people) < len(record.instances):
-        lost = len(record.instances) - len(people)
-        raise StageFailed("mask", Rejected("person-without-mask", f"{lost} people of a paired image have no mask"))
+    people, lost = _people_of(photograph, settings, notes)
+    if lost:
+        transient, count = any(error.transient for error in lost), len(record.instances)
+        reason = "person-without-mask" if people else "no-usable-mask"
+        message = f"{len(lost)} of {count} masks cannot be used" if people else f"none of {count} masks can be used"
+        raise StageFailed("mask", Rejected(reason, message, transient=transient))
     masks, ids = [person.mask for person in people], [person.id for person in people]
     parsing, label_set, pose_by = np.full(image.shape[:2], NO_PARSING, np.uint8), "none", "none"
     background = None
@@ -209,8 +209,11 @@ def _sample_of(
     )
 
 
-def _people_of(photograph: FetchedPhotograph, settings: CuratedSettings, notes: Notes) -> list[Person]:
-    people = []
+def _people_of(
+    photograph: FetchedPhotograph, settings: CuratedSettings, notes: Notes
+) -> tuple[list[Person], list[Rejected]]:
+    """The people with a usable mask, and why the others have none."""
+    people, lost = [], []
     height, width = photograph.decoded.image.shape[:2]
     for instance, stored in zip(photograph.record.instances, photograph.masks, strict=True):
         try:
@@ -220,6 +223,7 @@ def _people_of(photograph: FetchedPhotograph, settings: CuratedSettings, notes: 
             mask = clean_mask(mask, settings.masks)
         except Rejected as error:
             notes.reject(error, instance.id)
+            lost.append(error)
             continue
         people.append(
             Person(
@@ -230,7 +234,7 @@ def _people_of(photograph: FetchedPhotograph, settings: CuratedSettings, notes: 
                 truncated=instance.truncated,
             )
         )
-    return people
+    return people, lost
 
 
 def _stage(stage: str, compute: Callable[[], Result]) -> Result:
