@@ -1,4 +1,4 @@
-"""Decoding photographs and masks from untrusted bytes: refuse what is broken, mend what is merely unusual.
+"""Decoding pictures from untrusted bytes: refuse what is broken, mend what is merely unusual.
 
 Nothing here changes Pillow's global state, `without_pillows_limit` excepted, so that all else may run in any number of
 threads.
@@ -25,8 +25,6 @@ from dataset_tools.settings import Settings
 Image.init()  # load all plugins now: Pillow would otherwise do so inside the first threads that open a picture
 
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-MASK_FORMATS = ("PNG", "BMP", "TIFF", "GIF")
-"""Lossless ones only: JPEG noise around an edge would count as person."""
 
 MOST_PIXELS = 500_000_000
 """Of a file that its user names: a picture of 500 megapixels takes 1.5 GB, and erasing holds several of that size."""
@@ -141,38 +139,6 @@ def read_orientation(data: bytes, max_pixels: int) -> tuple[tuple[int, int], int
     with opened(data, PHOTO_FORMATS, max_pixels) as picture:
         orientation = exif_orientation(picture)
         return _turned_size(picture.size, orientation if picture.format == "TIFF" else 1), orientation
-
-
-def decode_mask(data: bytes, max_pixels: int) -> np.ndarray:
-    """(h, w) bool mask of one person: every pixel that is not black belongs to the person.
-
-    Grey, palette (by colour, not by index), RGB and 16-bit files are understood; where a file has an alpha
-    channel that is not opaque everywhere, alpha alone decides. Lossless formats only (PNG, BMP, TIFF, GIF).
-
-    Raises:
-        Rejected: as `decode_image`.
-    """
-    with opened(data, MASK_FORMATS, max_pixels) as picture:
-        picture.load()
-        if picture.has_transparency_data:
-            alpha = np.asarray(picture.convert("RGBA"))[..., 3]
-            if alpha.min() < 255:
-                return np.asarray(alpha > 0)
-        if picture.mode not in ("1", "L", "I", "F") and not picture.mode.startswith("I;16"):
-            return np.any(np.asarray(picture.convert("RGB")), axis=2)
-        return np.asarray(picture).astype(bool)
-
-
-def decode_index_mask(data: bytes, max_pixels: int) -> np.ndarray:
-    """(h, w) int32 map of person ids: the palette index or the grey value of each pixel; 0 is background.
-
-    Raises:
-        Rejected: as `decode_image`; also ``undecodable-image`` for colour files, which hold no index.
-    """
-    with opened(data, MASK_FORMATS, max_pixels) as picture:
-        if picture.mode not in ("1", "L", "P", "I") and not picture.mode.startswith("I;16"):
-            raise Rejected("undecodable-image", f"an index mask is a grey or palette file; this one is {picture.mode}")
-        return np.asarray(picture).astype(np.int32)
 
 
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:

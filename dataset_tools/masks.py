@@ -29,8 +29,9 @@ class MaskSettings(Settings):
 
     min_area: float = Field(0.0005, ge=0, lt=1)
     """Smallest usable person, as a share of the image's area."""
-    max_area: float = Field(0.95, gt=0, le=1)
-    """Masks that cover more than this share of the image are rejected."""
+    max_area: float = Field(0.9, gt=0, le=1)
+    """Masks that cover more than this share of the image are rejected, and those that cover more than half of it with
+    nearly all of its border: they are inverted, as a rule. 1 accepts any."""
     min_island: float = Field(0.02, ge=0, le=1)
     """Connected parts smaller than this share of the largest part are removed as specks."""
     max_hole: float = Field(0.005, ge=0, le=1)
@@ -83,6 +84,31 @@ def fit_mask(mask: np.ndarray, size: tuple[int, int], settings: MaskSettings) ->
     return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT) > 0
 
 
+def border_share(mask: np.ndarray) -> float:
+    """Share of the picture's outermost pixels that are in a mask (h, w) bool, 0..1."""
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return np.count_nonzero(border) / len(border)
+
+
+def why_inverted(mask: np.ndarray, max_area: float = MaskSettings().max_area) -> str | None:
+    """What is wrong with a mask (H, W) that covers too much of its picture to be one person; None where it does not.
+
+    Args:
+        mask: bool.
+        max_area: see `MaskSettings.max_area`.
+    """
+    area = np.count_nonzero(mask) / mask.size
+    if area > max_area or (max_area < 1 and area > 0.5 and border_share(mask) > 0.8):
+        return f"{area:.0%} of the picture would go; is the mask inverted?"
+    return None
+
+
+def why_much(masks: Sequence[np.ndarray]) -> str | None:
+    """What to tell somebody whose masks (H, W), each of a sensible size, cover most of the picture together."""
+    area = np.logical_or.reduce(list(masks)).mean() if len(masks) else 0.0
+    return f"{area:.0%} of the picture will go" if area > MaskSettings().max_area else None
+
+
 def clean_mask(mask: np.ndarray, settings: MaskSettings) -> np.ndarray:
     """Remove specks and fill pinholes of a mask (H, W).
 
@@ -107,12 +133,12 @@ def clean_mask(mask: np.ndarray, settings: MaskSettings) -> np.ndarray:
     clean |= filled[labels]
 
     area = np.count_nonzero(clean) / mask.size
-    if area > settings.max_area:
-        raise Rejected("mask-covers-everything", f"the mask covers {area:.1%} of the image")
     if area < settings.min_area:
         raise Rejected("mask-too-small", f"the mask covers {area:.4%} of the image")
     result = np.zeros_like(mask)
     result[top:bottom, left:right] = clean[1:-1, 1:-1]
+    if inverted := why_inverted(result, settings.max_area):
+        raise Rejected("mask-covers-everything", inverted)
     return result
 
 

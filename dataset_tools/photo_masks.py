@@ -2,39 +2,41 @@
 
 Masks of a photograph ``NAME.jpg`` are either
 
-- one PNG a person: ``NAME_0.png``, ``NAME_1.png``, ... or all PNGs in a folder ``NAME``,
-- an index PNG ``NAME.png``: 0 is background, every other palette index or grey value one person (255 is void, as
-  in Pascal VOC, where there are other values),
+- files of the same name: ``NAME.png`` with everybody in it, or ``NAME_0.png``, ``NAME_1.png``, ... or all files in a
+  folder ``NAME`` with one person each; of any of `PHOTO_SUFFIXES`,
 - or in one COCO json for all photographs: polygons or RLE, of category person where categories exist.
 
-For a single photograph the mask files may also be named one by one (`NamedMasks`). A mask may be stored like the
-photograph's pixels or upright as EXIF shows them; where both are possible, it is taken to be upright.
+For a single photograph the mask files may also be named one by one (`NamedMasks`). What a file says is told by
+`dataset_tools.mask_files`. A mask may be stored like the photograph's pixels or upright as EXIF shows them; where both
+are possible, it is taken to be upright, unless it has an EXIF orientation of its own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from pycocotools import mask as coco_mask
 
 from dataset_tools.errors import Rejected, UserError
-from dataset_tools.images import MOST_PIXELS, decode_index_mask, decode_mask
+from dataset_tools.images import MOST_PIXELS
+from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
 from dataset_tools.records import PEOPLE, Rejection
 from dataset_tools.schema import decode_rle
 from dataset_tools.storage import open_root
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-MOST_PEOPLE = 100
-"""An index PNG with more values than this is a picture or a soft mask, not an index."""
 MAX_PIXELS = MOST_PIXELS
 """Larger photographs and masks are refused."""
 
@@ -55,13 +57,20 @@ class Place:
 
     @cached_property
     def files(self) -> dict[str, dict[str, Any]]:
-        """Names below the folder, sorted, with what the filesystem knows of each; hidden files are left out."""
+        """Names below the folder, sorted, with what the filesystem knows of each; hidden files are left out.
+
+        Raises:
+            UserError: there is no such folder, or a folder in it cannot be read.
+        """
         if self.is_file:
             return {"": self.filesystem.info(self.path)}
         if not self.filesystem.isdir(self.path):
             kind = "file" if self.path.lower().endswith(".json") else "folder"
             raise UserError(f"{kind} {self.root} does not exist")
-        found = self.filesystem.find(self.path, detail=True)
+        if isinstance(self.filesystem, LocalFileSystem):
+            found = {path: self.filesystem.info(path) for path in _linked_files(self.path, ())}
+        else:
+            found = self.filesystem.find(self.path, detail=True)
         names = {path[len(self.path) + 1 :]: info for path, info in found.items()}
         return {name: names[name] for name in sorted(names) if not any(p.startswith(".") for p in name.split("/"))}
 
@@ -92,6 +101,22 @@ class Place:
         return data
 
 
+def _linked_files(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Paths of the files below a local folder, also over links to folders, but not to those that hold the link."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"folder {printable(folder)} cannot be read: {error.strerror}") from None
+    for entry in entries:
+        if entry.is_dir():
+            yield from _linked_files(entry.path, (*above, real))
+        else:
+            yield entry.path
+
+
 @dataclass(frozen=True)
 class FoundMask:
     """One person's mask as stored, or why it cannot be used."""
@@ -101,11 +126,16 @@ class FoundMask:
     category: str
     kind: Literal["png", "rle"]
     number: int
-    """Value in an index PNG; 0 for files of one person."""
+    """The person's value in a file of several people; 0 for files of one person."""
     where: str
-    """png: the file's name below the folder of masks. rle: ``HEIGHT:WIDTH:COUNTS``."""
+    """png: the file's name below the folder of masks. rle: ``HEIGHT:WIDTH:COUNTS``, or the row of the json that cannot
+    be used."""
     mask: np.ndarray | Rejected
-    """(h, w) bool."""
+    """(h, w) bool, as stored."""
+    orientation: int = 1
+    """EXIF orientation (1 to 8) that the mask's file names of itself."""
+    note: str = ""
+    """What its owner should know about how the file was read."""
 
 
 class PhotoMasks(Protocol):
@@ -116,6 +146,9 @@ class PhotoMasks(Protocol):
 
         Args:
             photograph: its name below the folder of photographs.
+
+        Raises:
+            Rejected: ``ambiguous-masks``: files may be its masks or not.
         """
         ...
 
@@ -126,64 +159,99 @@ def open_masks(masks: Place, photographs: Iterable[str], rejected: list[Rejectio
     Args:
         masks: the folder or the json.
         photographs: names below the folder of photographs.
-        rejected: rows of the json that cannot be used are added here.
+        rejected: rows of the json that cannot be used, and files that are nobody's masks, are added here.
 
     Raises:
         UserError: there is no such folder or file, or the json is not in COCO's format or has no people in it.
     """
     if masks.is_file:
-        return CocoMasks(masks, {plain_name(name): name for name in photographs}, rejected)
-    return MaskFiles(masks, photographs)
+        return CocoMasks(masks, photographs, rejected)
+    return MaskFiles(masks, photographs, rejected)
 
 
 class MaskFiles:
-    """Mask PNGs by the names of their photographs."""
+    """Mask files by the names of their photographs."""
 
-    def __init__(self, place: Place, photographs: Iterable[str]) -> None:
+    def __init__(self, place: Place, photographs: Iterable[str], rejected: list[Rejection]) -> None:
         self.place = place
-        stems = {_stem(name) for name in photographs}
-        self.people: dict[str, list[tuple[str, str]]] = {}
-        self.index: dict[str, str] = {}
+        photos: dict[str, list[str]] = {}
+        for name in photographs:
+            photos.setdefault(_stem(name), []).append(name)
+        self.claims: dict[str, dict[str, list[tuple[str, str]]]] = {}
+        """Stem of a photograph -> way of naming -> (person, file)."""
+        self.unclear = {
+            stem: f"{' and '.join(map(printable, names))} would have the same masks: rename one of them"
+            for stem, names in photos.items()
+            if len(names) > 1
+        }
+        """Why it is not clear which masks a photograph has, by its stem."""
+        claimed_twice = []
         for name in place.files:
-            if not name.lower().endswith(".png"):
+            claims = [claim for claim in _claims(name) if claim[0] in photos]
+            usable = name.lower().endswith(PHOTO_SUFFIXES)
+            if not claims or not usable:
+                what = "there is no photograph for it" if usable else f"not one of {', '.join(PHOTO_SUFFIXES)}"
+                reason = "unknown-suffix" if claims else "missing-image"
+                shown = printable(name)
+                rejected.append(Rejection("", shown, "", "curate", "row-rejected", reason, f"mask {shown}: {what}"))
+            elif len(claims) > 1:
+                claimed_twice.append((name, claims))
+            else:
+                self._claim(name, *claims[0])
+        for name, claims in claimed_twice:
+            # Nobody stores the masks of one photograph in two ways: what else it has may tell.
+            fitting = [c for c in claims if c[1] != "all" and self.claims.get(c[0], {c[1]: []}).keys() == {c[1]}]
+            fitting += [c for c in claims if c[1] == "all" and c[0] not in self.claims]
+            if len(fitting) == 1:
+                self._claim(name, *fitting[0])
                 continue
-            stem = _stem(name)
-            numbered = re.fullmatch(r"(.+)_(\d+)", stem)
-            folder, _, file = stem.rpartition("/")
-            if stem in stems:
-                self.index[stem] = name
-            elif numbered and numbered[1] in stems:
-                self.people.setdefault(numbered[1], []).append((numbered[2], name))
-            elif folder in stems:
-                self.people.setdefault(folder, []).append((file, name))
+            owners = " or ".join(printable(photos[stem][0]) for stem, _, _ in claims)
+            for stem, _, _ in claims:
+                self.unclear.setdefault(
+                    stem, f"mask {printable(name)} may belong to {owners}: give each a folder of masks, STEM/*.png"
+                )
+
+    def _claim(self, name: str, stem: str, way: str, person: str) -> None:
+        self.claims.setdefault(stem, {}).setdefault(way, []).append((person, name))
 
     def of(self, photograph: str) -> Iterator[FoundMask]:
         stem = _stem(photograph)
-        people = sorted(self.people.get(stem, []), key=lambda found: (len(found[0]), found))
-        for id_, name in people:
-            yield FoundMask(id_, "Person", "png", 0, name, self._decoded(name))
-        if people or stem not in self.index:
-            return
-        name = self.index[stem]
-        try:
-            ids = decode_index_mask(self.place.read(name), MAX_PIXELS)
-        except Rejected as unreadable:
-            yield FoundMask("index", "Person", "png", 0, name, unreadable)
-            return
-        yield from _people_of_index(name, ids)
+        claims = self.claims.get(stem, {})
+        found = sorted((claim for way in claims.values() for claim in way), key=lambda one: (len(one[0]), one))
+        people = [person for person, _ in found]
+        if (found and stem in self.unclear) or len(claims) > 1 or len(set(people)) < len(people):
+            files = ", ".join(printable(name) for _, name in found)
+            raise Rejected(
+                "ambiguous-masks",
+                self.unclear.get(stem) or f"its masks are stored twice, as {files}: leave one of each person",
+            )
+        if not found and stem in self.unclear:
+            raise Rejected("ambiguous-masks", self.unclear[stem])
+        names = [name for _, name in found]
+        return _people_in(names, people, [self._read(name) for name in names])
 
-    def _decoded(self, name: str) -> np.ndarray | Rejected:
+    def _read(self, name: str) -> MaskFile | Rejected:
         try:
-            return decode_mask(self.place.read(name), MAX_PIXELS)
+            if not is_unicode(name):
+                raise Rejected("name-not-unicode", "its name is not UTF-8: rename it")
+            return decode_mask_file(self.place.read(name), MAX_PIXELS)
         except Rejected as error:
             return error
 
 
-class NamedMasks:
-    """Mask files named one by one, all for the same photograph: one file a person, or a single index file.
+def _claims(name: str) -> Iterator[tuple[str, str, str]]:
+    """Stems of the photographs that a mask file may belong to, the way of naming, and the person."""
+    stem = _stem(name)
+    yield stem, "all", ""
+    if numbered := re.fullmatch(r"(.+)_(\d+)", stem):
+        yield numbered[1], "numbered", numbered[2]
+    folder, _, file = stem.rpartition("/")
+    if folder:
+        yield folder, "folder", file
 
-    A single file is an index file if it is grey or of palette colours, unless most of what is not black in it is
-    white: then it is one person with soft edges.
+
+class NamedMasks:
+    """Mask files named one by one, all for the same photograph.
 
     Raises:
         UserError: one of the files does not exist.
@@ -197,112 +265,216 @@ class NamedMasks:
 
     def of(self, photograph: str) -> Iterator[FoundMask]:
         """The people in the files, whatever the photograph is called."""
-        for number, file in enumerate(self.files, start=1):
-            mask: np.ndarray | Rejected
-            try:
-                data = Path(file).read_bytes()
-                ids = _index(data) if len(self.files) == 1 else None
-                if ids is not None:
-                    yield from _people_of_index(file, ids)
-                    return
-                mask = decode_mask(data, MAX_PIXELS)
-            except OSError as error:
-                mask = Rejected("read-failed", f"it cannot be read: {error.strerror}")
-            except Rejected as error:
-                mask = error
-            yield FoundMask(str(number), "Person", "png", 0, file, mask)
+        numbers = [str(number) for number in range(1, len(self.files) + 1)]
+        return _people_in(self.files, numbers, [self._read(file) for file in self.files])
+
+    def _read(self, file: str) -> MaskFile | Rejected:
+        try:
+            return decode_mask_file(Path(file).read_bytes(), MAX_PIXELS)
+        except OSError as error:
+            return Rejected("read-failed", f"it cannot be read: {error.strerror}")
+        except Rejected as error:
+            return error
 
 
-def _index(data: bytes) -> np.ndarray | None:
-    """(h, w) int32 ids of an index file, None where the file is a mask of one person."""
-    try:
-        ids = decode_index_mask(data, MAX_PIXELS)
-    except Rejected:
-        return None  # a colour file, or a broken one, of which `decode_mask` says what is wrong
-    values, counts = np.unique(ids[ids != 0], return_counts=True)
-    if len(values) == 0 or (len(values) > 1 and values[counts.argmax()] in (255, 65535)):
-        return None
-    return ids
+def _people_in(
+    names: Sequence[str], people: Sequence[str], files: Sequence[MaskFile | Rejected]
+) -> Iterator[FoundMask]:
+    for one in people_of(files):
+        identity = str(one.value) if one.value else printable(people[one.file]) or "1"
+        yield FoundMask(identity, "Person", "png", one.value, names[one.file], one.mask, one.orientation, one.note)
 
 
-def _people_of_index(name: str, ids: np.ndarray) -> Iterator[FoundMask]:
-    values = [int(value) for value in np.unique(ids) if value != 0]
-    if len(values) > 1:
-        values = [value for value in values if value != 255]
-    if len(values) > MOST_PEOPLE:
-        error = Rejected("not-an-index-mask", f"{name} has {len(values)} values: a picture, or a mask with soft edges")
-        yield FoundMask("index", "Person", "png", 0, name, error)
-        return
-    for value in values:
-        yield FoundMask(str(value), "Person", "png", value, name, ids == value)
+_Sizes = dict[object, tuple[str | None, int, int] | Rejected]
 
 
 class CocoMasks:
-    """Masks of one COCO json."""
+    """Masks of one COCO json (https://cocodataset.org/#format-data).
 
-    def __init__(self, place: Place, photographs: dict[str, str], rejected: list[Rejection]) -> None:
+    Ids may be numbers or text. People are numbered by their rows: one whose row cannot be used keeps its number.
+    """
+
+    def __init__(self, place: Place, photographs: Iterable[str], rejected: list[Rejection]) -> None:
         try:
             document = json.loads(place.read(""))
             images, annotations = list(document["images"]), list(document["annotations"])
-            categories = {entry["id"]: str(entry["name"]) for entry in document.get("categories", [])}
+            categories = {_id(entry["id"]): str(entry["name"]) for entry in document.get("categories", [])}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{place.root} is not a COCO json with images and annotations: {error!r}") from None
-        people = {number for number, name in categories.items() if name.capitalize() in PEOPLE}
-        if categories and not people:
+        self.categories = categories
+        self.persons = {number for number, name in categories.items() if name.capitalize() in PEOPLE}
+        if categories and not self.persons:
             raise UserError(f"{place.root} has no category 'person'; it has {', '.join(sorted(categories.values()))}")
-
-        def reject(image: object, instance: object, reason: str, message: str) -> None:
-            rejected.append(Rejection("", str(image), str(instance), "curate", "row-rejected", reason, message))
-
-        sizes: dict[Any, tuple[str | None, int, int]] = {}
-        for row, image in enumerate(images):
-            try:
-                name = photographs.get(plain_name(image["file_name"]))
-                sizes[image["id"]] = name, int(image["height"]), int(image["width"])
-                if name is None:
-                    reject(image["file_name"], "", "missing-image", f"images[{row}]: there is no such photograph")
-            except (KeyError, TypeError, ValueError) as error:
-                reject("", "", "malformed-row", f"images[{row}]: {error!r}")
-        self.people: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
+        self.rejected = rejected
+        self.people: dict[str, list[FoundMask]] = {}
+        sizes = self._images(images, list(photographs))
         for row, annotation in enumerate(annotations):
             try:
-                if categories and annotation["category_id"] not in people:
-                    continue
-                name, height, width = sizes[annotation["image_id"]]
-                if name is None:
-                    continue
-                if annotation.get("iscrowd"):
-                    reject(name, annotation["id"], "crowd", f"annotations[{row}]: a crowd, not one person")
-                    continue
-                category = categories.get(annotation.get("category_id"), "Person").capitalize()
-                rle = _rle(annotation["segmentation"], height, width)
-                self.people.setdefault(name, []).append((str(annotation["id"]), category, rle))
-            except (KeyError, TypeError, ValueError) as error:
-                reject("", "", "malformed-row", f"annotations[{row}]: {error!r}")
+                if not isinstance(annotation, dict):
+                    raise Rejected("malformed-row", f"not a mapping but a {type(annotation).__name__}")
+                self._annotation(row, annotation, sizes)
+            except Rejected as error:
+                self._reject("", error.reason, f"annotations[{row}]: {error.message}")
 
     def of(self, photograph: str) -> Iterator[FoundMask]:
-        for id_, category, rle in self.people.get(photograph, []):
-            height, width = rle["size"]
-            yield FoundMask(id_, category, "rle", 0, f"{height}:{width}:{rle['counts']}", decode_rle(rle))
+        for found in self.people.get(photograph, []):
+            if isinstance(found.mask, np.ndarray):
+                height, width, counts = found.where.split(":", 2)
+                found = replace(found, mask=decode_rle({"size": [int(height), int(width)], "counts": counts}))
+            yield found
+
+    def _images(
+        self, images: list[Any], photographs: list[str]
+    ) -> dict[object, tuple[str | None, int, int] | Rejected]:
+        """Photograph (None: it is not among them), height and width by the id of the image."""
+        exact = {plain_name(name): name for name in photographs}
+        by_base: dict[str, list[str]] = {}
+        for name in photographs:
+            by_base.setdefault(PurePosixPath(plain_name(name)).name, []).append(name)
+        rows: list[tuple[int, object, str, int, int]] = []
+        for row, image in enumerate(images):
+            try:
+                rows.append((row, _id(_field(image, "id")), str(_field(image, "file_name")), *_size_of(image)))
+            except Rejected as error:
+                self._reject("", error.reason, f"images[{row}]: {error.message}")
+        # Names that are photographs' own, and of the others the base names: those found once may be matched by them.
+        names = {text: next((n for n in _spellings(text) if n in exact), None) for _, _, text, _, _ in rows}
+        taken = {exact[name] for name in names.values() if name is not None}
+        wanted = Counter(PurePosixPath(_spellings(text)[-1]).name for text, name in names.items() if name is None)
+        sizes: _Sizes = {}
+        for row, identity, text, height, width in rows:
+            own = names[text]
+            photograph = exact[own] if own is not None else None
+            base = PurePosixPath(_spellings(text)[-1]).name
+            candidates = [] if photograph else [found for found in by_base.get(base, []) if found not in taken]
+            if len(candidates) == 1 and wanted[base] == 1:
+                photograph = candidates[0]
+                if not _is_tail(_spellings(text)[-1], plain_name(photograph)):
+                    self._note(photograph, "matched-by-name", f"images[{row}]: {text} is taken to be {photograph}")
+            elif candidates:
+                message = f"images[{row}]: file_name {text} may be {' or '.join(candidates)}"
+                if len(candidates) == 1:
+                    message = f"images[{row}]: file_name {text} and others may be {candidates[0]}"
+                self._reject(text, "ambiguous-image", f"{message}: write the path below the folder of photographs")
+            elif photograph is None:
+                self._reject(text, "missing-image", f"images[{row}]: there is no such photograph")
+            if identity in sizes:
+                self._reject(text, "malformed-row", f"images[{row}]: id {identity} is that of another image too")
+                sizes[identity] = Rejected("malformed-row", f"image_id {identity} is the id of several images")
+            else:
+                sizes[identity] = (photograph, height, width)
+        return sizes
+
+    def _annotation(self, row: int, annotation: dict[str, Any], sizes: _Sizes) -> None:
+        """Add the person of a row, usable or not. Raises `Rejected` where it is not clear of which photograph."""
+        image = _id(_field(annotation, "image_id"))
+        if image not in sizes:
+            raise Rejected("malformed-row", f"image_id {image!r} is the id of no image")
+        known = sizes[image]
+        if isinstance(known, Rejected):
+            raise known
+        name, height, width = known
+        category = _id(annotation.get("category_id")) if self.categories else None
+        if name is None or (category in self.categories and category not in self.persons):
+            return
+        people = self.people.setdefault(name, [])
+        identity = annotation.get("id")
+        if identity is None or str(identity) in {person.id for person in people}:
+            identity = f"row-{row}"
+        shown = self.categories.get(category, "Person").capitalize()
+        try:
+            if self.categories and category not in self.categories:
+                raise Rejected("malformed-row", f"category_id {category!r} is the id of no category")
+            if str(annotation.get("iscrowd") or 0) not in ("0", "False", "false"):
+                raise Rejected("crowd", "a crowd, not one person")
+            try:
+                rle = _rle(_field(annotation, "segmentation"), height, width)
+            except (KeyError, TypeError, ValueError) as error:
+                raise Rejected("malformed-row", f"segmentation: {error}") from None
+            where, mask = f"{height}:{width}:{rle['counts']}", np.zeros((0, 0), bool)
+        except Rejected as error:
+            message = f"annotations[{row}]: {error.message}"
+            self._reject(name, error.reason, message, str(identity))
+            people.append(
+                FoundMask(str(identity), shown, "rle", 0, f"annotations[{row}]", Rejected(error.reason, message))
+            )
+            return
+        people.append(FoundMask(str(identity), shown, "rle", 0, where, mask))
+
+    def _reject(self, image: str, reason: str, message: str, instance: str = "") -> None:
+        self.rejected.append(
+            Rejection("", printable(image), printable(instance), "curate", "row-rejected", reason, printable(message))
+        )
+
+    def _note(self, image: str, reason: str, message: str) -> None:
+        self.rejected.append(Rejection("", image, "", "curate", "mended", reason, printable(message)))
 
 
-def is_upright(mask: np.ndarray, stored_size: tuple[int, int], orientation: int) -> bool:
-    """Whether a mask (h, w) has the shape of the upright picture rather than of the stored one; True where both fit.
+def _field(row: Any, name: str) -> Any:
+    if not isinstance(row, dict):
+        raise Rejected("malformed-row", f"not a mapping but a {type(row).__name__}")
+    if name not in row:
+        raise Rejected("malformed-row", f"it has no field {name}")
+    return row[name]
+
+
+def _id(value: Any) -> object:
+    """An id in one form: 7, 7.0, "7" and "007" are the same."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        return int(value) if value.strip().isdecimal() else value.strip()
+    return value if isinstance(value, int | None) else repr(value)
+
+
+def _size_of(image: Any) -> tuple[int, int]:
+    sides = []
+    for name in ("height", "width"):
+        try:
+            sides.append(int(_field(image, name)))
+        except (TypeError, ValueError, OverflowError):
+            raise Rejected("malformed-row", f"{name} {image[name]!r} is no number of pixels") from None
+    return sides[0], sides[1]
+
+
+def _spellings(file_name: str) -> tuple[str, ...]:
+    """A file name as it is, and with what is no part of it taken out: ``./``, doubled and Windows' slashes."""
+    name = plain_name(file_name)
+    return name, str(PurePosixPath(name)), str(PurePosixPath(name.replace("\\", "/")))
+
+
+def _is_tail(one: str, other: str) -> bool:
+    """Whether one path is the other's end."""
+    parts, others = PurePosixPath(one).parts, PurePosixPath(other).parts
+    shared = min(len(parts), len(others))
+    return parts[-shared:] == others[-shared:]
+
+
+def upright_turn(shape: tuple[int, ...], own: int, stored_size: tuple[int, int], orientation: int) -> int:
+    """The EXIF orientation code by which `orient` turns a mask upright, as its photograph is seen.
+
+    An orientation of the mask's own is applied unless that makes its shape less like the photograph's. Without one, a
+    mask is taken to be upright where its shape allows it, and else to be stored as the photograph's pixels are.
 
     Args:
-        mask: of any size.
+        shape: height and width of the mask, of any size.
+        own: EXIF orientation (1 to 8) that the mask's file names; 1 for none.
         stored_size: width and height of the photograph as stored.
         orientation: EXIF orientation (1 to 8) of the photograph.
     """
-    if orientation < 5:
-        return True
-    aspect = log(mask.shape[1] / mask.shape[0])
-    stored = log(stored_size[0] / stored_size[1])
-    return abs(aspect + stored) <= abs(aspect - stored)
+    wanted = log(stored_size[0] / stored_size[1]) * (1 if orientation < 5 else -1)
+    as_it_is = log(shape[1] / shape[0])
+
+    def unlike(turn: int) -> float:
+        return abs((as_it_is if turn < 5 else -as_it_is) - wanted)
+
+    if own != 1 and unlike(own) <= unlike(1):
+        return own
+    return orientation if unlike(orientation) < unlike(1) else 1
 
 
 def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """COCO compressed RLE of a segmentation; ValueError where it is malformed."""
+    """COCO compressed RLE of a segmentation; ValueError where it is malformed, `Rejected` where it is empty."""
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"{width}x{height} pixels")
     if isinstance(segmentation, dict):
@@ -315,21 +487,41 @@ def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
             rle = coco_mask.frPyObjects(rle, height, width)
     else:
         polygons = [np.asarray(polygon, np.float64) for polygon in segmentation]
-        if not polygons or any(p.ndim != 1 or p.size < 6 or p.size % 2 for p in polygons):
-            raise ValueError("a polygon needs three points at least, as x, y, x, y, ...")
+        if any(p.ndim != 1 or (p.size >= 6 and p.size % 2) for p in polygons):
+            raise ValueError("a polygon is x, y, x, y, ...")
         reach = 2 * max(height, width)
         if any(not (np.abs(polygon) <= reach).all() for polygon in polygons):
             raise ValueError("a polygon lies outside of its image")
-        rle = coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], height, width))
+        areas = [p.tolist() for p in polygons if p.size >= 6 and _area(p) > 0]  # slivers beside them take nothing away
+        if not areas:
+            raise ValueError("no polygon has three points and an area")
+        rle = coco_mask.merge(coco_mask.frPyObjects(areas, height, width))
     counts = rle["counts"]
     result = {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else str(counts)}
-    decode_rle(result)
+    if not decode_rle(result).any():
+        raise Rejected("empty-mask", "no pixel belongs to the person")
     return result
+
+
+def _area(polygon: np.ndarray) -> float:
+    """Area of a polygon x, y, x, y, ... by the shoelace formula."""
+    x, y = polygon[::2], polygon[1::2]
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
 
 
 def plain_name(name: str) -> str:
     """A file name in one Unicode form: file systems differ in theirs."""
     return unicodedata.normalize("NFC", name)
+
+
+def is_unicode(name: str) -> bool:
+    """Whether a file's name is text: Linux allows any bytes, which Python shows as lone surrogates."""
+    return printable(name) == name
+
+
+def printable(name: str) -> str:
+    """A file name that can be printed and stored as UTF-8: bytes that are no text appear as ``\\udcff``."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _stem(name: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dataset_tools.errors import Rejected, UserError
-from dataset_tools.images import MOST_PIXELS, PHOTO_FORMATS, Decoded, DecodeSettings, decode_image, opened
+from dataset_tools.images import MOST_PIXELS, PHOTO_FORMATS, Decoded, DecodeSettings, decode_image, opened, orient
 from dataset_tools.metadata import Metadata, read_metadata
-from dataset_tools.photo_masks import FoundMask, PhotoMasks, is_upright
+from dataset_tools.photo_masks import FoundMask, PhotoMasks, upright_turn
 
 TOLD = (
     "converted-16-bit",
@@ -34,6 +34,10 @@ class Photograph:
     """(H, W, 3) uint8 RGB, upright."""
     people: list[np.ndarray]
     """(H, W) bool each, one at least, none of them empty."""
+    numbers: list[int]
+    """Of the people, from 1, each: those who cannot be used have a number as well."""
+    unusable: dict[int, str]
+    """Why the others cannot be used, by their numbers."""
     icc_profile: bytes | None
     """What the RGB values mean, where it is not sRGB or the file says that it is."""
     metadata: Metadata
@@ -83,7 +87,8 @@ def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
 
     Raises:
         Rejected: ``not-found`` or ``read-failed``; as `decode_image`, for photograph or mask; ``no-mask``,
-            ``empty-mask``, ``mask-size``. The message names the mask that is meant.
+            ``not-a-mask``, ``ambiguous-masks``, ``empty-mask``, ``mask-size``. The message names the mask that is
+            meant.
     """
     try:
         data = path.read_bytes()
@@ -105,14 +110,21 @@ def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
             f"no mask marks a person in it; looked for {stem}.png, {stem}_0.png ... and {stem}/*.png, or for the "
             f"file_name {name} in a COCO json",
         )
-    people = [_upright_mask(one, decoded) for one in found]
+    # A broken row of a json costs one person; a broken file may hold anybody.
+    unusable = {
+        number: one.mask.message
+        for number, one in enumerate(found, start=1)
+        if one.kind == "rle" and isinstance(one.mask, Rejected)
+    }
+    numbers = [number for number in range(1, len(found) + 1) if number not in unusable]
+    if not numbers:
+        raise Rejected("no-mask", f"none of its people can be used: {unusable[1]}")
+    people = [_upright_mask(found[number - 1], decoded) for number in numbers]
     notes = [message for reason, message in decoded.mended if reason in TOLD]
     if left_out:
         notes.append(f"not taken over from its metadata: {', '.join(left_out)}")
-    values = [one.number for one in found if one.number]
-    if values not in ([], list(range(1, len(values) + 1)), [255]):
-        notes.append(f"{found[0].where}: people 1 to {len(values)} are its values {', '.join(map(str, values))}")
-    return Photograph(decoded.image, people, decoded.profile, metadata, notes)
+    notes += [f"{one.where}: {one.note}" for one in found if one.note]
+    return Photograph(decoded.image, people, numbers, unusable, decoded.profile, metadata, notes)
 
 
 def _upright_mask(found: FoundMask, decoded: Decoded) -> np.ndarray:
@@ -123,9 +135,7 @@ def _upright_mask(found: FoundMask, decoded: Decoded) -> np.ndarray:
         raise Rejected(mask.reason, f"{where}: {mask.message}")
     if not mask.any():
         raise Rejected("empty-mask", f"{where} is empty: no pixel belongs to a person")
-    upright = mask
-    if not is_upright(mask, decoded.stored_size, decoded.orientation):
-        upright = decoded.apply_orientation(mask)
+    upright = orient(mask, upright_turn(mask.shape, found.orientation, decoded.stored_size, decoded.orientation))
     height, width = decoded.image.shape[:2]
     if upright.shape != (height, width):
         raise Rejected(

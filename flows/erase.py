@@ -29,6 +29,7 @@ from rich.text import Text
 from dataset_tools.colours import Profile
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import without_pillows_limit
+from dataset_tools.masks import why_inverted, why_much
 from dataset_tools.metadata import Metadata
 from dataset_tools.photo_masks import PHOTO_SUFFIXES, NamedMasks, PhotoMasks, Place, open_masks
 from dataset_tools.photographs import Photograph, files_below, read_photograph
@@ -168,7 +169,7 @@ def erase(
         aside += 1
 
     for row in rejected:
-        if row.reason != "missing-image":  # a COCO json may well speak of more photographs than these
+        if row.reason != "missing-image":  # a json or folder may well hold masks of more photographs than these
             complain(masks[0], row.message)
     there = {job for job in jobs if several and not force and all(map(_exists, job.results))}
     if there:
@@ -195,6 +196,8 @@ def erase(
                         complain(job.photo, note)
                     _check_size(photograph.image, job.output)
                     chosen = _chosen(numbers, photograph, job.layers is not None, options.margin)
+                    if much := why_much([photograph.people[k] for k in chosen]):
+                        complain(job.photo, much)
                 except MemoryError:
                     set_aside(job, Rejected("out-of-memory", NO_MEMORY))
                     continue
@@ -444,13 +447,20 @@ def _chosen(numbers: Sequence[int] | None, photograph: Photograph, layers: bool,
     """Indices of the people who are to vanish."""
     everybody = list(range(len(photograph.people)))
     try:
-        _check_numbers(numbers or [], len(everybody), "--remove")
+        _check_numbers(numbers or [], len(everybody) + len(photograph.unusable), "--remove")
     except UserError as error:
         raise Rejected("no-such-person", str(error)) from None
-    chosen = everybody if numbers is None else [number - 1 for number in numbers]
-    # For layers, everybody is painted out.
-    if editable(np.stack(photograph.people), everybody if layers else chosen, margin).all():
+    for number, why in photograph.unusable.items():
+        if layers or number in (numbers or []):
+            option = "--layers needs everybody" if layers else f"--remove {number}"
+            raise Rejected("unusable-person", f"{option}: person {number} cannot be used: {why}")
+    chosen = everybody if numbers is None else [photograph.numbers.index(number) for number in numbers]
+    painted = everybody if layers else chosen
+    if editable(np.stack(photograph.people), painted, margin).all():
         raise Rejected("nothing-left", "the masks cover the whole picture; leave some background to go by")
+    for k in painted:
+        if inverted := why_inverted(photograph.people[k]):
+            raise Rejected("mask-covers-everything", f"the mask of person {photograph.numbers[k]}: {inverted}")
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import Rejected, UserError
+from dataset_tools.images import exif_orientation, orient
+from dataset_tools.mask_files import MaskFile, people_of, read_mask_array, read_mask_picture
+from dataset_tools.masks import why_inverted, why_much
+from dataset_tools.photo_masks import upright_turn
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
 from mild.isolation import Protect, isolate
 from mild.layers import visible
@@ -25,7 +30,7 @@ class Photo:
     """A photograph and what is known and asked of its people."""
 
     image: np.ndarray
-    """(H, W, 3) uint8 RGB."""
+    """(H, W, 3) uint8 RGB, upright."""
     masks: np.ndarray
     """(N, H, W) bool, one a person."""
     remove: list[int]
@@ -82,10 +87,10 @@ def checked_photo(
     Raises:
         UserError: something cannot be used; the message begins with ``name``.
     """
+    # Pillow turns TIFF pictures upright while it loads them: what it stored is asked before that.
+    orientation = exif_orientation(image) if isinstance(image, Image.Image) else 1
     picture = _rgb(image, name)
-    if masks is None or len(masks) == 0:
-        raise UserError(f"{name}no mask is given: give one for each person")
-    people = np.stack([_mask(mask, k, picture.shape[:2], name) for k, mask in enumerate(masks)])
+    people = np.stack(_people(masks, picture.shape[:2], orientation, name))
     count = len(people)
     chosen = list(range(count)) if remove is None else [int(k) for k in remove]
     if wrong := [k for k in chosen if not 0 <= k < count]:
@@ -118,6 +123,11 @@ def checked_photo(
                 raise UserError(f"{name}mask {k} lies wholly on {protect} that are to be protected")
     if chosen and editable(people, chosen, margin).all():
         raise UserError(f"{name}the masks cover the whole picture: leave some background to go by")
+    for k in chosen:
+        if inverted := why_inverted(people[k]):
+            raise UserError(f"{name}mask {k}: {inverted}")
+    if much := why_much(list(people[chosen])):
+        warnings.warn(f"{name}{much}", stacklevel=3)
     return Photo(picture, people, chosen, layering, pose, parsing, label_set, margin, generator)
 
 
@@ -139,7 +149,7 @@ def checked_photos(images: Sequence[Picture], common: dict[str, Any], **lists: S
 
 
 def _rgb(image: Picture, name: str) -> np.ndarray:
-    """(H, W, 3) uint8; transparency is laid on white."""
+    """(H, W, 3) uint8, upright as its EXIF orientation says; transparency is laid on white."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise UserError(f"{name}the picture is {image.dtype} of shape {image.shape}; give (H, W, 3) uint8 RGB")
@@ -148,19 +158,54 @@ def _rgb(image: Picture, name: str) -> np.ndarray:
         raise UserError(f"{name}the picture is a {type(image).__name__}; give a PIL image or a uint8 array")
     if image.mode.startswith(("I", "F")):
         raise UserError(f"{name}the picture has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
+    image.load()
+    turn = exif_orientation(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.ascontiguousarray(orient(np.array(image.convert("RGB")), turn))
 
 
-def _mask(mask: Any, k: int, size: tuple[int, ...], name: str) -> np.ndarray:
-    """(H, W) bool; half and more counts."""
-    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
-    if array.shape != size:
-        raise UserError(f"{name}mask {k} is of shape {array.shape}, the picture {tuple(size)}: give them one size")
-    if array.dtype != np.bool_:
-        array = array >= (0.5 if array.max(initial=0) <= 1 else 128)
-    if not array.any():
-        raise UserError(f"{name}mask {k} is empty: it must be set where the person is")
-    return array
+def _people(masks: Any, size: tuple[int, ...], orientation: int, name: str) -> list[np.ndarray]:
+    """(H, W) bool of each person, upright.
+
+    Args:
+        masks: as `dataset_tools.mask_files` reads them.
+        size: height and width of the upright picture.
+        orientation: EXIF orientation (1 to 8) of the picture as it is stored.
+        name: of the picture, for messages.
+    """
+    single = isinstance(masks, Image.Image) or (isinstance(masks, np.ndarray) and masks.ndim < 3)
+    if single or (isinstance(masks, np.ndarray) and masks.ndim == 3 and masks.shape[:2] == size != masks.shape[1:]):
+        raise UserError(f"{name}masks is a single mask: give a list, of one mask a person")
+    if masks is None or len(masks) == 0:
+        raise UserError(f"{name}no mask is given: give one for each person")
+    people = []
+    stored = (size[1], size[0]) if orientation < 5 else (size[0], size[1])
+    for one in people_of([_read_mask(mask, k, name) for k, mask in enumerate(masks)]):
+        if one.note:
+            warnings.warn(f"{name}mask {one.file}: {one.note}", stacklevel=4)
+        assert isinstance(one.mask, np.ndarray)
+        found = one.mask
+        turn = upright_turn(found.shape, one.orientation, stored, orientation)
+        upright = np.ascontiguousarray(orient(found, turn))
+        if upright.shape != size:
+            raise UserError(
+                f"{name}mask {one.file} is of shape {found.shape}, the picture {tuple(size)}: give them one size"
+            )
+        if not upright.any():
+            raise UserError(f"{name}mask {one.file} is empty: it must be set where the person is")
+        people.append(upright)
+    return people
+
+
+def _read_mask(mask: Any, k: int, name: str) -> MaskFile:
+    try:
+        if isinstance(mask, Image.Image):
+            return read_mask_picture(mask)
+        array = np.asarray(mask)
+        if array.ndim < 2 or 0 in array.shape:
+            raise Rejected("not-a-mask", f"a {type(mask).__name__}: give a PIL image or an array (H, W)")
+        return read_mask_array(array)
+    except Rejected as error:
+        raise UserError(f"{name}mask {k}: {error.message}") from None

@@ -195,9 +195,12 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         """Erase people from a photograph; gives an `Erased`, or a list of them where ``image`` is a list.
 
         Args:
-            image: PIL image (any 8-bit mode; transparency is laid on white) or (H, W, 3) uint8 RGB; or several, of
-                any sizes: then what is said below to belong to a picture is a list as well.
-            masks: of each picture, one a person: PIL image or (H, W) array, bool, 0..1 or 0..255.
+            image: PIL image (any 8-bit mode; its EXIF orientation is applied, transparency is laid on white) or
+                (H, W, 3) uint8 RGB; or several, of any sizes: then what is said below to belong to a picture is a list
+                as well. Results are upright.
+            masks: of each picture, a list: one a person, or an only one that holds several people. PIL image or (H, W)
+                array, bool, 0..1 or whole numbers, read by the rule of `dataset_tools.mask_files`, as the command
+                reads files; upright, or stored as the picture is.
             remove: indices of the people to erase, of each picture; None: everybody.
             prompt: what the holes show; training uses the empty prompt.
             negative_prompt: with ``guidance_scale`` above 1.

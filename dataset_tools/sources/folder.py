@@ -23,9 +23,20 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from dataset_tools.errors import Rejected, UserError
-from dataset_tools.images import decode_index_mask, decode_mask, orient, read_orientation, undo_orientation
+from dataset_tools.images import orient, read_orientation, undo_orientation
+from dataset_tools.mask_files import decode_mask_file
 from dataset_tools.masks import bounds, stratum
-from dataset_tools.photo_masks import MAX_PIXELS, PhotoMasks, Place, is_upright, open_masks, plain_name
+from dataset_tools.photo_masks import (
+    MAX_PIXELS,
+    PHOTO_SUFFIXES,
+    PhotoMasks,
+    Place,
+    is_unicode,
+    open_masks,
+    plain_name,
+    printable,
+    upright_turn,
+)
 from dataset_tools.records import SPLITS, ImageRecord, InstanceRecord, Rejection, Role, Split, cell_to_text
 from dataset_tools.schema import decode_rle
 from dataset_tools.settings import Settings, digest_of
@@ -44,7 +55,7 @@ class FolderSettings(Settings):
     photos: Location
     """Folder of photographs, searched with its subfolders: a path or fsspec URL."""
     masks: Location
-    """Folder of mask PNGs with the photographs' names and subfolders, or the path of one COCO json."""
+    """Folder of mask files with the photographs' names and subfolders, or the path of one COCO json."""
     backgrounds: Location | None = None
     """Folder of photographs without any person, for composites."""
     splits: dict[Split, float] = Field({"train": 0.8, "validation": 0.1, "test": 0.1})
@@ -88,14 +99,14 @@ class FolderSource:
         return digest_of({"settings": self.settings.model_dump(mode="json"), "files": files})
 
     def curate(self) -> Curation:
-        """All photographs with masks, in the order of their names, then the backgrounds.
+        """All photographs of which everybody has a usable mask, in the order of their names, then the backgrounds.
 
         Raises:
             UserError: a folder is missing or holds no photograph; the COCO json or attribution.csv is unusable.
         """
         photos, masks = Place(self.settings.photos), Place(self.settings.masks)
         rejected: list[Rejection] = []
-        names = photos.photographs()
+        names = _photographs(photos, rejected)
         if masks.path == photos.path:
             raise UserError(f"masks: {self.settings.masks} is the folder of the photographs; masks need their own")
         finder = open_masks(masks, names, rejected)
@@ -105,9 +116,11 @@ class FolderSource:
             places.append(("background", Place(self.settings.backgrounds), None))
         with ThreadPoolExecutor(_READERS) as pool:
             for role, place, masks_of_place in places:
-                credit = _credits(place, rejected)
+                if role == "background":
+                    names = _photographs(place, rejected)
+                credit = _credits(place, names, rejected)
                 read_one = partial(_read, place, masks=masks_of_place)
-                for read in pool.map(read_one, place.photographs()):
+                for read in pool.map(read_one, names):
                     chosen.add(read, role, place, credit.get(read.name, {}))
         return Curation(chosen.records, rejected)
 
@@ -124,16 +137,18 @@ class FolderSource:
         """Mask of one person, (h, w) bool in the orientation of the photograph's stored pixels.
 
         Raises:
-            Rejected: as `read_image` and `dataset_tools.images.decode_mask`.
+            Rejected: as `read_image` and `dataset_tools.mask_files.decode_mask_file`.
         """
         found = _Reference.parse(record.instances[index].mask)
         if found.kind == "rle":
             height, width, counts = found.where.split(":", 2)
             mask = decode_rle({"size": [int(height), int(width)], "counts": counts})
         else:
-            data = Place(self.settings.masks).read(found.where)
-            mask = decode_mask(data, MAX_PIXELS) if found.id == 0 else decode_index_mask(data, MAX_PIXELS) == found.id
-        return undo_orientation(mask, found.turned)
+            file = decode_mask_file(Place(self.settings.masks).read(found.where), MAX_PIXELS)
+            if found.id and found.id not in file.people:
+                raise Rejected("missing-mask", f"mask {found.where} has no person of value {file.value(found.id)} now")
+            mask = file.people[found.id] if found.id else file.whole()
+        return undo_orientation(orient(mask, found.turn), found.orientation)
 
 
 @dataclass(frozen=True)
@@ -141,20 +156,22 @@ class _Reference:
     """Where a mask lies, as the text that `InstanceRecord.mask` holds."""
 
     kind: Literal["png", "rle"]
-    turned: int
-    """EXIF orientation that the mask, unlike the photograph's stored pixels, already has."""
+    turn: int
+    """EXIF orientation code that turns the mask upright."""
+    orientation: int
+    """EXIF orientation of the photograph."""
     id: int
-    """Value in an index PNG; 0 for files of one person."""
+    """The person's value in a file of several people; 0 for files of one person."""
     where: str
     """png: the file's name below the folder of masks. rle: ``HEIGHT:WIDTH:COUNTS``."""
 
     def text(self) -> str:
-        return f"{self.kind}:{self.turned}:{self.id}:{self.where}"
+        return f"{self.kind}:{self.turn}:{self.orientation}:{self.id}:{self.where}"
 
     @classmethod
     def parse(cls, text: str) -> _Reference:
-        kind, turned, number, where = text.split(":", 3)
-        return cls("rle" if kind == "rle" else "png", int(turned), int(number), where)
+        kind, turn, orientation, number, where = text.split(":", 4)
+        return cls("rle" if kind == "rle" else "png", int(turn), int(orientation), int(number), where)
 
 
 @dataclass
@@ -167,6 +184,10 @@ class _Read:
     instances: list[InstanceRecord] = field(default_factory=list)
     unusable: list[tuple[str, Rejected]] = field(default_factory=list)
     """Id of the person and reason."""
+    told: bool = False
+    """Whether the reasons are among the rejections already: those of rows of a json are."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Id of the person and how the mask was read."""
     failure: Rejected | None = None
 
 
@@ -184,12 +205,20 @@ class _Chosen:
         split = _split_of(read.sha256, self.settings.splits) if read.sha256 else ""
         identity = self._id(read)
         for person, why in read.unusable:
-            self._reject(split, identity, person, "mask", why)
+            if not read.told:
+                self._reject(split, identity, person, "mask", why)
+        for person, note in read.notes:
+            self.rejected.append(Rejection(split, identity, person, "mask", "mended", "several-values", note))
         error = read.failure
         if error is None and read.sha256 in self.first:
             error = Rejected("duplicate-image", f"{read.name} has the same bytes as {self.first[read.sha256]}")
         if error is None and role == "people" and not read.instances:
             error = Rejected("no-mask", f"there is no usable mask for {read.name}")
+        if error is None and read.unusable:
+            whom = ", ".join(person for person, _ in read.unusable)
+            crowd = all(why.reason == "crowd" for _, why in read.unusable)
+            what = "a crowd stands in it" if crowd else "people in it have no usable mask"
+            error = Rejected("crowd" if crowd else "person-without-mask", f"{what}: {whom}")
         if error is not None:
             self._reject(split, identity, "", "curate", error)
             return
@@ -223,7 +252,27 @@ class _Chosen:
         self.rejected.append(row)
 
 
-def _credits(place: Place, rejected: list[Rejection]) -> dict[str, dict[str, str]]:
+def _photographs(place: Place, rejected: list[Rejection]) -> list[str]:
+    """Names of the photographs that can be used; every other file below the folder is set aside with its reason."""
+    names = []
+    for name in place.files:
+        if not name.lower().endswith(PHOTO_SUFFIXES):
+            if name == ATTRIBUTION_FILE:
+                continue
+            reason, what = "unknown-suffix", f"is not one of {', '.join(PHOTO_SUFFIXES)}"
+        elif not is_unicode(name):
+            reason, what = "name-not-unicode", "has a name that is not UTF-8: rename it"
+        else:
+            names.append(name)
+            continue
+        shown = printable(name)
+        rejected.append(Rejection("", shown, "", "curate", "row-rejected", reason, f"{shown} {what}"))
+    if not names:
+        place.photographs()  # says so where there is none at all
+    return names
+
+
+def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) -> dict[str, dict[str, str]]:
     """Rows of attribution.csv by file; rows of files that are not there go to ``rejected``."""
     if ATTRIBUTION_FILE not in place.files:
         return {}
@@ -237,7 +286,7 @@ def _credits(place: Place, rejected: list[Rejection]) -> dict[str, dict[str, str
     if unknown or "file" not in columns:
         problem = f"has an unknown column {unknown[0]!r}" if unknown else "has no column 'file'"
         raise UserError(f"{where} {problem}; the columns are {', '.join(ATTRIBUTION_COLUMNS)}")
-    names = {plain_name(name): name for name in place.photographs()}
+    names = {plain_name(name): name for name in photographs}
     credit = {}
     for number, row in enumerate(rows, start=2):
         name = names.get(plain_name(row["file"]))
@@ -262,20 +311,28 @@ def _read(place: Place, name: str, masks: PhotoMasks | None) -> _Read:
         stored_size, orientation = read_orientation(data, MAX_PIXELS)
     except Rejected:
         stored_size, orientation = (1, 1), 1  # the stage that decodes it will say what is wrong
+    try:
+        people = list(masks.of(name))
+    except Rejected as error:
+        read.failure = error
+        return read
     upright = []
-    for found in masks.of(name):
+    for found in people:
         mask = found.mask
         if isinstance(mask, np.ndarray) and not mask.any():
             mask = Rejected("empty-mask", "no pixel belongs to the person")
         if isinstance(mask, Rejected):
             read.unusable.append((found.id, mask))
+            read.told = found.kind == "rle"
             continue
-        turned = orientation if is_upright(mask, stored_size, orientation) else 1
-        stored = undo_orientation(mask, turned)
+        if found.note and not found.number:
+            read.notes.append((found.id, f"mask {found.where}: {found.note}"))
+        turn = upright_turn(mask.shape, found.orientation, stored_size, orientation)
+        stored = undo_orientation(orient(mask, turn), orientation)
         top, bottom, left, right = bounds(stored)
         height, width = stored.shape
         box = (left / width, top / height, right / width, bottom / height)
-        reference = _Reference(found.kind, turned, found.number, found.where).text()
+        reference = _Reference(found.kind, turn, orientation, found.number, found.where).text()
         pixels = hashlib.sha256(np.packbits(stored).tobytes()).hexdigest()
         read.instances.append(InstanceRecord(found.id, found.category, box, reference, digest=pixels))
         upright.append(orient(stored, orientation).astype(np.uint8))

@@ -31,7 +31,8 @@ from dataset_tools.fetch import (
     read_bytes,
     with_retries,
 )
-from dataset_tools.images import DecodeSettings, decode_mask
+from dataset_tools.images import DecodeSettings
+from dataset_tools.mask_files import decode_mask
 from dataset_tools.ranges import NoRanges, is_http, read_range
 from dataset_tools.records import SPLITS, ImageRecord, Split
 from dataset_tools.settings import Settings, digest_of

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import DecodeSettings, decode_image
-from dataset_tools.records import ImageRecord
+from dataset_tools.records import ImageRecord, rejections_to_table
 from dataset_tools.schema import KEY_PATTERN, encode_rle
 from dataset_tools.sources import Curation, Source
 from dataset_tools.sources.folder import FolderSettings, FolderSource
@@ -71,7 +72,9 @@ def write_palette_png_with_void(root: Path) -> None:
     index = (LEFT * 1 + RIGHT * 2).astype(np.uint8)
     index[0, :5] = 255
     picture = Image.fromarray(index)
-    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    palette = np.random.default_rng(0).integers(0, 256, (256, 3))
+    palette[0], palette[255] = 0, (224, 224, 192)  # Pascal VOC's border, of this colour alone
+    picture.putpalette(palette.ravel().tolist())
     (root / "masks").mkdir()
     picture.save(root / "masks/one.png")
 
@@ -140,15 +143,91 @@ def test_photographs_in_subfolders_find_their_own_masks(tmp_path: Path) -> None:
     assert len({record.id for record in records}) == 2
 
 
-def test_a_mask_whose_name_is_that_of_another_photograph_belongs_to_that_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [
+        (["a_0", "a_1"], {}),
+        (["a_0"], {}),
+        (["a", "a_0"], {"a": 1, "a_0": 1}),
+        (["a_0", "a_1", "a_0_0"], {"a": 2, "a_0": 1}),
+        (["a_0", "a_1", "a_0/x"], {"a": 2, "a_0": 1}),
+        (["a/x", "a/y", "a_0"], {"a": 2, "a_0": 1}),
+    ],
+)
+def test_a_mask_that_two_photographs_claim_is_never_given_to_one_by_guessing(
+    tmp_path: Path, masks: list[str], expected: dict[str, int]
+) -> None:
+    """``a_0.png`` is all of a_0.jpg or one person of a.jpg: what else there is tells, or both are set aside."""
     for number, name in enumerate(("a", "a_0")):
         save(photo(number), tmp_path / f"photos/{name}.jpg")
-    save(LEFT, tmp_path / "masks/a_0.png")
-    save(RIGHT, tmp_path / "masks/a_1.png")
-    source = source_of(tmp_path)
-    found = {Path(record.image).stem: masks_of(source, record) for record in source.curate().records}
-    assert np.array_equal(found["a"][0], RIGHT) and np.array_equal(found["a_0"][0], LEFT)
-    assert {name: len(masks) for name, masks in found.items()} == {"a": 1, "a_0": 1}
+    for name in masks:
+        save(LEFT, tmp_path / f"masks/{name}.png")
+    curation = source_of(tmp_path).curate()
+    assert {Path(record.image).stem: len(record.instances) for record in curation.records} == expected
+    assert [row.reason for row in curation.rejected] == ([] if expected else ["ambiguous-masks"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("photos", "masks"),
+    [
+        (["dup.jpg", "dup.png"], ["dup.png"]),
+        (["one.jpg"], ["one.png", "one.tif"]),
+        (["one.jpg"], ["one.png", "one_0.png"]),
+        (["one.jpg"], ["one_0.png", "one_0.tif"]),
+    ],
+)
+def test_masks_that_may_be_anothers_or_are_there_twice_are_not_used(
+    tmp_path: Path, photos: list[str], masks: list[str]
+) -> None:
+    for number, name in enumerate(photos):
+        save(photo(number), tmp_path / "photos" / name)
+    for name in masks:
+        save(LEFT, tmp_path / "masks" / name)
+    curation = source_of(tmp_path).curate()
+    assert curation.records == []
+    assert [row.reason for row in curation.rejected] == ["ambiguous-masks"] * len(photos)
+
+
+def test_every_file_that_is_passed_over_has_a_row(tmp_path: Path) -> None:
+    """Unreadable suffixes, masks of no photograph; folders behind links are read, and none is read for ever."""
+    save(photo(1), tmp_path / "elsewhere/far.jpg")
+    save(photo(2), tmp_path / "photos/one.jpg")
+    (tmp_path / "photos/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos/round").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/phone.heic").write_bytes(b"x")
+    for name in ("one", "linked/far", "nobody", "nobody_3", "nobody/x"):
+        save(LEFT, tmp_path / f"masks/{name}.png")
+    (tmp_path / "masks/one_1.npy").write_bytes(b"x")
+    curation = source_of(tmp_path).curate()
+    assert [Path(record.image).name for record in curation.records] == ["far.jpg", "one.jpg"]
+    assert sorted((row.image_id, row.reason) for row in curation.rejected) == [
+        ("nobody.png", "missing-image"),
+        ("nobody/x.png", "missing-image"),
+        ("nobody_3.png", "missing-image"),
+        ("one_1.npy", "unknown-suffix"),
+        ("phone.heic", "unknown-suffix"),
+    ]
+
+
+def test_names_that_are_no_text_are_set_aside_in_text_that_can_be_stored(tmp_path: Path) -> None:
+    """Linux allows any bytes; the others, of any language, are used."""
+    save(photo(1), tmp_path / "photos/été 北京.jpg")
+    save(LEFT, tmp_path / "masks/été 北京_0.png")
+    save(photo(2), tmp_path / "photos/two.jpg")
+    save(LEFT, tmp_path / "masks/two/a.png")
+    for folder, name in (("photos", b"caf\xe9.jpg"), ("masks", b"caf\xe9_0.png"), ("masks/two", b"\xff.png")):
+        shutil.copy(tmp_path / "masks/two/a.png", os.path.join(os.fsencode(tmp_path / folder), name))
+    curation = source_of(tmp_path).curate()
+    assert [record.title for record in curation.records] == ["été 北京"]
+    table = rejections_to_table(curation.rejected).to_pylist()
+    assert {(row["image_id"], row["reason"]) for row in table} >= {
+        ("caf\\udce9.jpg", "name-not-unicode"),
+        ("caf\\udce9_0.png", "missing-image"),
+    }
+    assert sorted(row["reason"] for row in table if row["image_id"].startswith("two")) == [
+        "name-not-unicode",
+        "person-without-mask",
+    ]
 
 
 @pytest.mark.parametrize("code", range(1, 9))
@@ -190,7 +269,8 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(tmp_path: Path) -> No
         ("image-rejected", "no-mask"),
         ("person-rejected", "truncated-image"),
         ("person-rejected", "empty-mask"),
-        ("person-rejected", "not-an-index-mask"),
+        ("person-rejected", "not-a-mask"),
+        ("row-rejected", "unknown-suffix"),
     }
     assert len([r for r in curation.rejected if r.reason == "no-mask"]) == 4
 
@@ -220,17 +300,101 @@ def test_bad_rows_of_a_coco_json_are_set_aside_one_by_one(tmp_path: Path) -> Non
     images.append({"id": 6, "file_name": "../../etc/passwd", "height": 5, "width": 5})
     images.append({"file_name": "one.jpg"})
     write_coco(tmp_path, document)
-    source = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json")
-    curation = source.curate()
-    (record,) = curation.records
-    assert [instance.id for instance in record.instances] == ["10"]
-    truth = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(square, HEIGHT, WIDTH))).astype(bool)
-    assert np.array_equal(source.read_mask(record, 0), truth)
+    curation = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json").curate()
     assert Counter(rejection.reason for rejection in curation.rejected) == {
         "malformed-row": 11,
         "missing-image": 1,
         "crowd": 1,
+        "person-without-mask": 1,
     }
+    assert curation.records == [], "somebody in it has no mask"
+    document["annotations"] = [row for row in rows if isinstance(row, dict) and row["id"] in (10, 30, 31, 32)]
+    write_coco(tmp_path, document)
+    source = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json")
+    (record,) = source.curate().records
+    assert [instance.id for instance in record.instances] == ["10"]
+    truth = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(square, HEIGHT, WIDTH))).astype(bool)
+    assert np.array_equal(source.read_mask(record, 0), truth)
+
+
+@pytest.mark.parametrize("lost", [{"iscrowd": 1}, {"iscrowd": "1"}, {"segmentation": [[1, 2]]}, {"category_id": 7}])
+def test_a_picture_in_which_a_crowd_or_somebody_without_a_mask_stands_is_not_kept(
+    tmp_path: Path, lost: dict[str, object]
+) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    document = coco([encode_rle(LEFT), encode_rle(RIGHT)])
+    document["annotations"][1].update(lost)  # type: ignore[index]
+    write_coco(tmp_path, document)
+    curation = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json").curate()
+    assert curation.records == []
+    (row,) = (row for row in curation.rejected if row.outcome == "image-rejected")
+    assert row.reason == ("crowd" if "iscrowd" in lost else "person-without-mask") and "11" in row.message
+
+
+def test_a_picture_of_which_one_mask_file_is_broken_is_not_kept(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    write_people_pngs(tmp_path)
+    (tmp_path / "masks/one_1.png").write_bytes(b"junk")
+    curation = source_of(tmp_path).curate()
+    assert curation.records == []
+    assert why(curation) == {("person-rejected", "not-an-image"), ("image-rejected", "person-without-mask")}
+
+
+def test_ids_of_a_coco_json_may_be_text_or_left_out(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    document = coco([encode_rle(LEFT), encode_rle(RIGHT), encode_rle(LEFT)])
+    first, second, third = document["annotations"]  # type: ignore[misc]
+    first.update(image_id="0005", category_id="1", id="x")  # type: ignore[attr-defined]
+    second.update(image_id="5", category_id=1.0)  # type: ignore[attr-defined]
+    del second["id"], third["id"]  # type: ignore[attr-defined]
+    write_coco(tmp_path, document)
+    source = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json")
+    curation = source.curate()
+    (record,) = curation.records
+    assert curation.rejected == [] and [instance.id for instance in record.instances] == ["x", "row-1", "row-2"]
+    assert [np.array_equal(m, t) for m, t in zip(masks_of(source, record), (LEFT, RIGHT, LEFT), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("photos", "names", "expected", "reasons"),
+    [
+        (["a/b.jpg"], ["./a/b.jpg"], ["a/b.jpg"], []),
+        (["a/b.jpg"], ["a//b.jpg"], ["a/b.jpg"], []),
+        (["a/b.jpg"], ["a\\b.jpg"], ["a/b.jpg"], []),
+        (["a/b.jpg"], ["b.jpg"], ["a/b.jpg"], []),
+        (["b.jpg"], ["/home/me/a/b.jpg"], ["b.jpg"], []),
+        (["a/b.jpg"], ["c/b.jpg"], ["a/b.jpg"], ["matched-by-name"]),
+        (["a/b.jpg", "c/b.jpg"], ["a/b.jpg"], ["a/b.jpg"], ["no-mask"]),
+        (["a/b.jpg", "c/b.jpg"], ["a/b.jpg", "b.jpg"], ["a/b.jpg", "c/b.jpg"], []),
+        (["a/b.jpg", "c/b.jpg"], ["b.jpg"], [], ["ambiguous-image", "no-mask", "no-mask"]),
+        (["b.jpg"], ["a/b.jpg", "c/b.jpg"], [], ["ambiguous-image", "ambiguous-image", "no-mask"]),
+    ],
+)
+def test_a_file_name_finds_its_photograph_by_path_and_else_by_a_name_that_is_there_once(
+    tmp_path: Path, photos: list[str], names: list[str], expected: list[str], reasons: list[str]
+) -> None:
+    for number, name in enumerate(photos):
+        save(photo(number), tmp_path / "photos" / name)
+    document = coco([])
+    document["images"] = [{"id": k, "file_name": n, "height": HEIGHT, "width": WIDTH} for k, n in enumerate(names)]
+    document["annotations"] = [
+        {"id": k, "image_id": k, "category_id": 1, "segmentation": encode_rle(LEFT)} for k in range(len(names))
+    ]
+    write_coco(tmp_path, document)
+    curation = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json").curate()
+    assert [record.image for record in curation.records] == [f"{tmp_path}/photos/{name}" for name in expected]
+    assert sorted(row.reason for row in curation.rejected) == reasons
+
+
+def test_slivers_beside_a_polygon_cost_nothing(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    square = [10, 10, 30, 10, 30, 50, 10, 50]
+    write_coco(tmp_path, coco([[[50, 50, 51, 51], [3, 3, 3, 3, 3, 3], square, [1, 2], [5, 5, 9, 9, 7, 7]]]))
+    source = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json")
+    curation = source.curate()
+    assert curation.rejected == []
+    truth = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([square], HEIGHT, WIDTH))).astype(bool)
+    assert np.array_equal(source.read_mask(curation.records[0], 0), truth)
 
 
 def test_without_categories_everything_in_a_coco_json_is_a_person(tmp_path: Path) -> None:

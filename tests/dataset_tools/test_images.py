@@ -17,12 +17,11 @@ from dataset_tools.errors import Rejected
 from dataset_tools.images import (
     DecodeSettings,
     decode_image,
-    decode_index_mask,
-    decode_mask,
     orient,
     read_orientation,
     undo_orientation,
 )
+from dataset_tools.mask_files import decode_mask_file
 
 SMALL = DecodeSettings(min_side=8)
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
@@ -206,9 +205,8 @@ def test_bombs_are_refused_before_a_pixel_is_decoded() -> None:
     huge[16:24] = struct.pack(">II", 60000, 60000)
     huge[29:33] = struct.pack(">I", zlib.crc32(bytes(huge[12:29])))
     assert reason_of(bytes(huge)) == "decompression-bomb"
-    for decode in (decode_mask, decode_index_mask):
-        with pytest.raises(Rejected, match="decompression-bomb"):
-            decode(bomb, 10**7)
+    with pytest.raises(Rejected, match="decompression-bomb"):
+        decode_mask_file(bomb, 10**7)
 
 
 WHOLE = {kind: encoded(NOISE, kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")} | {
@@ -256,54 +254,6 @@ def test_many_threads_decode_as_one_does() -> None:
     with ThreadPoolExecutor(8) as pool:
         parallel = list(pool.map(lambda data: decode_image(data, SMALL).image, files))
     assert all(np.array_equal(a, decode_image(data, SMALL).image) for a, data in zip(parallel, files, strict=True))
-
-
-PERSON = np.zeros((20, 30), bool)
-PERSON[5:15, 8:20] = True
-
-
-@pytest.mark.parametrize(
-    "picture",
-    [
-        Image.fromarray(PERSON),
-        Image.fromarray(PERSON.astype(np.uint8)),
-        Image.fromarray(PERSON.astype(np.uint8) * 255),
-        Image.fromarray(PERSON.astype(np.uint16) * 300),
-        Image.fromarray(PERSON[..., None] * np.uint8([0, 0, 7])),
-        Image.fromarray(np.dstack([NOISE[:20, :30], PERSON * np.uint8(255)])),
-        Image.fromarray(np.dstack([PERSON * np.uint8(90)] * 3 + [np.full(PERSON.shape, 255, np.uint8)])),
-        Image.fromarray(PERSON[..., None] * np.uint8([200, 10, 10])).quantize(2),
-    ],
-    ids=["1", "L=1", "L=255", "I;16", "RGB", "alpha", "opaque RGBA", "P"],
-)
-def test_every_mode_of_mask_is_understood(picture: Image.Image) -> None:
-    assert np.array_equal(decode_mask(encoded(picture, "PNG"), 10**6), PERSON)
-
-
-def test_a_mask_whose_palette_starts_with_white_is_read_by_colour() -> None:
-    indexed = Image.fromarray((~PERSON).astype(np.uint8))
-    indexed.putpalette([255, 255, 255, 0, 0, 0])
-    assert np.array_equal(decode_mask(encoded(indexed, "PNG"), 10**6), PERSON)
-
-
-def test_lossy_and_broken_masks_are_rejected() -> None:
-    with pytest.raises(Rejected, match="not-an-image"):
-        decode_mask(encoded(Image.fromarray(PERSON), "JPEG"), 10**6)
-    with pytest.raises(Rejected, match="truncated-image"):
-        decode_mask(WHOLE["PNG"][:-300], 10**6)
-    with pytest.raises(Rejected, match="empty-file"):
-        decode_index_mask(b"", 10**6)
-
-
-def test_index_masks_keep_their_ids() -> None:
-    ids = np.zeros((20, 30), np.uint8)
-    ids[2:9, 3:9], ids[10:18, 4:20] = 3, 17
-    palette = Image.fromarray(ids)
-    palette.putpalette(list(range(256)) * 3)
-    for picture in (Image.fromarray(ids), palette, Image.fromarray(ids.astype(np.uint16))):
-        assert np.array_equal(decode_index_mask(encoded(picture, "PNG"), 10**6), ids)
-    with pytest.raises(Rejected, match="undecodable-image"):
-        decode_index_mask(encoded(NOISE, "PNG"), 10**6)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_photo_and_masks_come_upright(tmp_path: Path, code: int, stored_like_the
         ([ANN * np.uint8(255)], [ANN]),
         ([np.dstack([ANN * np.uint8(9)] * 3)], [ANN]),
         ([np.dstack([noise(), BOB * np.uint8(255)])], [BOB]),
-        ([BOB * np.uint16(65535) + ANN * np.uint16(9)], [ANN | BOB]),
+        ([BOB * np.uint16(65535) + ANN * np.uint16(9)], [ANN, BOB]),
         ([(ANN * 1 + BOB * 2).astype(np.uint8), ANN], [ANN | BOB, ANN]),
     ],
     ids=[
@@ -70,7 +70,7 @@ def test_photo_and_masks_come_upright(tmp_path: Path, code: int, stored_like_the
         "one person",
         "colour",
         "alpha",
-        "soft",
+        "16-bit index with white",
         "no index among several",
     ],
 )

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from diffusers import StableDiffusionXLInpaintPipeline
@@ -651,6 +652,78 @@ def test_a_mask_with_soft_edges_is_one_person(tmp_path: Path, erase: Command) ->
     assert_erased(tmp_path / "one-erased.png", photo(), (soft > 0)[None])
 
 
+SOFT = cv2.GaussianBlur(LEFT * np.uint8(255), (0, 0), 1)
+BODY = cv2.erode(LEFT.view(np.uint8), np.ones((3, 3))).view(bool)
+
+
+@pytest.mark.parametrize("road", ["file", "folder", "numbered"])
+@pytest.mark.parametrize(
+    ("pixels", "suffix"),
+    [
+        (SOFT, "png"),
+        (SOFT, "jpg"),
+        (np.dstack([SOFT] * 3), "png"),
+        (np.dstack([photo(), SOFT]), "png"),
+        (SOFT.astype(np.uint16) * 257, "png"),
+        (Image.fromarray(LEFT).convert("RGB").quantize(2), "png"),
+    ],
+    ids=["blurred", "JPEG", "RGB", "alpha", "16 bit", "palette"],
+)
+def test_a_mask_of_one_person_is_one_person_on_every_road(
+    tmp_path: Path, erase: Command, road: str, pixels: np.ndarray | Image.Image, suffix: str
+) -> None:
+    """The whole body changes, and nothing beyond what the hard mask allows."""
+    file = save(photo(), tmp_path / "one.png")
+    mask = tmp_path / f"masks/one{'_0' if road == 'numbered' else ''}.{suffix}"
+    mask.parent.mkdir()
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(mask)
+    code, out, err = erase(file, "--mask", mask if road == "file" else mask.parent)
+    assert (code, err) == (0, "") and "1 of 1 people erased" in out
+    differs = (read(tmp_path / "one-erased.png") != photo()).any(axis=2)
+    assert differs[BODY].mean() > 0.99 and not differs[RIGHT].any()
+
+
+@pytest.mark.parametrize("road", ["file", "folder", "numbered"])
+@pytest.mark.parametrize(("left", "right"), [(85, 255), (1, 255), (128, 64), ((255, 0, 0), (0, 0, 255))])
+def test_people_are_numbered_alike_on_every_road(
+    tmp_path: Path, erase: Command, road: str, left: object, right: object
+) -> None:
+    """By brightness, or by colour as a number; 255 is somebody like any other value."""
+    file = save(photo(), tmp_path / "one.png")
+    pixels = np.zeros((HEIGHT, WIDTH, 3) if isinstance(left, tuple) else (HEIGHT, WIDTH), np.uint8)
+    pixels[LEFT], pixels[RIGHT] = left, right
+    mask = save(pixels, tmp_path / f"masks/one{'_0' if road == 'numbered' else ''}.png")
+    code, out, _ = erase(file, "--mask", mask if road == "file" else mask.parent, "--remove", 1)
+    assert code == 0 and "1 of 2 people erased" in out
+    assert_erased(tmp_path / "one-erased.png", photo(), (LEFT if left < right else RIGHT)[None])  # type: ignore[operator]
+
+
+def test_several_values_in_one_of_several_files_are_one_person_and_that_is_said(tmp_path: Path, erase: Command) -> None:
+    file = save(photo(), tmp_path / "one.png")
+    both = save((LEFT * 85 + RIGHT * 255).astype(np.uint8), tmp_path / "both.png")
+    other = save(np.roll(LEFT, 30, 1), tmp_path / "other.png")
+    code, _, err = erase(file, "--mask", both, "--mask", other, "--remove", 1)
+    assert code == 0 and "both.png: its 2 values are taken together" in err
+    assert_erased(tmp_path / "one-erased.png", photo(), BOTH)
+
+
+def test_people_of_a_json_keep_their_numbers_when_one_cannot_be_used(tmp_path: Path, erase: Command) -> None:
+    file, (_, masks) = save(photo(), tmp_path / "one.png"), write_coco(tmp_path / "masks")
+    document = json.loads(Path(str(masks)).read_text())
+    for broken in ({"segmentation": [[50, 50, 51, 51]]}, {"segmentation": encode_rle(LEFT), "iscrowd": 1}):
+        people = [{"id": 9, "image_id": 1, **broken}, *document["annotations"]]
+        Path(str(masks)).write_text(json.dumps(document | {"annotations": people}))
+        for options, message in (
+            (["--remove", 1], "--remove 1: person 1 cannot be used: annotations[0]: "),
+            (["--layers", tmp_path / "layers"], "--layers needs everybody: person 1 cannot be used"),
+            (["--remove", 4], "there are 3 people"),
+        ):
+            code, _, err = erase(file, "--mask", masks, "-o", tmp_path / "no.png", *options)
+            assert code == 2 and message in err and not (tmp_path / "no.png").exists()
+        assert erase(file, "--mask", masks, "--remove", 3, "--force")[0] == 0
+        assert_erased(tmp_path / "one-erased.png", photo(), RIGHT[None])
+
+
 def test_an_index_with_gaps_is_counted_and_its_owner_is_told_how(tmp_path: Path, erase: Command) -> None:
     file = save(photo(), tmp_path / "one.png")
     mask = save((LEFT * 2 + RIGHT * 5).astype(np.uint8), tmp_path / "mask.png")
@@ -666,6 +739,7 @@ def test_what_the_user_must_mend_is_one_line_before_any_model_is_loaded(tmp_path
     save(photo(), tmp_path / "two/one.jpg")
     save(LEFT, tmp_path / "masks/one.png")
     empty, small = save(LEFT & False, tmp_path / "empty.png"), save(LEFT[:, :50], tmp_path / "small.png")
+    inverted = save(~LEFT, tmp_path / "inverted.png")
     full, cut = save(LEFT | True, tmp_path / "full.png"), tmp_path / "cut.jpg"
     whole = save(photo(), tmp_path / "whole.jpg")
     cut.write_bytes(whole.read_bytes()[:600])
@@ -681,7 +755,9 @@ def test_what_the_user_must_mend_is_one_line_before_any_model_is_loaded(tmp_path
         ([file, "--mask", tmp_path / "nothing"], r"one.png: no mask marks a person in it; looked for one.png"),
         ([file, "--mask", empty], "one.png: mask .*empty.png is empty"),
         ([file, "--mask", small], "mask .*small.png is 50x64 pixels, the photo 96x64"),
-        ([file, "--mask", cut], "mask .*cut.jpg: not a PNG"),
+        ([file, "--mask", cut], "mask .*cut.jpg: the JPEG file ends early"),
+        ([file, "--mask", whole], "mask .*whole.jpg: it has several colours without hard edges"),
+        ([file, "--mask", inverted], "the mask of person 1: 92% of the picture would go; is the mask inverted?"),
         ([file, "--mask", full], "the masks cover the whole picture"),
         ([file, "--mask", tmp_path], "is the folder of one.png; masks need a folder of their own"),
         ([file, *masks, "--remove", "2"], "--remove 2: there is 1 person, counted from 1"),

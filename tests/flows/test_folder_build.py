@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -81,3 +82,36 @@ def test_a_mask_that_changed_under_its_name_is_noticed(photographs: tuple[Path, 
     held = ShardDataset(str(tmp_path / "dataset"), "real", "train")
     changed = [sample for sample in held if sample.origins[0].id.startswith("astronaut")]
     assert np.array_equal(changed[0].people[0].mask, mask > 0)
+
+
+def test_what_would_poison_the_dataset_is_not_in_it(photographs: tuple[Path, Path], tmp_path: Path) -> None:
+    """An inverted mask, a person whose mask turns out unusable beside one whose mask is good; a soft mask is used."""
+    photos, masks = photographs
+    with Image.open(masks / "camera_0.png") as drawn:
+        camera = np.asarray(drawn)
+    Image.fromarray(255 - camera).save(masks / "camera_0.png")
+    for name in ("cat", "coffee"):
+        width, height = Image.open(photos / f"{name}.jpg").size
+        soft = np.zeros((height, width), np.uint8)
+        soft[40:200, 50:150] = 255
+        soft = cv2.GaussianBlur(soft, (0, 0), 3)
+        Image.fromarray(soft).save(masks / f"{name}_0.png")
+    speck = np.zeros((height, width), bool)
+    speck[:2, :2] = True
+    Image.fromarray(speck).save(masks / "coffee_1.png")
+    recipe = tmp_path / "build.yaml"
+    source = {"kind": "folder", "photos": str(photos), "masks": str(masks), "splits": {"train": 1.0}}
+    recipe.write_text(yaml.safe_dump({"name": "mine", "source": source}))
+    build_dataset(str(recipe), str(tmp_path / "dataset"))
+    samples = {s.origins[0].id.rsplit("-", 1)[0]: s for s in ShardDataset(str(tmp_path / "dataset"), "real", "train")}
+    assert sorted(samples) == ["astronaut", "cat"]
+    assert len(samples["cat"].people) == 1 and samples["cat"].people[0].mask[50:190, 60:140].all()
+    rows = pq.read_table(tmp_path / "dataset/rejected.parquet").to_pylist()
+    found = {(row["image_id"].rsplit("-", 1)[0], row["outcome"], row["reason"]) for row in rows}
+    assert {row for row in found if row[1] != "mended"} == {
+        ("camera", "person-rejected", "mask-covers-everything"),
+        ("camera", "image-rejected", "no-usable-mask"),
+        ("coffee", "person-rejected", "mask-too-small"),
+        ("coffee", "image-rejected", "person-without-mask"),
+    }
+    assert any("is the mask inverted?" in row["message"] for row in rows)

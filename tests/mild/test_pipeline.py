@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +20,7 @@ from diffusers import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dataset_tools.errors import UserError
 from mild.backbone import BRANCHES, adapter_parameters, precise_vae
@@ -441,6 +443,51 @@ def test_masks_may_be_pictures_bytes_or_shares(base_alone: MILDPipeline) -> None
     assert len(results) == 1
 
 
+def turned(array: np.ndarray, code: int, kind: str = "PNG") -> Image.Image:
+    """A file with an EXIF orientation, opened: its pixels are those of the array, what viewers show is turned."""
+    exif = Image.Exif()
+    exif[0x0112] = code
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, exif=exif)
+    return Image.open(buffer)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("code", range(1, 9))
+def test_a_turned_picture_and_its_masks_meet_upright(base_alone: MILDPipeline, code: int, kind: str) -> None:
+    """Masks may be upright, have an orientation of their own or, where their shape tells, be stored as the picture."""
+    stored, mask = photo(), people()[0]
+    image = np.asarray(ImageOps.exif_transpose(turned(stored, code)))
+    upright = np.asarray(ImageOps.exif_transpose(turned(mask * np.uint8(255), code))) > 0
+    expected = erase(base_alone, image, [upright], num_inference_steps=1)
+    forms: list[Any] = [upright, Image.fromarray(upright), turned(mask * np.uint8(255), code, kind)]
+    for form in [*forms, mask] if code >= 5 else forms:
+        result = erase(base_alone, turned(stored, code, kind), [form], num_inference_steps=1)
+        assert np.array_equal(result.image, expected.image)
+
+
+def test_masks_are_read_as_the_command_reads_files(base_alone: MILDPipeline) -> None:
+    """An only mask may hold several people; of several masks each is one person, and that is said."""
+    first, _, third = people()
+    index = first * np.uint8(3) + third * np.uint8(200)
+    colour, alpha = np.zeros((90, 120, 3), np.uint8), np.zeros((90, 120, 4), np.uint8)
+    colour[first], alpha[first, 3] = (0, 0, 255), 255
+    for masks, remove, expected in (
+        ([index], [1], third),
+        ([Image.fromarray(index)], [0], first),
+        ([Image.fromarray(colour)], None, first),
+        ([alpha], None, first),
+    ):
+        with warnings.catch_warnings(record=True):
+            result = erase(base_alone, photo(), masks, remove=remove, margin=0, num_inference_steps=1)
+        assert np.array_equal(result.removed, expected)
+    with pytest.warns(UserWarning, match="mask 0: its 2 values are taken together"):
+        result = erase(
+            base_alone, photo(), [index, box(90, 120, 2, 12, 2, 12)], remove=[0], margin=0, num_inference_steps=1
+        )
+    assert np.array_equal(result.removed, first | third)
+
+
 FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
 
 
@@ -451,6 +498,12 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
         ({"masks": [people()[0], EMPTY]}, "mask 1 is empty"),
         ({"masks": [np.ones((9, 9), bool)]}, r"mask 0 is of shape \(9, 9\), the picture \(90, 120\)"),
         ({"masks": [FULL]}, "cover the whole picture"),
+        ({"masks": [~people()[2]], "margin": 0}, "mask 0: 92% of the picture would go; is the mask inverted?"),
+        ({"masks": people()[0]}, "masks is a single mask: give a list"),
+        ({"masks": np.dstack([people()[0]] * 3)}, "masks is a single mask: give a list"),
+        ({"masks": Image.fromarray(people()[0])}, "masks is a single mask: give a list"),
+        ({"masks": ["mask.png"]}, "mask 0: a str: give a PIL image or an array"),
+        ({"masks": [photo()]}, "mask 0: it has several colours without hard edges"),
         ({"remove": [3]}, "remove names person 3, but there are masks 0 to 2 only"),
         ({"remove": [-1]}, "remove names person -1"),
         ({"remove": [1, 1]}, "remove names one person twice"),
