@@ -2,8 +2,9 @@
 
 A shard ``{configuration}/{split}-{000000}.tar`` is a plain WebDataset tar. Beside it stands
 ``{split}-{000000}.index.json`` with the offset of every part, so that one sample can be fetched with one
-range request, and with what was set aside while the shard was built. ``manifest.json`` at the root names all
-shards with their digests and is written last: a dataset without a manifest is not complete.
+range request, with the size of every sample (`Outline`), and with what was set aside while the shard was built.
+``manifest.json`` at the root names all shards with their digests and is written last: a dataset without a manifest is
+not complete.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import fsspec
@@ -95,6 +96,23 @@ class Manifest(BaseModel):
         return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What the index tells of a sample, so that nobody has to fetch it to know whether it is of use."""
+
+    width: int
+    """Of the image, in pixels."""
+    height: int
+    people: int
+    """How many are seen: have a mask that is not empty."""
+
+    @classmethod
+    def of(cls, sample: Sample) -> Outline:
+        """The outline of a sample in memory."""
+        height, width = sample.image.shape[:2]
+        return cls(width, height, sum(bool(person.mask.any()) for person in sample.people))
+
+
 def write_shard(
     samples: Iterable[Sample],
     root: str,
@@ -117,15 +135,17 @@ def write_shard(
         ValueError: a sample breaks the schema or its key was there before; the message names the key.
     """
     people = 0
+    outlines: list[tuple[int, ...]] = []
 
     def parts() -> Iterator[tuple[str, dict[str, bytes]]]:
         nonlocal people
         for sample in samples:
             people += len(sample.people)
+            outlines.append(astuple(Outline.of(sample)))
             yield sample.key, sample.to_parts(encoding)
 
     tar = write_tar(root, path, parts())
-    index_sha256 = write_index(root, path, tar, {"rejected": rejected})
+    index_sha256 = write_index(root, path, tar, {"outlines": outlines, "rejected": rejected})
     filesystem, base = open_root(root)
     return Shard(
         path=path,
@@ -301,10 +321,13 @@ class ShardDataset(Sequence[Sample]):
         self.keys: list[str] = []
         """Key of every sample, in the order of the shards."""
         self._places: list[tuple[str, dict[str, Any]]] = []
+        self._outlines: dict[str, list[Any]] = {}
         for shard in self.shards:
-            for entry in read_index(self.root, shard.path)["samples"]:
+            document = read_index(self.root, shard.path)
+            for entry in document["samples"]:
                 self.keys.append(entry["key"])
                 self._places.append((shard.path, entry))
+            self._outlines[shard.path] = document.get("outlines", [])
 
     def _opened(self) -> tuple[fsspec.AbstractFileSystem, str]:
         """File system and path of the root, opened once a process: what reads a network has a thread and sockets,
@@ -346,6 +369,17 @@ class ShardDataset(Sequence[Sample]):
         if len(data) != end - start:
             raise ValueError(f"{base}/{path} ends before sample {key!r}: the shard is cut short")
         return data
+
+    @property
+    def outlines(self) -> list[Outline]:
+        """Of all samples, by index. Raises `UserError` where an index, by an older version, does not tell."""
+        for shard in self.shards:
+            if len(self._outlines[shard.path]) != shard.samples:
+                raise UserError(
+                    f"{self.root}/{index_path(shard.path)} does not say how large its samples are, as older versions "
+                    "did not: build the dataset again"
+                )
+        return [Outline(*outline) for outlines in self._outlines.values() for outline in outlines]
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """A permutation of all indices, (len,) int64, the same for a seed and epoch on every machine."""

@@ -323,7 +323,7 @@ class _Build:
             "cached": self.cached,
             "rejected": dict(sorted(rejected.items())),
         }
-        _show(summary, shards)
+        self.progress.pages.show(_show, summary, shards)
         return summary
 
     def _run(self, step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:

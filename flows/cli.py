@@ -197,6 +197,8 @@ def train(
     changes = _parsed(set_)
     check_train(settings, dataset, output, changes)
     result = train_flow(settings, dataset, output, changes)
+    if result["set_aside"]:
+        _say(result["set_aside"])
     _say(f"adapters in {result['adapters']}{' (cached)' if result['cached'] else ''}, base {result['base']}")
 
 

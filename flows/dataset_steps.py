@@ -149,7 +149,7 @@ class BuiltShard(BaseModel):
 class ShardJob(Job):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     source: PictureSource

@@ -12,7 +12,7 @@ from pydantic import Field
 from dataset_tools.settings import Settings
 from dataset_tools.storage import check_writable, local_place
 from flows.caching import Files, Job, cached_step, result_storage, run_steps
-from flows.progress import Progress
+from flows.progress import Display, Progress
 from flows.settings import Threads
 from mild.nano.export import export_base
 from mild.nano.pictures import DrawingSettings, draw_pictures
@@ -137,7 +137,8 @@ def export(job: ExportJob) -> Files:
         scenes=job.recipe.scenes,
         steps=job.recipe.inference_steps,
     )
-    create_table_artifact(
+    Display().show(
+        create_table_artifact,
         [{"what": name, "value": round(value, 2)} for name, value in numbers.items()],
         key="pretrain-base-quality",
         description=f"{job.root}: PSNR in dB, and perceptual distances",
@@ -184,7 +185,7 @@ def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = N
         ["mild pretrain", os.path.basename(settings), *(f"--set {k}={v}" for k, v in (changes or {}).items())]
     )
     run(export, ExportJob(**place, recipe=recipe, pictures=pictures, trained=trained, command=command))
-    create_link_artifact(root, link_text="base", key="pretrain-base")
+    Display().show(create_link_artifact, root, link_text="base", key="pretrain-base")
     return {"base": root, "cached": cached}
 
 
@@ -215,7 +216,7 @@ class _Curve(Progress):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        create_table_artifact(self._rows, key=f"pretrain-{self._stage}-loss")
+        self.pages.show(create_table_artifact, self._rows, key=f"pretrain-{self._stage}-loss")
 
     def log(self, stage: str, step: int, loss: float) -> None:
         """To be called after every step."""

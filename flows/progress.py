@@ -1,15 +1,65 @@
-"""Progress of a flow, in the terminal (rich) and in Prefect's pages (a progress artifact)."""
+"""What a flow shows of its work: progress in the terminal (rich), and artifacts in Prefect's pages.
+
+What cannot be shown never ends the work.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, ParamSpec, Self
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger, get_run_logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+PAUSE = 60.0
+"""Seconds without another try after one failed: Prefect's client takes a minute to give up on a server that is away."""
+
+P = ParamSpec("P")
+
+
+class Display:
+    """Shows artifacts, or whatever else tells of a piece of work, as far as that is possible.
+
+    The first failure is logged; what comes in the `PAUSE` after a failure is not shown. Signals and cancellation, which
+    are no `Exception`, come through.
+    """
+
+    def __init__(self) -> None:
+        self._failed: float | None = None
+
+    def show(self, function: Callable[P, Any], *args: P.args, **options: P.kwargs) -> Any:
+        """Call a function that shows something; gives what it gives, or None where it failed or was not called."""
+        if self._failed is not None and time.monotonic() < self._failed + PAUSE:
+            return None
+        try:
+            return function(*args, **options)
+        except Exception as error:
+            if self._failed is None:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                what = getattr(function, "__name__", "showing it")
+                _logger().warning("the work goes on, but %s failed: %s", what, reason)
+            self._failed = time.monotonic()
+            return None
+
+
+def _logger() -> Any:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger(__name__)
+
+
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program."""
+        self.quiet = True
 
 
 class Progress:
@@ -17,11 +67,14 @@ class Progress:
 
     Args:
         key: of the artifact, in kebab-case.
+
+    Attributes:
+        pages: for other artifacts of the same work.
     """
 
     def __init__(self, key: str) -> None:
         self._key = key
-        self._console = Console(stderr=True)
+        self._console = _Terminal(stderr=True)
         self._bar = Bar(
             TextColumn("{task.description:<24}"),
             BarColumn(),
@@ -31,10 +84,12 @@ class Progress:
             console=self._console,
         )
         self._done = self._total = self._shown = 0
+        self.pages = Display()
+        self._artifact: UUID | None = None
 
     def __enter__(self) -> Self:
         self._bar.start()
-        self._artifact = cast(UUID, create_progress_artifact(0.0, key=self._key))
+        self._artifact = self.pages.show(create_progress_artifact, 0.0, key=self._key)
         return self
 
     def __exit__(
@@ -61,8 +116,11 @@ class Progress:
         """``count`` more ended."""
         self._done += count
         self._bar.advance(self._line, count)
-        percent = int(100 * self._done / self._total)
+        percent = int(100 * self._done / max(self._total, 1))
         # An artifact update is a request to the server: at most one a percent.
         if percent > self._shown:
             self._shown = percent
-            update_progress_artifact(self._artifact, progress=float(percent))
+            if self._artifact is None:
+                self._artifact = self.pages.show(create_progress_artifact, float(percent), key=self._key)
+            else:
+                self.pages.show(update_progress_artifact, self._artifact, progress=float(percent))

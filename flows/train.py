@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from PIL import Image
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 from pydantic import AfterValidator, Field
 
@@ -18,9 +19,11 @@ from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
-from flows.progress import Progress
+from flows.progress import Display, Progress
 from mild.launch import TrainRequest, check_shards, launch
+from mild.mixture import Mixture, usable
 from mild.nano import NAME, normal_name, place_of
+from mild.saved import CONFIG
 from mild.settings import TrainSettings
 
 
@@ -63,10 +66,14 @@ class LatentsJob(Job):
 def encode_latents(job: LatentsJob) -> Files:
     """Write the latents of fixed views below ``work/latents``; whole shards that are there already are kept."""
     from mild import latents
+    from mild.training import check_machine
 
-    datasets = [ShardDataset(job.dataset, name, job.recipe.split) for name in job.recipe.configurations]
+    check_machine(job.recipe.train)
+    held = {name: ShardDataset(job.dataset, name, job.recipe.split) for name in job.recipe.configurations}
+    datasets = list(held.values())
     for dataset in datasets:
         check_shards(dataset)
+    usable(Mixture(held, dict(job.recipe.configurations)), job.recipe.train.resolution, job.recipe.train.batch_size)
     with Progress("latents-progress") as progress:
         progress.stage("encode latents")
         progress.expect(sum(map(len, datasets)))
@@ -80,7 +87,7 @@ class TrainJob(Job):
     """Train adapters."""
 
     step: ClassVar[str] = "train-adapters"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     dataset: str
     dataset_digest: str
     base: str
@@ -121,35 +128,38 @@ def train_adapters(job: TrainJob) -> Files:
             progress.advance(step - done)
             done = step
             progress.describe(f"train, loss {values['loss/total']:.4g}")
-            newest = _show_samples(job.work, newest)
+            newest = _show_samples(progress.pages, job.work, newest)
             # Each artifact is a request to the server, and a version of the one before.
             if (tenth := 10 * step // recipe.train.steps) > shown:
                 shown = tenth
                 rows = [{"name": name, "value": f"{value:.4g}"} for name, value in values.items()]
-                create_table_artifact(rows, key="train-values", description=f"Step {step} of {recipe.train.steps}")
+                description = f"Step {step} of {recipe.train.steps}"
+                progress.pages.show(create_table_artifact, rows, key="train-values", description=description)
 
         launch(request, log, recipe.launcher)
-    _show_samples(job.work, newest)
+    _show_samples(progress.pages, job.work, newest)
     with Path(job.root, "loss.csv").open(newline="", encoding="utf-8") as file:
         losses = list(csv.DictReader(file))
     curve = losses[:: recipe.train.log_every] + losses[-1:]
-    create_table_artifact(curve, key="train-loss", description=f"Loss while training {job.root}")
+    progress.pages.show(create_table_artifact, curve, key="train-loss", description=f"Loss while training {job.root}")
     return Files.of(job, "root", [""])
 
 
-def _show_samples(work: str, shown: Path | None) -> Path | None:
-    """Show the newest sample pictures, unless those are shown already; gives their file.
-
-    Prefect serves no files, so that the picture itself is the artifact: as JPEG, since those are kept in a database.
-    """
+def _show_samples(pages: Display, work: str, shown: Path | None) -> Path | None:
+    """Show the newest sample pictures, unless those are shown already; gives their file."""
     newest = max(Path(work, "samples").glob("step-*.png"), default=None)
     if newest is not None and newest != shown:
-        data = io.BytesIO()
-        Image.open(newest).save(data, "JPEG", quality=85)
-        url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-        description = f"{newest.stem}: picture, hole, result and, where it is known, truth"
-        create_image_artifact(url, key="train-samples", description=description)
+        pages.show(_show_picture, newest)
     return newest
+
+
+def _show_picture(path: Path) -> None:
+    """Prefect serves no files, so that the picture itself is the artifact: as JPEG, since those are in a database."""
+    data = io.BytesIO()
+    Image.open(path).save(data, "JPEG", quality=85)
+    url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    description = f"{path.stem}: picture, hole, result and, where it is known, truth"
+    create_image_artifact(url, key="train-samples", description=description)
 
 
 @flow(name="train", persist_result=False)
@@ -163,7 +173,8 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
         changes: settings to change, dotted name to value.
 
     Returns:
-        ``adapters`` (path), ``base`` (as the recipe names it) and ``cached``.
+        ``adapters`` (path), ``base`` (as the recipe names it), ``cached`` and ``set_aside``: a line on the samples that
+        could not be trained on, empty where there were none.
 
     Raises:
         UserError: settings, dataset or base cannot be used, or the output cannot be written.
@@ -188,8 +199,11 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
     )
     step = train_adapters.with_options(tags=gpu)
     outcome = run_steps(step, [job], storage, in_this_thread=True)[0]
-    create_link_artifact(root, link_text="adapters", key="train-adapters")
-    return {"adapters": root, "base": recipe.base, "cached": outcome.cached}
+    Display().show(create_link_artifact, root, link_text="adapters", key="train-adapters")
+    aside = json.loads(Path(root, CONFIG).read_bytes())["set_aside"]
+    if aside:
+        get_run_logger().warning(aside)
+    return {"adapters": root, "base": recipe.base, "cached": outcome.cached, "set_aside": aside}
 
 
 def check_train(settings: str, dataset: str, output: str, changes: dict[str, Any] | None = None) -> TrainRecipe:

@@ -30,8 +30,10 @@ import torch
 from dataset_tools.errors import UserError
 from dataset_tools.masks import AugmentSettings, augment_mask
 from dataset_tools.schema import KEYPOINTS, PARSING_LABELS, Sample
+from dataset_tools.shards import Outline
 from mild.backbone import Branch
 from mild.layers import visible
+from mild.mixture import misfit
 from mild.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.regions import Region, cut_mask, cut_picture, cut_soft, editable, prefilled
 from mild.seeds import derived_seed
@@ -337,11 +339,9 @@ def _mask_tensor(mask: np.ndarray) -> torch.Tensor:
 
 def _check_sample(sample: Sample, resolution: int) -> None:
     name = f"sample {sample.key}"
-    if not any(person.mask.any() for person in sample.people):
-        raise UserError(f"{name} has no person, or empty masks only: leave it out, or build the dataset again")
+    if (why := misfit(Outline.of(sample), resolution)) is not None:
+        raise UserError(f"{name} {why[1]}")
     height, width = sample.image.shape[:2]
-    if min(height, width) < resolution:
-        raise UserError(f"{name} is {width}x{height}, smaller than resolution ({resolution}): lower resolution")
     parts = [sample.parsing, sample.background, *(person.mask for person in sample.people)]
     parts += [part for person in sample.people for part in (person.augmented_mask, person.complete_mask, person.layer)]
     if {part.shape[:2] for part in parts if part is not None} != {(height, width)}:

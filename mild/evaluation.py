@@ -26,12 +26,12 @@ from mild.erasers.opencv import OpenCVEraser
 from mild.erasers.sdxl import SDXLEraser
 from mild.folders import folder_written_whole
 from mild.metrics import METRICS, NotComputed
+from mild.mixture import Samples
 from mild.nano import place_of
 from mild.pipeline import MILDPipeline
 from mild.report import SampleFigures, render_report
 from mild.seeds import derived_seed
 from mild.settings import EvaluateSettings, Masks, Method
-from mild.training import Samples
 from mild.versions import software_versions
 
 CONFIDENCE = 0.95

@@ -46,7 +46,7 @@ from mild.seeds import derived_seed
 from mild.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from mild.training import Samples
+    from mild.mixture import Samples
 
 PROJECT = "mild"
 """Folder of the event files, and project of Weights & Biases."""

@@ -28,10 +28,11 @@ from safetensors.torch import load, save
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from dataset_tools.shards import Shard, ShardDataset, index_path, read_index, write_index, write_tar
+from dataset_tools.shards import Outline, Shard, ShardDataset, index_path, read_index, write_index, write_tar
 from dataset_tools.storage import open_root, remove_partials, sha256_of_file
 from mild.backbone import Branch, check_resolution, encode_pictures, load_base
 from mild.batches import draw_fixed_view, make_batch
+from mild.mixture import misfit, usable
 from mild.settings import TrainSettings
 
 FORMAT = 1
@@ -65,6 +66,8 @@ def encode_latents(
 ) -> None:
     """Write the latents of all views of datasets; shards that are there and sound are kept, others are removed.
 
+    Samples that cannot be trained on (`mild.mixture.usable`) have none.
+
     Args:
         base: folder or hub id of an SDXL inpainting pipeline, whose VAE encodes.
         vae_digest: what tells this VAE from others.
@@ -76,6 +79,8 @@ def encode_latents(
     """
     filesystem, place = open_root(folder)
     shards = [(dataset, shard) for dataset in datasets for shard in dataset.shards]
+    for dataset in datasets:
+        usable(dataset, settings.resolution)
     if isinstance(filesystem, LocalFileSystem):
         for configuration in {shard.path.split("/")[0] for _, shard in shards}:
             remove_partials(f"{place}/{configuration}")
@@ -145,6 +150,8 @@ def _encoded(
     """Keys and parts of the samples of a shard of latents."""
     assert settings.cached_views is not None
     for sample in samples:
+        if misfit(Outline.of(sample), settings.resolution) is not None:
+            continue
         parts = {}
         for number in range(settings.cached_views):
             latents = encode_view(vae, *draw_fixed_view(sample, number, settings), settings.resolution)
@@ -157,7 +164,11 @@ def _is_sound(folder: str, path: str, of: dict[str, Any]) -> bool:
     filesystem, base = open_root(folder)
     try:
         document = read_index(folder, path)
-        return document.get("of") == of and sha256_of_file(filesystem, f"{base}/{path}") == document.get("sha256")
+        if document.get("of") != of:
+            return False
+        if not document["samples"]:
+            return not filesystem.exists(f"{base}/{path}")
+        return sha256_of_file(filesystem, f"{base}/{path}") == document.get("sha256")
     except (UserError, FileNotFoundError):
         return False
 

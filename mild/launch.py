@@ -3,7 +3,9 @@
 `launch` runs ``python -m mild.launch`` (or several of it, by ``torchrun`` or ``accelerate launch``), which calls
 `mild.training.train`. What it has to say comes as lines of JSON on its standard output; its log is standard error. It
 is asked to end by SIGTERM or SIGINT, or when its standard input is closed, which happens by itself when whoever
-started it is gone: it then finishes its step, saves a checkpoint and ends. Its exit codes are
+started it is gone: it then finishes its step, saves a checkpoint and ends. Nobody has to listen for that: `launch`
+reads all that it says, also where those who are told fail or take long, and it does not mind where nobody reads at all.
+Its exit codes are
 
 ===== ================================================================================================
 code  meaning
@@ -19,15 +21,20 @@ This module imports no torch until it trains.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from importlib.machinery import PathFinder
+from typing import IO, TYPE_CHECKING, Any
 
+import psutil  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem
 
 from dataset_tools.errors import UserError
@@ -37,10 +44,12 @@ from dataset_tools.storage import open_root, sha256_of_file
 from mild.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from mild.training import Samples
+    from mild.mixture import Samples
 
 PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h."""
+GRACE = 5.0
+"""Seconds in which the last lines of a process that has ended are read; what it left running may hold the pipe open."""
 
 
 class TrainRequest(Settings):
@@ -67,7 +76,8 @@ class Interrupted(RuntimeError):
 def launch(request: TrainRequest, log: Callable[[int, dict[str, float]], None], launcher: Sequence[str] = ()) -> None:
     """Train in one process, or in several, and wait for the end.
 
-    Where this is interrupted (by any exception, that of a signal too), training saves a checkpoint and ends first.
+    Where this is interrupted (by any exception, of ``log`` or of a signal), training saves a checkpoint and ends first;
+    interrupted once more while it waits for that, it kills what trains. ``log`` may take its time: training goes on.
 
     Args:
         log: see `mild.training.train`.
@@ -76,33 +86,96 @@ def launch(request: TrainRequest, log: Callable[[int, dict[str, float]], None], 
             empty: one process. On processors alone, with ``ACCELERATE_USE_CPU=true`` in the environment, the first.
 
     Raises:
-        UserError: what training found wrong.
+        UserError: what training found wrong, or there is no such launcher, or it refuses its arguments.
         Interrupted: it was asked to end, crashed or was killed.
     """
+    _check_launcher(launcher)
     several = ["-m", *launcher] if launcher else []
     process = subprocess.Popen(
         [sys.executable, *several, "-m", "mild.launch", request.model_dump_json()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        # Libraries print what they like.
+        errors="replace",
+        # Ctrl-C is for this process, which asks: torchrun would give those that it started half a minute, and kill.
+        process_group=0,
     )
     assert process.stdin is not None and process.stdout is not None
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read_all, args=(process.stdout, lines), daemon=True)
+    reader.start()
+    ended = threading.Thread(target=_await_end, args=(process, reader, lines), daemon=True)
+    ended.start()
     told: dict[str, Any] = {}
     try:
-        for line in process.stdout:
+        while (line := lines.get()) is not None:
             news = _parsed(line)
             if "step" in news:
                 log(news["step"], news["values"])
             told |= news
     finally:
-        process.stdin.close()
-        code = process.wait()
+        try:
+            process.stdin.close()
+            ended.join()
+        except BaseException:
+            _kill(process)
+            raise
     if "error" in told:
         raise UserError(told["error"])
     if "preempted" in told:
         raise Interrupted(f"training was asked to end; it goes on after step {told['preempted']}")
-    if code:
-        raise Interrupted(f"training ended with code {code}, see its log; it goes on from its last checkpoint")
+    if process.returncode == 2 and launcher:
+        raise UserError(
+            f"launcher: {' '.join(launcher)} ended with code 2: mend its arguments, its own words are above"
+        )
+    if process.returncode:
+        raise Interrupted(
+            f"training ended with code {process.returncode}, see its log; it goes on from its last checkpoint"
+        )
+
+
+def _check_launcher(launcher: Sequence[str]) -> None:
+    """Raise `UserError` unless ``python -m`` would find the module; nothing is imported (most bring torch)."""
+    if not launcher:
+        return
+    name, *rest = launcher[0].split(".")
+    # As python -m does, here too.
+    spec = (importlib.util.find_spec(name) or PathFinder.find_spec(name, [os.getcwd()])) if name else None
+    for part in rest:
+        if spec is not None:
+            name = f"{name}.{part}"
+            spec = PathFinder.find_spec(name, spec.submodule_search_locations or [])
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec = PathFinder.find_spec(f"{name}.__main__", spec.submodule_search_locations)
+    if spec is None:
+        raise UserError(
+            f"launcher: python -m {launcher[0]} finds no module: give one that is installed, such as "
+            "torch.distributed.run, and then its arguments, each for itself"
+        )
+
+
+def _read_all(stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
+    with stream:
+        for line in stream:
+            lines.put(line)
+
+
+def _await_end(process: subprocess.Popen[str], reader: threading.Thread, lines: queue.SimpleQueue[str | None]) -> None:
+    """Put None behind the last line."""
+    process.wait()
+    reader.join(GRACE)
+    lines.put(None)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process and all that it started, some of it in sessions of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        for member in [parent, *parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.wait()
 
 
 def main() -> None:
@@ -114,9 +187,10 @@ def main() -> None:
     request = TrainRequest.check(json.loads(sys.argv[1]), origin="request")
     from mild.latents import Latents
     from mild.mixture import Mixture
-    from mild.training import Preempted, train
+    from mild.training import Preempted, check_machine, train
 
     try:
+        check_machine(request.settings)
         datasets = {name: ShardDataset(request.dataset, name, request.split) for name in request.configurations}
         if os.environ.get("RANK", "0") == "0":
             for dataset in datasets.values():
@@ -191,7 +265,14 @@ def _await_end_of_input(ended: threading.Event) -> None:
 
 
 def _tell(**news: Any) -> None:
-    print(json.dumps(news), flush=True)
+    try:
+        print(json.dumps(news), flush=True)
+    except BrokenPipeError:
+        # Nobody is there any more, which is known from standard input too: save and end, as then. What is printed from
+        # now on, the rest of this line first, goes nowhere.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _parsed(line: str) -> dict[str, Any]:
@@ -202,7 +283,8 @@ def _parsed(line: str) -> dict[str, Any]:
         news = None
     if isinstance(news, dict):
         return news
-    print(line, end="", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(line, end="", file=sys.stderr)
     return {}
 
 

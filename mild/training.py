@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate import Accelerator, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin, is_bf16_available
 from diffusers import DDPMScheduler, StableDiffusionXLInpaintPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, cast_training_params
@@ -35,6 +35,7 @@ from mild.folders import folder_written_whole
 from mild.journal import Journal, SamplePictures, check_trackers, logs_of, numbers_of, peak_memory
 from mild.latents import Latents, encode_view
 from mild.layered import LayeredUNet
+from mild.mixture import Samples, usable
 from mild.objective import (
     background_loss,
     foreground_loss,
@@ -57,17 +58,6 @@ _log = logging.getLogger(__name__)
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with a step, counted from 1, and values by name."""
-
-
-class Samples(Protocol):
-    """Samples of one configuration or, as `mild.mixture.Mixture` has them, of several; `ShardDataset` is one too."""
-
-    keys: list[str]
-    """Of all samples, by index."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Sample: ...
-    def order(self, seed: int, epoch: int) -> np.ndarray: ...
 
 
 class Preempted(Exception):
@@ -93,6 +83,8 @@ class TrainResult:
     """Mean of ``loss`` over the last tenth of the steps."""
     seconds: float
     """Without those of the interrupted run."""
+    set_aside: str
+    """A line on the samples that cannot be trained on; empty where there are none."""
 
 
 def train(
@@ -135,7 +127,9 @@ def train(
     branch and step. The frozen weights are shared out too where accelerate's configuration says so (`mild.sharding`).
 
     Args:
-        samples: of any configuration; `mild.batches` says what each teaches.
+        samples: of any configuration; `mild.batches` says what each teaches. Those that cannot be trained on (nobody is
+            seen, smaller than ``resolution``) are set aside before the first step (`mild.mixture.usable`): a warning,
+            the card and ``mild.json`` say how many.
         base: folder or hub id of an SDXL inpainting pipeline.
         output: the directory to write; an older one is replaced.
         log: called every ``log_every`` steps and after the last with what the trackers get: of this step alone
@@ -157,19 +151,18 @@ def train(
             or gradients are no longer finite (the last good checkpoint stays).
         Preempted: ``stop`` said so.
     """
-    _check_count(samples, settings.batch_size)
+    check_machine(settings)
+    samples, aside = usable(samples, settings.resolution, settings.batch_size)
     if latents is not None:
         latents.check(samples.keys)
-    check_trackers(settings)
     work = Path(f"{output.rstrip('/')}.work")
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision, log_with=list(settings.trackers) or None, project_dir=logs_of(work)
     )
+    if aside and accelerator.is_main_process:
+        _log.warning(aside)
     _check_processes(accelerator, settings)
     sharding = sharding_asked_for(accelerator, settings)
-    pipeline = load_base(base)
-    check_resolution(pipeline, settings.resolution)
-    started = time.monotonic()
     identity = {
         "settings": settings.determines(),
         "dataset": dataset_digest,
@@ -184,10 +177,13 @@ def train(
             remove_partials(target.parent, glob.escape(target.name))
             folder = held.enter_context(folder_written_whole(target, CONFIG))
         accelerator.wait_for_everyone()
+        saved = kept.latest()
+        pipeline = load_base(base)
+        check_resolution(pipeline, settings.resolution)
+        started = time.monotonic()
         layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
         layered.resolution = settings.resolution
         run = _Run(settings, samples, pipeline, layered, accelerator, latents, sharding)
-        saved = kept.latest()
         if saved is not None:
             run.restore(saved)
         journal = None
@@ -203,6 +199,7 @@ def train(
                     steps=settings.steps,
                     batch_size=settings.batch_size,
                     count=len(samples),
+                    aside=f" ({aside})" if aside else "",
                     dataset=dataset_digest,
                     first=losses[0]["loss"],
                     last=losses[-1]["loss"],
@@ -219,6 +216,7 @@ def train(
                     record={
                         "dataset": dataset_digest,
                         "samples": len(samples),
+                        "set_aside": aside,
                         "settings": settings.model_dump(mode="json"),
                         "software": software_versions(),
                     },
@@ -237,7 +235,43 @@ def train(
         first_loss=float(np.mean(total[:tenth])),
         last_loss=float(np.mean(total[-tenth:])),
         seconds=time.monotonic() - started,
+        set_aside=aside,
     )
+
+
+def check_machine(settings: TrainSettings) -> None:
+    """Look whether this machine can do what the settings ask for, before anything is loaded.
+
+    Raises:
+        UserError: it has no GPU for ``mixed_precision``, no compiler for ``compile``, or lacks a tracker's package.
+    """
+    check_trackers(settings)
+    device = PartialState().device
+    if settings.mixed_precision == "fp16" and device.type == "cpu":
+        raise UserError("mixed_precision: fp16 needs a GPU, and this machine has none: use bf16 or no")
+    # By accelerate's table, which knows processors too.
+    if settings.mixed_precision == "bf16" and device.type != "cpu" and not is_bf16_available(ignore_tpu=True):
+        raise UserError(f"mixed_precision: this {device.type} device does not know bf16: use fp16 or no")
+    if settings.compile:
+        _check_compiler(device)
+
+
+def _check_compiler(device: torch.device) -> None:
+    """By what the compiler itself looks for, when the first step needs it."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    if device.type != "cpu":
+        if not has_triton():
+            raise UserError("compile: triton, which compiles for this GPU, is not there: install it, or leave it out")
+        return
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError(
+            "compile: there is no C++ compiler: install g++, name one in the environment variable CXX, or leave it out"
+        ) from None
 
 
 def _optimize(
@@ -695,13 +729,6 @@ def _indices(samples: Samples, settings: TrainSettings, step: int) -> list[int]:
     return [int(index) for index in samples.order(settings.seed, epoch)[start : start + settings.batch_size]]
 
 
-def _check_count(samples: Samples, batch_size: int) -> None:
-    if len(samples) == 0:
-        raise UserError("the training split holds no sample: build the dataset with one")
-    if len(samples) < batch_size:
-        raise UserError(f"the training split holds {len(samples)} samples, fewer than batch_size ({batch_size})")
-
-
 def _check_processes(accelerator: Accelerator, settings: TrainSettings) -> None:
     shares = accelerator.num_processes * settings.gradient_accumulation
     if settings.batch_size % shares:
@@ -729,7 +756,7 @@ def _write_losses(folder: Path, losses: list[dict[str, float]]) -> None:
 ABOUT = """\
 - Training: {steps} steps of {batch_size} samples; loss {first:.4g} at the first step, {last:.4g} at the last
   (`loss.csv`, `loss.svg`)
-- Data: {count} samples an epoch, digest `{dataset}`
+- Data: {count} samples an epoch{aside}, digest `{dataset}`
 - Licence: these weights come from the base and from the data; whoever passes them on is bound by both
 """
 ABOUT_PICTURES = """\

@@ -27,6 +27,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import (
     Manifest,
+    Outline,
     Problem,
     ShardDataset,
     index_path,
@@ -42,6 +43,8 @@ PNG = EncodingSettings(image_format="png")
 Members = list[tuple[str, bytes]]
 Forge = Callable[[Path, str, Callable[[Members], Members]], None]
 TRAIN = "composite/train-000000.tar"
+WIDE_AND_NARROW = [("a", 2, (48, 64)), ("b", 1, (90, 40)), ("c", 3, (40, 90))]
+"""Key, people, height and width."""
 
 
 @pytest.fixture
@@ -221,6 +224,26 @@ def test_one_sample_costs_one_range_request_and_never_the_whole_shard(
         dataset.annotations(index)
         ((_, start, end),) = requests
         assert end - start == len(dataset.parts(index)["annotations.json"])
+
+
+def test_the_index_tells_how_large_samples_are_and_how_many_people_are_seen(
+    make_sample: Callable[..., Sample], tmp_path: Path
+) -> None:
+    samples = [make_sample("real", name, people=people, size=size) for name, people, size in WIDE_AND_NARROW]
+    samples[1].people[0].mask[:] = False
+    shard = write_shard(samples, str(tmp_path), "real/train-000000.tar", EncodingSettings(), [])
+    (tmp_path / shard.path).unlink()
+    told = ShardDataset.of_shards(str(tmp_path), [shard]).outlines
+    assert told == [Outline(64, 48, 2), Outline(40, 90, 0), Outline(90, 40, 3)]
+
+
+def test_an_index_that_does_not_tell_how_large_samples_are_is_named(dataset: Path) -> None:
+    place = dataset / "real/train-000000.index.json"
+    document = json.loads(place.read_text())
+    del document["outlines"]
+    place.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"real/train-000000\.index\.json does not say how large"):
+        assert ShardDataset(str(dataset), "real", "train").outlines
 
 
 def test_a_shard_that_is_cut_short_is_an_error_when_its_lost_sample_is_read(dataset: Path) -> None:

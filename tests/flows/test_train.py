@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import csv
@@ -17,16 +18,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
+import torch
 import yaml
 from PIL import Image
 from prefect.artifacts import Artifact
+from prefect.exceptions import TerminationSignal
 
 import flows.train
 from dataset_tools.errors import UserError
-from dataset_tools.shards import ShardDataset
+from dataset_tools.schema import EncodingSettings, Sample
+from dataset_tools.shards import Manifest, ShardDataset, write_shard
+from flows.progress import Display
 from flows.train import LatentsJob, TrainJob, TrainRecipe, train
 from mild.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch
 from mild.nano import NAME
@@ -128,6 +134,94 @@ def test_training_whose_starter_is_gone_saves_and_ends(request_of: TrainRequest,
     assert list(Path(f"{request_of.output}.work/checkpoints").glob(f"step-*{told[-1]['preempted']}"))
 
 
+def test_a_starter_that_is_killed_while_it_is_told_leaves_a_checkpoint(
+    request_of: TrainRequest, undisturbed: Path
+) -> None:
+    """Also of the steps after the last one that was due: nobody reads what training says of them."""
+    settings = request_of.settings.model_copy(update={"checkpoint_every": 1000})
+    starter = (
+        "import os, signal, sys; from mild.launch import *;"
+        "request = TrainRequest.model_validate_json(sys.argv[1]);"
+        "launch(request, lambda step, values: step == 3 and os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    request = request_of.model_copy(update={"settings": settings})
+    killed = subprocess.Popen([sys.executable, "-c", starter, request.model_dump_json()], stderr=subprocess.PIPE)
+    _, errors = killed.communicate()  # to the end of those who inherited it
+    assert killed.returncode == -signal.SIGKILL, errors.decode()
+    assert list(Path(f"{request.output}.work/checkpoints").glob("step-*"))
+    launch(request, lambda step, values: None)
+    assert_same_training(Path(request.output), undisturbed)
+
+
+def test_narrow_pictures_are_set_aside_with_and_without_stored_latents(
+    recipe: str, make_sample: Callable[..., Sample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the second shard are all narrow."""
+    root, sizes = tmp_path / "dataset", [(48, 24, 64, 64), (24, 24)]
+    shards = [
+        write_shard(
+            [make_sample(10 * number + index, height=height) for index, height in enumerate(heights)],
+            str(root),
+            f"composite/train-{number:06d}.tar",
+            EncodingSettings(),
+            [],
+        )
+        for number, heights in enumerate(sizes)
+    ]
+    manifest = Manifest(
+        name="drawn", shards={"composite": {"train": shards}}, files={}, source="", settings={}, software={}
+    )
+    (root / "manifest.json").write_text(manifest.model_dump_json())
+    line = "3 of 6 samples set aside: smaller than resolution 32"
+    for number, changes in enumerate(({"train.steps": 2}, {"train.steps": 2, "train.cached_views": 1})):
+        output = str(tmp_path / f"adapters-{number}")
+        for cached in (False, True):
+            result = train(recipe, str(root), output, changes)
+            assert (result["set_aside"], result["cached"]) == (line, cached)
+    with pytest.raises(UserError, match=r"6 of 6 samples set aside: smaller than resolution 80; .* lower resolution"):
+        train(recipe, str(root), str(tmp_path / "none"), {"train.resolution": 80, "train.cached_views": 1})
+    assert not list(tmp_path.glob("none.work/latents/*"))
+
+
+def test_a_server_that_refuses_what_it_is_shown_does_not_end_training(
+    recipe: str, drawn_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked once in a while, and one line is logged."""
+    output, asked = tmp_path / "adapters", []
+
+    def refuse(*_: Any, **options: Any) -> Any:
+        asked.append(options.get("key"))
+        raise httpx.ConnectError("All connection attempts failed")
+
+    for module, kind in [("progress", "progress"), ("train", "table"), ("train", "image"), ("train", "link")]:
+        monkeypatch.setattr(f"flows.{module}.create_{kind}_artifact", refuse)
+    steps: list[int] = []
+
+    def launch(request: TrainRequest, log: Any, launcher: Any) -> None:
+        for step in range(1, STEPS + 1):
+            log(step, {"loss/total": 1 / step})
+            steps.append(step)
+        output.mkdir()
+        (output / "loss.csv").write_text("step,loss\n1,1.0\n")
+        (output / "mild.json").write_text('{"set_aside": ""}')
+
+    monkeypatch.setattr(flows.train, "launch", launch)
+    assert not train(recipe, drawn_dataset, str(output))["cached"]
+    assert steps == list(range(1, STEPS + 1))
+    assert asked == ["train-progress", "train-adapters"]
+    told = [record.getMessage() for record in caplog.records if "the work goes on" in record.getMessage()]
+    assert len(told) == 2 and "All connection attempts failed" in told[0]
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt(), TerminationSignal(signal.SIGTERM), asyncio.CancelledError()])
+def test_signals_and_cancellation_come_through_what_is_shown(signal: BaseException) -> None:
+    def interrupted() -> None:
+        raise signal
+
+    with pytest.raises(type(signal)):
+        Display().show(interrupted)
+
+
 def test_signals_to_the_training_process_are_faults_of_the_machine(request_of: TrainRequest, undisturbed: Path) -> None:
     """SIGKILL, then SIGTERM, as Prefect would try again; the third time runs through."""
     steps: list[int] = []
@@ -211,6 +305,14 @@ def test_a_shard_that_is_not_sound_is_named_before_the_first_step(
         check_shards(ShardDataset(str(copy), "composite", "train"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp16_without_a_gpu_is_one_line_before_the_data_are_read(request_of: TrainRequest) -> None:
+    settings = request_of.settings.model_copy(update={"mixed_precision": "fp16"})
+    nowhere = request_of.model_copy(update={"settings": settings, "dataset": "nowhere", "base": "no/base"})
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        launch(nowhere, lambda step, values: None)
+
+
 def test_what_training_finds_wrong_is_the_users_to_mend(request_of: TrainRequest) -> None:
     """The one line comes through from the other process."""
     wrong = request_of.model_copy(update={"settings": request_of.settings.model_copy(update={"resolution": 40})})
@@ -266,6 +368,7 @@ def test_the_flow_shows_values_and_sample_pictures_as_artifacts(
                 Image.new("RGB", (40, 30), drawn[step]).save(place)
         output.mkdir()
         (output / "loss.csv").write_text("step,loss\n1,1.0\n")
+        (output / "mild.json").write_text('{"set_aside": ""}')
 
     monkeypatch.setattr(flows.train, "launch", launch)
     train(str(recipe), drawn_dataset, str(output))

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from mild.mixture import Mixture
+from dataset_tools.shards import ShardDataset
+from mild.mixture import Mixture, usable
 
 
 class Numbered:
@@ -124,3 +125,55 @@ def test_an_index_gives_the_sample_of_its_key(
 def test_a_mixture_that_cannot_be_is_refused(sizes: dict[str, int], weights: dict[str, float], named: str) -> None:
     with pytest.raises(UserError, match=named):
         Mixture({name: Numbered(name, size) for name, size in sizes.items()}, weights)
+
+
+@given(st.lists(st.sampled_from([(40, 30, 1), (30, 40, 2), (31, 90, 1), (90, 31, 1), (90, 90, 0)]), min_size=1))
+@settings(max_examples=25)
+def test_who_is_left_comes_in_the_order_of_all(outlines: list[tuple[int, int, int]]) -> None:
+    """A shard's index tells who is left; the shard itself is not read."""
+    dataset = _Told(outlines)
+    good = [
+        key
+        for key, (width, height, people) in zip(dataset.keys, outlines, strict=True)
+        if people and min(width, height) > 30
+    ]
+    if not good:
+        with pytest.raises(UserError, match=f"{len(outlines)} of {len(outlines)} samples set aside"):
+            usable(dataset, 31)
+        return
+    left, line = usable(dataset, 31)
+    assert left.keys == good
+    assert line.startswith(f"{len(outlines) - len(good)} of {len(outlines)} samples set aside: ") or len(good) == len(
+        outlines
+    )
+    for seed, epoch in [(0, 0), (0, 1), (5, 0)]:
+        everybody = [dataset.keys[index] for index in dataset.order(seed, epoch)]
+        assert [left.keys[index] for index in left.order(seed, epoch)] == [key for key in everybody if key in good]
+
+
+class _Told(ShardDataset):
+    """A dataset of which there is an index alone."""
+
+    def __init__(self, outlines: list[tuple[int, int, int]]) -> None:
+        self.keys = [f"k{index}" for index in range(len(outlines))]
+        self._places = [("nowhere", {})] * len(outlines)
+        self.shards = []
+        self._outlines = {"a": [list(outline) for outline in outlines]}
+
+
+def test_of_a_mixture_each_dataset_is_looked_at_and_the_epoch_is_of_what_is_left() -> None:
+    wide, narrow = [(64, 64, 1)] * 4, [(20, 64, 1), (64, 64, 1), (64, 64, 0), (64, 64, 1)]
+    mixture = Mixture({"real": _Told(narrow), "composite": _Told(wide)}, {"real": 1, "composite": 1})
+    left, line = usable(mixture, 32)
+    assert line == "2 of 8 samples set aside: 1 smaller than resolution 32, 1 without a person who is seen"
+    assert left.keys == ["k1", "k3", "k0", "k1", "k2", "k3"] and len(left) == 4
+    assert usable(mixture, 16)[1] == "1 of 8 samples set aside: without a person who is seen"
+    with pytest.raises(UserError, match=r"holds 4 samples, fewer than batch_size \(5\): 2 of 8 samples set aside"):
+        usable(mixture, 32, 5)
+    with pytest.raises(UserError, match=r"real: 2 of 2 samples set aside: .* k0 is 20x64, .*, or leave real out"):
+        usable(Mixture({"real": _Told(narrow[:1] * 2), "composite": _Told(wide)}, mixture.weights), 32)
+
+
+def test_where_all_can_be_used_nothing_changes() -> None:
+    dataset = _Told([(64, 64, 1)] * 3)
+    assert usable(dataset, 64) == (dataset, "")

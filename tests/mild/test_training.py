@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from diffusers import UNet2DConditionModel
@@ -504,6 +505,78 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(
     with pytest.raises(UserError, match=r"nan at step 1 \(samples sample-[38], sample-[38]\)"):
         train(quick, data, nano_base, str(tmp_path / "out"), _silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_that_cannot_be_trained_on_are_set_aside_before_the_first_step_also_when_a_run_goes_on(
+    nano_base: str,
+    quick: TrainSettings,
+    tmp_path: Path,
+    make_sample: Callable[..., Sample],
+    in_memory: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One is narrow, one shows nobody; all others are trained on, and the run says so where one looks later."""
+    drawn = [make_sample(0), make_sample(1, height=24), _without_masks(make_sample(2)), make_sample(3), make_sample(4)]
+    data, line = (
+        in_memory(drawn),
+        "2 of 5 samples set aside: 1 smaller than resolution 32, 1 without a person who is seen",
+    )
+    result = train(quick, data, nano_base, str(tmp_path / "out"), _silent)
+    assert (result.steps, result.set_aside) == (4, line)
+    assert [record.message for record in caplog.records if "set aside" in record.message] == [line]
+    config = json.loads((tmp_path / "out/mild.json").read_text())
+    assert (config["set_aside"], config["samples"]) == (line, 3)
+    assert line in (tmp_path / "out/README.md").read_text()
+    answers = iter([False, True])
+    with pytest.raises(Preempted):
+        train(quick, data, nano_base, str(tmp_path / "again"), _silent, stop=lambda: next(answers))
+    with pytest.raises(UserError, match="keys of samples"):
+        train(quick, in_memory(drawn[:4]), nano_base, str(tmp_path / "again"), _silent)
+    assert train(quick, data, nano_base, str(tmp_path / "again"), _silent).resumed_at == 2
+    names = [WEIGHTS, f"fg/{WEIGHTS}", *PARTS, "loss.csv"]
+    assert filecmp.cmpfiles(tmp_path / "out", tmp_path / "again", names, shallow=False)[0] == names
+
+
+def _never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("this is too early")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        pytest.param(
+            {"mixed_precision": "fp16"},
+            "mixed_precision: fp16 needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+        pytest.param(
+            {"compile": True},
+            "compile: there is no C\\+\\+ compiler",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for it"),
+        ),
+        ({"prompt": "of another run"}, "differs .settings.prompt"),
+        ({"prompt": "in another place"}, "cannot be written"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_said_before_data_and_base_are_loaded(
+    samples: Any,
+    nano_base: str,
+    quick: TrainSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    complaint: str,
+) -> None:
+    if changes.get("prompt") == "of another run":
+        with pytest.raises(Preempted):
+            train(quick, samples, nano_base, str(tmp_path / "out"), _silent, stop=lambda: True)
+    if changes.get("prompt") == "in another place":
+        (tmp_path / "out.work").write_text("a file")
+    monkeypatch.setattr("mild.training.load_base", _never)
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without, pytest.raises(UserError, match=complaint):
+        train(_changed(quick, **changes), samples, nano_base, str(tmp_path / "out"), _silent)
+    assert not (tmp_path / "out").exists()
 
 
 def _nothing(sample: Sample) -> Sample:
