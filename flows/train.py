@@ -69,11 +69,13 @@ def encode_latents(job: LatentsJob) -> Files:
     from mild.training import check_machine
 
     check_machine(job.recipe.train)
-    held = {name: ShardDataset(job.dataset, name, job.recipe.split) for name in job.recipe.configurations}
+    held: dict[str, ShardDataset] = {}
+    weights: dict[str, float] = {}
+    for name, weight in job.recipe.configurations.items():
+        held[name], weights[name] = ShardDataset(job.dataset, name, job.recipe.split), weight
+        check_shards(held[name])
+    usable(Mixture(held, weights), job.recipe.train.resolution, job.recipe.train.batch_size)
     datasets = list(held.values())
-    for dataset in datasets:
-        check_shards(dataset)
-    usable(Mixture(held, dict(job.recipe.configurations)), job.recipe.train.resolution, job.recipe.train.batch_size)
     with Progress("latents-progress") as progress:
         progress.stage("encode latents")
         progress.expect(sum(map(len, datasets)))
