@@ -39,11 +39,11 @@ class _Commands(TyperGroup):
     def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
         """As everywhere in this program, what is wrong with a command line is one `UserError`."""
         if not standalone_mode:
-            return super().main(*arguments, standalone_mode=False, **options)
+            return super().main(*arguments, standalone_mode=False, **options)  # type: ignore[misc]
         if not arguments and not sys.argv[1:]:
             arguments = (["--help"],)
         try:
-            code = super().main(*arguments, standalone_mode=False, **options)
+            code = super().main(*arguments, standalone_mode=False, **options)  # type: ignore[misc]
         except UsageError as error:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "mild"

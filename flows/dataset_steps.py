@@ -24,7 +24,7 @@ from dataset_tools.compositing import CompositorSettings, Cutout, CutoutRow, com
 from dataset_tools.curated import (
     CuratedSettings,
     Estimators,
-    Photograph,
+    FetchedPhotograph,
     curated_samples,
     photographs,
     rejection_rows,
@@ -338,7 +338,7 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
 
 def _backgrounds(
     job: CompositeShardJob, records: Sequence[ImageRecord], rejected: list[Rejection]
-) -> Iterator[Photograph | None]:
+) -> Iterator[FetchedPhotograph | None]:
     """The background of each composite in turn; None where not one can be used.
 
     Composites are spread evenly over the records, and only the records that this gives are fetched, a few ahead. One
@@ -355,7 +355,7 @@ def _backgrounds(
         left = [record for place, record in enumerate(records) if place not in set(places)]
         stream = photographs(left, source, job.curated, rejected)
         following = next(stream, None)
-    current: Photograph | None = None
+    current: FetchedPhotograph | None = None
     for place in places:
         while following is not None and (current is None or at[current.record.id] < place):
             current, following = following, next(stream, None)

@@ -34,7 +34,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
 from typing import IO, TYPE_CHECKING, Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from fsspec.implementations.local import LocalFileSystem
 
 from dataset_tools.errors import UserError
