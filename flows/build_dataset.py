@@ -11,15 +11,17 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow.parquet as pq
 from PIL import Image
-from prefect import Task, flow
+from prefect import Flow, Task, flow
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.events import emit_event
+from prefect.utilities.callables import get_call_parameters
 
 from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curation import CurationSettings
@@ -79,11 +81,24 @@ ANNOUNCED = "announced.json"
 MADE = "made.json"
 """Below the work folder: paths of all that runs on this output may have written."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Shards = dict[str, dict[str, list[Shard]]]
 """Configuration to split to shards."""
 
 
-@flow(name="build-dataset", persist_result=False)
+class _CheckedFlow(Flow[P, R]):
+    """Looks at its parameters before Prefect hears of them: Prefect stores them, and a secret must not be among them.
+
+    What a deployment is given its server has stored before.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        check_build(**get_call_parameters(self.fn, args, kwargs))
+        return super().__call__(*args, **kwargs)
+
+
+@partial(_CheckedFlow, name="build-dataset", persist_result=False)  # type: ignore[arg-type]
 def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Build a dataset, or bring one up to date: only what is missing, altered or set otherwise is redone.
 
@@ -117,7 +132,7 @@ def check_build(settings: str, output: str, changes: dict[str, Any] | None = Non
     checked = BuildSettings.load(settings, changes)
     check_writable(normal_place(output))
     if not isinstance(checked.source, SampleSettings):
-        checked.source.open().fingerprint()
+        checked.source.open().check()
     return checked
 
 
@@ -179,9 +194,10 @@ class _Build:
             UserError: there is none for a split that is to have composites.
         """
         self.progress.stage("curate")
-        curated = self._run(curate, [CurateJob(**self.place, source=source, fingerprint=source.open().fingerprint())])[
-            0
-        ]
+        tables = source.open().tables()
+        fingerprint = source.open(tables).fingerprint()
+        job = CurateJob(**self.place, source=source, tables=tables, fingerprint=fingerprint)
+        curated = self._run(curate, [job])[0]
         for split, count in self._composites().items():
             if count and not len(rows_of(self.work, curated.records, split, "background")):
                 raise _too_few(split, "person-free background")
@@ -190,7 +206,7 @@ class _Build:
     def curated_shards(self, source: PictureSource, mirror: str, curated: Curated) -> dict[str, list[Shard]]:
         """Build the shards of ``real`` or ``paired``."""
         self.progress.stage("curated shards")
-        settings, jobs = self.settings, []
+        settings, opened, jobs = self.settings, source.open(), []
         cues = [_cue(cue, source) for cue in (settings.pose, settings.parsing, settings.plate)]
         pose, parsing, plate = cues
         # Often one folder holds all three; a drawn world's are covered by its mirror.
@@ -219,7 +235,7 @@ class _Build:
                         stop=stop,
                         table=curated.records,
                         records=digest_of_rows(table, start, stop),
-                        files="" if mirror else digest_of_files(table, start, stop, source),
+                        files="" if mirror else digest_of_files(table, start, stop, opened),
                     )
                 )
         return self._shards(build_curated_shard, jobs, curated, "pictures")
@@ -252,7 +268,7 @@ class _Build:
     ) -> dict[str, list[Shard]]:
         """Build the shards of ``composite``."""
         self.progress.stage("composite shards")
-        jobs = []
+        opened, jobs = source.open(), []
         for split, listed in cutouts.items():
             samples, size = settings.samples[split], self.settings.samples_per_shard
             table = rows_of(self.work, curated.records, split, "background")
@@ -278,7 +294,7 @@ class _Build:
                         last_background=last,
                         table=curated.records,
                         records=digest_of_rows(table, first, last),
-                        files="" if mirror else digest_of_files(table, first, last, source),
+                        files="" if mirror else digest_of_files(table, first, last, opened),
                         cutouts=listed.name,
                     )
                 )
@@ -440,7 +456,7 @@ class _Build:
 
     def _recorded_settings(self) -> dict[str, Any]:
         """What decides about the data; not where files lie, how they are come by, nor what opens storage."""
-        cue = {"root"}
+        cue = {"root", "root_options", "fetch"}
         places = {
             "root",
             "root_options",
@@ -479,7 +495,8 @@ def _cue(cue: AnnotatedSettings | None, source: PictureSource) -> AnnotatedSetti
         return cue
     if isinstance(source, FolderSettings):
         raise UserError("folder: side-cars are read from a root that the settings must name")
-    return cue.model_copy(update={"root": source.root})
+    beside = {"root": source.root, "root_options": source.root_options, "fetch": source.fetch}
+    return cue.model_copy(update=beside)
 
 
 def _announce(name: str, root: str, digest: str) -> None:

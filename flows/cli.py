@@ -167,7 +167,7 @@ def build(
 ) -> None:
     """Build a dataset, or bring one up to date."""
     _prepare_prefect(verbose)
-    from flows.build_dataset import build_dataset, check_build
+    from flows.build_dataset import build_dataset
     from flows.pipeline import recipe_path
 
     changes = _parsed(set_)
@@ -176,8 +176,6 @@ def build(
     if source is not None:
         settings = recipe_path("build", source)
         changes |= {f"source.{key}": value for key, value in [("photos", photos), ("masks", masks)] if value}
-    output = normal_place(output)
-    check_build(str(settings), output, changes)
     _show_build(build_dataset(str(settings), output, changes))
 
 

@@ -45,6 +45,7 @@ from dataset_tools.records import (
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, write_shard
+from dataset_tools.sources import Source
 from dataset_tools.sources.sample import SampleSettings, write_mirror
 from dataset_tools.storage import is_unaltered, open_root
 from flows.caching import Files, Job, cached_step, write_named
@@ -83,6 +84,8 @@ class CurateJob(Job):
     step: ClassVar[str] = "curate"
     version: ClassVar[int] = 2
     source: PictureSource
+    tables: dict[str, list[str]]
+    """Of `dataset_tools.sources.Source.tables`."""
     fingerprint: str
 
     def determines(self) -> Any:
@@ -111,7 +114,7 @@ class Curated(BaseModel):
 @cached_step
 def curate(job: CurateJob) -> Curated:
     """Write the chosen images and what was set aside."""
-    source = job.source.open()
+    source = job.source.open(job.tables)
     curation = source.curate()
     set_aside = [replace(row, message=without_folders(row.message, source.places)) for row in curation.rejected]
     # By split and role, so that the images of one shard are neighbours; within, in the order of the source.
@@ -441,10 +444,9 @@ def digest_of_rows(table: pa.Table, start: int, stop: int) -> str:
     return digest_of(rows)
 
 
-def digest_of_files(table: pa.Table, start: int, stop: int, source: PictureSource) -> str:
+def digest_of_files(table: pa.Table, start: int, stop: int, source: Source) -> str:
     """Digest of size and time of the files that records name, so that one that was replaced in place is noticed."""
-    opened = source.open()
-    return digest_of([opened.state(record_from_row(row)) for row in table.slice(start, stop - start).to_pylist()])
+    return digest_of([source.state(record_from_row(row)) for row in table.slice(start, stop - start).to_pylist()])
 
 
 def download_slot(records: Sequence[ImageRecord]) -> contextlib.AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
+from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
 from mild.nano import normal_name, place_of
@@ -106,7 +107,8 @@ def evaluate(
         base=read_config(Path(folder)).base,
         recipe=recipe,
     )
-    outcome = run_steps(compare_methods, [job], result_storage(place["work"]))[0]
+    with sole_run(root):
+        outcome = run_steps(compare_methods, [job], result_storage(place["work"]))[0]
     summary = json.loads(Path(root, "summary.json").read_text(encoding="utf-8"))
     Display().show(create_link_artifact, f"{root}/report.html", link_text="report", key="evaluation-report")
     return {"report": f"{root}/report.html", "summary": summary, "cached": outcome.cached}

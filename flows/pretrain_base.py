@@ -12,6 +12,7 @@ from pydantic import Field
 from dataset_tools.settings import Settings
 from dataset_tools.storage import check_writable, local_place
 from flows.caching import Files, Job, cached_step, result_storage, run_steps
+from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
 from mild.nano.export import export_base
@@ -177,14 +178,15 @@ def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = N
         return digest
 
     chosen = recipe.pretrain
-    pictures = run(draw, DrawJob(**place, settings=chosen.drawing))
-    vae = run(pretrain_vae, VaeJob(**place, settings=chosen, pictures=pictures))
-    run(encode, EncodeJob(**place, settings=chosen, pictures=pictures, vae=vae))
-    trained = run(pretrain_unet, UnetJob(**place, settings=chosen, pictures=pictures, vae=vae))
-    command = " ".join(
-        ["mild pretrain", os.path.basename(settings), *(f"--set {k}={v}" for k, v in (changes or {}).items())]
-    )
-    run(export, ExportJob(**place, recipe=recipe, pictures=pictures, trained=trained, command=command))
+    with sole_run(root):
+        pictures = run(draw, DrawJob(**place, settings=chosen.drawing))
+        vae = run(pretrain_vae, VaeJob(**place, settings=chosen, pictures=pictures))
+        run(encode, EncodeJob(**place, settings=chosen, pictures=pictures, vae=vae))
+        trained = run(pretrain_unet, UnetJob(**place, settings=chosen, pictures=pictures, vae=vae))
+        command = " ".join(
+            ["mild pretrain", os.path.basename(settings), *(f"--set {k}={v}" for k, v in (changes or {}).items())]
+        )
+        run(export, ExportJob(**place, recipe=recipe, pictures=pictures, trained=trained, command=command))
     Display().show(create_link_artifact, root, link_text="base", key="pretrain-base")
     return {"base": root, "cached": cached}
 

@@ -19,6 +19,7 @@ from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
+from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from mild.launch import TrainRequest, check_shards, launch
 from mild.mixture import Mixture, usable
@@ -190,17 +191,18 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
     base_digest = folder_digest(base) if Path(base).is_dir() else base
     # Machines with one GPU for each that may train at a time set a limit on this tag.
     gpu = ["gpu"]
-    if recipe.train.cached_views is not None:
-        vae_digest = folder_digest(f"{base}/vae") if Path(base).is_dir() else base
-        encoding = LatentsJob(
-            **place, dataset=dataset, dataset_digest=digest, base=recipe.base, vae_digest=vae_digest, recipe=recipe
+    with sole_run(root):
+        if recipe.train.cached_views is not None:
+            vae_digest = folder_digest(f"{base}/vae") if Path(base).is_dir() else base
+            encoding = LatentsJob(
+                **place, dataset=dataset, dataset_digest=digest, base=recipe.base, vae_digest=vae_digest, recipe=recipe
+            )
+            run_steps(encode_latents.with_options(tags=gpu), [encoding], storage, in_this_thread=True)
+        job = TrainJob(
+            **place, dataset=dataset, dataset_digest=digest, base=recipe.base, base_digest=base_digest, recipe=recipe
         )
-        run_steps(encode_latents.with_options(tags=gpu), [encoding], storage, in_this_thread=True)
-    job = TrainJob(
-        **place, dataset=dataset, dataset_digest=digest, base=recipe.base, base_digest=base_digest, recipe=recipe
-    )
-    step = train_adapters.with_options(tags=gpu)
-    outcome = run_steps(step, [job], storage, in_this_thread=True)[0]
+        step = train_adapters.with_options(tags=gpu)
+        outcome = run_steps(step, [job], storage, in_this_thread=True)[0]
     Display().show(create_link_artifact, root, link_text="adapters", key="train-adapters")
     aside = json.loads(Path(root, CONFIG).read_bytes())["set_aside"]
     if aside:

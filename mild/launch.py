@@ -37,7 +37,7 @@ from typing import IO, TYPE_CHECKING, Any
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import open_root, sha256_of_file
@@ -208,12 +208,15 @@ def main() -> None:
             validation=validation,
             stop=asked_to_end.is_set,
         )
-    except UserError as error:
-        _tell(error=str(error))
-        sys.exit(2)
     except Preempted as error:
         _tell(preempted=error.step)
         sys.exit(PREEMPTED)
+    except Exception as error:
+        complaint = what_to_mend(error)
+        if complaint is None:
+            raise
+        _tell(error=complaint)
+        sys.exit(2)
 
 
 def validation_of(request: TrainRequest) -> Samples | None:

@@ -20,7 +20,10 @@ class Curation:
 
 @runtime_checkable
 class Source(Protocol):
-    """A source of annotated pictures. Built by its settings (``settings.open()``); holds no open files."""
+    """A source of annotated pictures. Built by its settings (``settings.open()``); holds no open files.
+
+    ``settings.open(tables)`` builds one that takes `tables`' word, so that what was looked up is not asked for again.
+    """
 
     name: str
     applies_exif: bool
@@ -29,6 +32,14 @@ class Source(Protocol):
     @property
     def places(self) -> tuple[str, ...]:
         """Folders and URLs that messages of this source may name."""
+        ...
+
+    def check(self) -> None:
+        """Raise `UserError` where the source cannot be read; costs a few requests at most."""
+        ...
+
+    def tables(self) -> dict[str, list[str]]:
+        """Annotation tables by name, and what changes when their content does. Raises `UserError`."""
         ...
 
     def fingerprint(self) -> str:

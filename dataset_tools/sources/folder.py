@@ -72,8 +72,8 @@ class FolderSettings(Settings):
             raise ValueError("shares must be 0 or more and sum to 1")
         return {split: splits.get(split, 0.0) for split in SPLITS}
 
-    def open(self) -> FolderSource:
-        """The source that these settings describe."""
+    def open(self, tables: dict[str, list[str]] | None = None) -> FolderSource:
+        """The source that these settings describe; it has no ``tables``."""
         return FolderSource(self)
 
 
@@ -91,6 +91,14 @@ class FolderSource:
         """The folders of photographs, masks and backgrounds."""
         settings = self.settings
         return (settings.photos, settings.masks, *([settings.backgrounds] if settings.backgrounds else []))
+
+    def check(self) -> None:
+        """See `dataset_tools.sources.Source.check`."""
+        self.fingerprint()
+
+    def tables(self) -> dict[str, list[str]]:
+        """None: files are listed by `curate`."""
+        return {}
 
     def fingerprint(self) -> str:
         """Digest of the settings and of names, sizes and times (or ETags) of all files, without reading them."""

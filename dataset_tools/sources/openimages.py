@@ -12,7 +12,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from dataset_tools.ranges import NoRanges, is_http, read_range
 from dataset_tools.records import SPLITS, ImageRecord, Split
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.sources import Curation
-from dataset_tools.storage import PlaceSetting, open_root, written_whole
+from dataset_tools.storage import PlaceSetting, is_url, open_root, written_whole
 from dataset_tools.storage_options import Location, StorageOptions
 from dataset_tools.tables import CLASSES, MASK_PATH, TABLES, Table
 
@@ -81,6 +81,8 @@ class OpenImagesSource:
     settings: OpenImagesSettings
     known: Tables | None = None
     """What `tables` found before, perhaps in another process: nothing is looked up again."""
+    archives: dict[Split, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    """What a store that lists said of the archives of masks, by split and name."""
     name = "openimages"
     applies_exif = False
 
@@ -88,6 +90,13 @@ class OpenImagesSource:
     def places(self) -> tuple[str, ...]:
         """Root and pictures."""
         return (self.settings.root, self.settings.images)
+
+    def check(self) -> None:
+        """See `dataset_tools.sources.Source.check`: all tables where a listing tells, the smallest one over HTTP."""
+        if is_url(self.settings.root) and self.settings.root.startswith("http"):
+            self._look_up(CLASSES, None)
+        else:
+            self.tables()
 
     def tables(self) -> Tables:
         """The tables that are read, looked up by one listing a folder or, over HTTP, by one request a table.
@@ -121,9 +130,8 @@ class OpenImagesSource:
                 raise UserError(f"{self.settings.root}: {error}") from None
 
     def state(self, record: ImageRecord) -> list[str]:
-        """Size and time of the picture and of the archive of its masks, of each that lies on a disk."""
-        files = [record.image, *([self._archive(record)] if record.instances else [])]
-        return [_state_on_disk(file) for file in files]
+        """Of the picture where it lies on a disk, and of the archive of its masks wherever a listing tells."""
+        return [_state_on_disk(record.image), self._state_of_archive(record) if record.instances else ""]
 
     def read_image(self, record: ImageRecord) -> bytes:
         """The encoded image file. Raises `Rejected` as `dataset_tools.fetch.read_bytes`."""
@@ -158,6 +166,15 @@ class OpenImagesSource:
 
     def _archive(self, record: ImageRecord) -> str:
         return f"{self.settings.root}/v5/{record.split}-masks/{record.split}-masks-{record.id[0]}.zip"
+
+    def _state_of_archive(self, record: ImageRecord) -> str:
+        archive = self._archive(record)
+        if not is_url(archive):
+            return _state_on_disk(archive)
+        folder, _, name = archive.rpartition("/")
+        if record.split not in self.archives:
+            self.archives[record.split] = self._listing(folder.removeprefix(f"{self.settings.root}/")) or {}
+        return " ".join(_told_of(self.archives[record.split].get(name, {})))
 
     def _image(self, split: Split, image: str) -> str:
         return f"{self.settings.images}/{split}/{image}.jpg"
@@ -194,9 +211,7 @@ class OpenImagesSource:
                     raise UserError(rejected.message) from None
             elif (info := listing.get(PurePosixPath(candidate).name, {})).get("type") == "directory" or not info:
                 continue
-            size, tags = info.get("size"), ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified")
-            found = next((str(info[tag]) for tag in (*tags, "Last-Modified", "created") if info.get(tag)), "")
-            return candidate, ["" if size is None else str(size), found]
+            return candidate, _told_of(info)
         raise UserError(f"table {self.settings.root}/{name} does not exist")
 
     def _local(self, name: str, token: list[str], folder: str) -> Table:
@@ -221,6 +236,13 @@ class OpenImagesSource:
             except OSError as error:
                 raise UserError(f"{copies} cannot take the table {name}: {error.strerror or error}") from None
         return Table(str(copy), name)
+
+
+def _told_of(info: dict[str, Any]) -> list[str]:
+    """Size, and what changes with the content, as a store tells of a file; empty where it does not."""
+    tags = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified", "created")
+    found = next((str(info[tag]) for tag in tags if info.get(tag)), "")
+    return ["" if info.get("size") is None else str(info["size"]), found]
 
 
 def _state_on_disk(file: str) -> str:
