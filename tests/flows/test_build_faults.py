@@ -11,7 +11,8 @@ import sys
 import threading
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -373,6 +374,15 @@ def test_training_starts_for_the_dataset_of_its_deployment_alone(tmp_path: Path)
     }
     assert trigger.covers(ReceivedEvent(**event, related=[flow_run, deployment]))
     assert not trigger.covers(ReceivedEvent(**event, related=[flow_run]))
+
+
+def test_a_build_looks_each_table_up_once(drawn: Path, tmp_path: Path, serve_files: Callable[..., Any]) -> None:
+    """But for the smallest, by which the door tells whether anything is there: when called, and when Prefect calls."""
+    server = serve_files(drawn)
+    source = {"root": server.url, "images": f"{drawn}/images", "fetch": {"allow_private_addresses": True}}
+    build_dataset(recipe(tmp_path, drawn, source), str(tmp_path / "out"))
+    looked_up = Counter(path for method, path in server.asked if method == "HEAD" and path.endswith(".csv"))
+    assert sorted(looked_up.values()) == [1, 1, 1, 1, 3]
 
 
 def test_composites_fetch_the_backgrounds_that_they_use_and_no_more(drawn: Path, pictures: str, tmp_path: Path) -> None:

@@ -109,3 +109,13 @@ def test_what_is_not_there_is_named_before_anything_is_built(
     with pytest.raises(UserError, match=complaint):
         build_dataset(str(recipe), str(tmp_path / "dataset"))
     assert [path.name for path in tmp_path.iterdir()] == ["build.yaml"]
+
+
+def test_a_plain_secret_is_refused_before_prefect_hears_of_it(tmp_path: Path) -> None:
+    """Given to the flow in Python as a change of settings, which Prefect would store with the run."""
+    recipe = tmp_path / "build.yaml"
+    recipe.write_text(json.dumps({"name": "secrets", "source": {"kind": "openimages", "root": str(tmp_path)}}))
+    with pytest.raises(UserError, match=r"source\.root_options\.secret") as caught:
+        build_dataset(str(recipe), str(tmp_path / "dataset"), {"source.root_options.secret": PASSWORD})
+    assert PASSWORD not in str(caught.value)
+    assert PASSWORD not in recorded()
