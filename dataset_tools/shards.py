@@ -82,8 +82,6 @@ class Manifest(BaseModel):
     """The settings that built it."""
     software: dict[str, str]
     """Versions of the packages that decide about bytes."""
-    built_from: dict[str, str] = {}
-    """Path of each shard to the digest of what decided about its bytes."""
 
     def digest(self) -> str:
         """sha256 (hex) over the shards' digests: equal data, equal digest."""

@@ -79,7 +79,7 @@ DATASET_READY = "mild.dataset.ready"
 ANNOUNCED = "announced.json"
 """Below the work folder: the digest of the dataset that the last event spoke of."""
 MADE = "made.json"
-"""Below the work folder: paths of all that runs on this output may have written."""
+"""Below the work folder: what runs on this output may have written, path to the key of the job that did it last."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -160,9 +160,8 @@ class _Build:
         self.place = {"root": root, "work": self.work}
         self.storage = result_storage(self.work)
         self.cached = 0
-        self.built_from: dict[str, str] = {}
-        """Path of each shard to its job's key."""
         self.made = self._made_before()
+        """See `MADE`."""
 
     def clear(self) -> None:
         """Remove what killed runs of this output left under construction, in the folders that builds write to.
@@ -326,7 +325,6 @@ class _Build:
             source=curated.digest,
             settings=self._recorded_settings(),
             software={name: version(name) for name in ("mild", *PICTURES)},
-            built_from=self.built_from,
         )
         write_bytes(filesystem, f"{base}/manifest.json", f"{manifest.model_dump_json(indent=1)}\n".encode())
         self._remove_unlisted(listed)
@@ -369,7 +367,8 @@ class _Build:
         rows = [row for row in rejected.to_pylist() if _counts(row, what)]
         lost, made = len(rows), sum(shard.samples for shard in shards)
         allowed = self.settings.max_rejected_share
-        if made and lost <= allowed * (made + lost):
+        # One bad picture never ends a run, be it one of two.
+        if made and lost <= (max(1, allowed * (made + lost)) if allowed else 0):
             return
         forget(job for job, shard in zip(jobs, shards, strict=True) if shard.rejected)
         kind = self.settings.source.kind
@@ -399,35 +398,29 @@ class _Build:
         What a manifest describes must stand: it goes before a file changes to another than it says.
         """
         keys = {path: job.key() for path, job in jobs.items()}
-        self.built_from |= keys
+        if all(self.made.get(path) == key for path, key in keys.items()):
+            return
+        new = [path for path in keys if path not in self.made and path.endswith(".tar")]
+        self._refuse_to_overwrite([place for path in new for place in (path, index_path(path))])
         filesystem, base = open_root(self.root)
         if filesystem.exists(f"{base}/manifest.json"):
-            try:
-                built_from = read_manifest(self.root).built_from
-            except UserError:
-                built_from = {}
-            if any(built_from.get(path) != key for path, key in keys.items()):
-                filesystem.rm_file(f"{base}/manifest.json")
-        new = [path for path in jobs if path not in self.made]
-        if new:
-            tars = [path for path in new if path.endswith(".tar")]
-            self._refuse_to_overwrite([place for path in tars for place in (path, index_path(path))])
-            self._note_made(self.made | set(new))
+            filesystem.rm_file(f"{base}/manifest.json")
+        self._note_made(self.made | keys)
 
-    def _made_before(self) -> set[str]:
-        """What earlier runs on this output may have written: shards, and `BESIDE_SHARDS` by its first name."""
+    def _made_before(self) -> dict[str, str]:
         filesystem, work = open_root(self.work)
         place = f"{work}/{MADE}"
-        made = set(json.loads(filesystem.cat_file(place))) if filesystem.exists(place) else set()
+        made: dict[str, str] = json.loads(filesystem.cat_file(place)) if filesystem.exists(place) else {}
         with contextlib.suppress(UserError):
             held = read_manifest(self.root).shards.values()
-            made |= {shard.path for splits in held for shards in splits.values() for shard in shards}
+            listed = {shard.path for splits in held for shards in splits.values() for shard in shards}
+            made = dict.fromkeys(listed, "") | made
         return made
 
-    def _note_made(self, paths: set[str]) -> None:
-        self.made = paths
+    def _note_made(self, made: dict[str, str]) -> None:
+        self.made = made
         filesystem, work = open_root(self.work)
-        write_bytes(filesystem, f"{work}/{MADE}", json.dumps(sorted(paths)).encode())
+        write_bytes(filesystem, f"{work}/{MADE}", json.dumps(made, sort_keys=True).encode())
 
     def _refuse_to_overwrite(self, paths: Sequence[str]) -> None:
         filesystem, base = open_root(self.root)
@@ -448,7 +441,7 @@ class _Build:
                 if filesystem.exists(place):
                     filesystem.rm_file(place)
         if former:
-            self._note_made(self.made - former)
+            self._note_made({path: key for path, key in self.made.items() if path not in former})
 
     def _composites(self) -> dict[Split, int]:
         composite = self.settings.composite
@@ -476,13 +469,13 @@ class _Build:
 
 
 def _counts(row: dict[str, Any], what: str) -> bool:
-    """Whether a row of ``rejected.parquet`` tells of a picture or composite that was chosen and is not there.
+    """Whether a row of ``rejected.parquet`` counts for ``max_rejected_share``.
 
-    Of what curation set aside only what could not be read counts: the rest was not chosen.
+    A picture or composite that was chosen and is not there. Not so what curation did not choose, nor whose masks do not
+    do, which is as good as not chosen; of both that counts which could not be read.
     """
-    if row["outcome"] != "image-rejected" or (row["stage"] == "curate" and not row["transient"]):
-        return False
-    return what == "pictures" or row["stage"] != "curate"
+    chosen = row["transient"] or row["stage"] not in ("curate", "mask")
+    return row["outcome"] == "image-rejected" and chosen and (what == "pictures" or row["stage"] != "curate")
 
 
 def _too_few(split: str, missing: str) -> UserError:

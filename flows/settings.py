@@ -107,8 +107,9 @@ class BuildSettings(Settings):
     composite_encoding: EncodingSettings = EncodingSettings(image_format="png")
     """How pictures of ``composite`` are encoded."""
     max_rejected_share: float = Field(default=0.2, ge=0, le=1)
-    """Largest share of the chosen pictures, and of the composites, that may be set aside. Where more cannot be used a
-    setting, a network or a mirror is at fault, and the build fails."""
+    """Largest share of the chosen pictures, and of the composites, that may be set aside; where more cannot be used a
+    setting, a network or a mirror is at fault, and the build fails. Pictures that are left out for their masks do not
+    count, and one picture is always allowed, unless this is 0."""
     samples_per_shard: int = Field(default=256, ge=1)
     """Samples in one tar; also the unit of caching and of parallel work."""
     runner: RunnerSettings = RunnerSettings()

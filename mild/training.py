@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, is_bf16_available
+from accelerate.utils import FullyShardedDataParallelPlugin, is_bf16_available, parse_flag_from_env
 from diffusers import DDPMScheduler, StableDiffusionXLInpaintPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, cast_training_params
@@ -246,7 +246,8 @@ def check_machine(settings: TrainSettings) -> None:
         UserError: it has no GPU for ``mixed_precision``, no compiler for ``compile``, or lacks a tracker's package.
     """
     check_trackers(settings)
-    device = PartialState().device
+    # As `Accelerator` will begin: whoever is first decides for the whole process.
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     if settings.mixed_precision == "fp16" and device.type == "cpu":
         raise UserError("mixed_precision: fp16 needs a GPU, and this machine has none: use bf16 or no")
     # By accelerate's table, which knows processors too.

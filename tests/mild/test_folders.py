@@ -92,7 +92,7 @@ def test_where_the_new_folder_cannot_take_its_place_the_older_one_stays(
 ) -> None:
     target, real = tmp_path / "result", os.replace
     with folder_written_whole(target, "mark") as folder:
-        (folder / "old").touch()
+        (folder / "mark").touch()
 
     def replace(source: Path, destination: Path) -> None:
         if destination == target and ".old" not in source.name:

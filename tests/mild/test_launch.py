@@ -66,12 +66,13 @@ def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     def hangs(*_: Any) -> None:
         raise TimeoutError("it hangs")
 
+    others = set(psutil.Process().children(recursive=True))
     before = signal.signal(signal.SIGALRM, hangs)
     signal.setitimer(signal.ITIMER_REAL, 120, 1)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
-    left = psutil.Process().children(recursive=True)
+    left = [process for process in psutil.Process().children(recursive=True) if process not in others]
     for process in left:
         process.kill()
     assert not left

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -273,6 +274,7 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(tmp_path: P
     picture = _scene(8, 2)
 
     def refused(name: str, content: bytes | None, message: str) -> None:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         picture.save(tmp_path / "out")
         path = tmp_path / "out" / name
         path.unlink()
