@@ -385,6 +385,24 @@ def test_a_store_that_lists_is_asked_for_each_folder_once(monkeypatch: pytest.Mo
     assert len(listed) == len(set(listed)) == 6
 
 
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_what_a_record_names_is_noticed_when_it_is_replaced(mirror: str, place: str) -> None:
+    """Pictures and archives of masks on a disk by size and time; in a store that lists its folders archives alone."""
+    root = mirror
+    if place == "store":
+        root = "memory://replaced"
+        write(root, mirror_files())
+    record = record_of(root)
+    before = source_of(root).state(record)
+    assert before == source_of(root).state(record) != ["", ""]
+    archive = f"v5/train-masks/train-masks-{record.id[0]}.zip"
+    write(root, {archive: mirror_files()[archive] + b" "})
+    replaced = source_of(root).state(record)
+    assert replaced[0] == before[0] and replaced[1] != before[1]
+    write(root, {f"images/train/{record.id}.jpg": b"another"})
+    assert (source_of(root).state(record)[0] != before[0]) is (place == "disk")
+
+
 def test_parquet_alone_is_found_where_nothing_can_be_listed(mirror: str, serve_files: Callable[..., Any]) -> None:
     path = Path(mirror, TABLES["train"]["boxes"])
     path.rename(path.with_suffix(".parquet"))

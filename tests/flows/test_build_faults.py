@@ -151,7 +151,7 @@ def test_what_a_build_would_overwrite_is_refused_where_no_build_wrote_it(
 def test_the_second_of_two_runs_on_one_output_is_told_of_the_first_and_spoils_nothing(
     drawn: Path, pictures: str, tmp_path: Path, server_environment: dict[str, str]
 ) -> None:
-    """Another seed, started while the first waits for its pictures; later runs have the digest of an undisturbed one."""
+    """Another seed, started while the first waits for its pictures; later runs give what an undisturbed one does."""
     source = {"images": pictures, "fetch": {"allow_private_addresses": True, "timeout_seconds": 600}}
     settings, output = recipe(tmp_path, drawn, source), tmp_path / "out"
     alone = build_dataset(settings, str(tmp_path / "alone"))["digest"]

@@ -115,7 +115,7 @@ def test_a_plain_secret_is_refused_before_prefect_hears_of_it(tmp_path: Path) ->
     """Given to the flow in Python as a change of settings, which Prefect would store with the run."""
     recipe = tmp_path / "build.yaml"
     recipe.write_text(json.dumps({"name": "secrets", "source": {"kind": "openimages", "root": str(tmp_path)}}))
-    with pytest.raises(UserError, match="source.root_options: 'secret' would hold a secret") as caught:
+    with pytest.raises(UserError, match="'secret' would hold a secret in plain text") as caught:
         build_dataset(str(recipe), str(tmp_path / "dataset"), {"source.root_options.secret": PASSWORD})
     assert PASSWORD not in str(caught.value)
     assert PASSWORD not in recorded()
