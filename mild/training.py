@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample, encode_png
 from dataset_tools.settings import digest_of
-from dataset_tools.storage import remove_partials
+from dataset_tools.storage import local_place, remove_partials
 from mild.backbone import BRANCHES, Branch, adapter_parameters, check_resolution, encode_pictures, load_base
 from mild.batches import Batch, draw_fixed_view, draw_view, make_batch, make_cues
 from mild.charts import loss_chart
@@ -152,10 +152,11 @@ def train(
         Preempted: ``stop`` said so.
     """
     check_machine(settings)
+    output = local_place(output, "adapters")
     samples, aside = usable(samples, settings.resolution, settings.batch_size)
     if latents is not None:
         latents.check(samples.keys)
-    work = Path(f"{output.rstrip('/')}.work")
+    work = Path(f"{output}.work")
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision, log_with=list(settings.trackers) or None, project_dir=logs_of(work)
     )
