@@ -55,6 +55,15 @@ elif what == "refuses":
 """
 
 
+OTHERS: set[psutil.Process] = set()
+"""Children of this process before a test, such as servers of other tests."""
+
+
+def children() -> list[psutil.Process]:
+    """Processes that a test has started."""
+    return [process for process in psutil.Process().children(recursive=True) if process not in OTHERS]
+
+
 @pytest.fixture(autouse=True)
 def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A launcher that trains nothing; nothing may hang, and nobody may be left."""
@@ -66,13 +75,14 @@ def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     def hangs(*_: Any) -> None:
         raise TimeoutError("it hangs")
 
-    others = set(psutil.Process().children(recursive=True))
+    OTHERS.clear()
+    OTHERS.update(psutil.Process().children(recursive=True))
     before = signal.signal(signal.SIGALRM, hangs)
     signal.setitimer(signal.ITIMER_REAL, 120, 1)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
-    left = [process for process in psutil.Process().children(recursive=True) if process not in others]
+    left = children()
     for process in left:
         process.kill()
     assert not left
@@ -108,7 +118,7 @@ def test_training_does_not_wait_for_those_who_are_told(request_of: TrainRequest)
 
     def slow(step: int, values: dict[str, Any]) -> None:
         if not steps:
-            _, alive = psutil.wait_procs(psutil.Process().children(), timeout=60)
+            _, alive = psutil.wait_procs(children(), timeout=60)
             assert not alive
         steps.append(step)
 
@@ -134,7 +144,7 @@ def test_interrupted_a_second_time_it_kills_all_that_train(request_of: TrainRequ
 
     def interrupt(step: int, values: dict[str, Any]) -> None:
         while len(family) < 2:
-            family[:] = psutil.Process().children(recursive=True)
+            family[:] = children()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,16 @@ def served(drawn_dataset: str, tmp_path: Path, serve_files: Callable[..., Any], 
 def test_workers_read_over_a_network_what_their_parent_has_opened(
     served: Any, drawn_dataset: str, scheme: str, method: str
 ) -> None:
-    """The parent has read before, and reads on; neither disturbs the other."""
+    """The parent has read before, and reads on; neither disturbs the other. In a process of its own, as training is."""
     root = f"{served.url}/bucket/dataset" if scheme == "http" else "s3://bucket/dataset"
+    done = subprocess.run([sys.executable, __file__, root, drawn_dataset, method], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def main(root: str, same: str, method: str) -> None:
+    """Read the dataset at ``root``, which is that at ``same``, in workers of a DataLoader."""
     samples = ShardDataset(root, "composite", "train")
-    keys = ShardDataset(drawn_dataset, "composite", "train").keys
+    keys = ShardDataset(same, "composite", "train").keys
     dataset = Keys(samples)
     assert dataset[0] == f"{keys[0]} {keys[0]}"
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=method, timeout=60)
@@ -77,3 +85,7 @@ def test_slashes_at_the_end_of_a_root_change_nothing(
     samples = ShardDataset(f"{server.url}{slashes}", "composite", "train")
     assert samples[0].key == ShardDataset(drawn_dataset, "composite", "train").keys[0]
     assert list(verify(f"{drawn_dataset}{slashes}")) == []
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
