@@ -37,7 +37,7 @@ lint: .venv/.installed
 # Names a module that was installed without its bytecode, of all that training imports.
 define UNCOMPILED
 import os, sys
-import mild.training
+import mild.training.loop
 cached = [str(getattr(vars(module).get('__spec__'), 'cached', None)) for module in list(sys.modules.values())]
 missing = sorted(path for path in cached if path.startswith(sys.prefix) and not os.path.exists(path))
 sys.exit(f'{len(missing)} modules are not compiled, such as {missing[0]}: remove .venv' if missing else 0)

@@ -30,10 +30,10 @@ from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline, UNet2DCon
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from mild.layered import LayeredUNet
-from mild.nano import build_nano_pipeline
-from mild.pipeline import MILDPipeline
-from mild.regions import editable
+from mild.erasing.pipeline import MILDPipeline
+from mild.erasing.regions import editable
+from mild.model.layered import LayeredUNet
+from mild.nano.architecture import build_nano_pipeline
 from mild.settings import MildSettings
 from mild.versions import software_versions
 

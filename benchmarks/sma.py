@@ -2,8 +2,8 @@
 
     python benchmarks/sma.py
 
-In one run, in turn: plain ``scaled_dot_product_attention``; SMA (`mild.attention`); the N x N bias of eq. 3, built
-from the same four scalars and given as ``attn_mask``. Once for the attention alone and once for SDXL's whole
+In one run, in turn: plain ``scaled_dot_product_attention``; SMA (`mild.model.attention`); the N x N bias of eq. 3,
+built from the same four scalars and given as ``attn_mask``. Once for the attention alone and once for SDXL's whole
 attention layer (projections too, as a UNet runs it). Medians of the rounds and of the rounds' ratios go to
 ``benchmarks/results/sma-cpu.json`` or ``sma-DEVICE.json``. float32 on a CPU, bfloat16 on a GPU. Targets for the
 attention alone at N = 4096: on a GPU within 1.05x of the plain one in time and 1.1x in memory, on a CPU 1.15x in time.
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from mild.attention import SpatialAttention, SpatialModulation, modulated_attention
+from mild.model.attention import SpatialAttention, SpatialModulation, modulated_attention
 from mild.versions import software_versions
 
 HEADS, DIMENSION = 10, 64

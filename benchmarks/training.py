@@ -4,9 +4,9 @@
     python benchmarks/training.py --resolution 256 --rounds 3   # the same on a CPU with 24 GB, smaller pictures
     python benchmarks/training.py --size nano     # anywhere
 
-In one run, in turn, four samples of two people each: one optimizer step of MILD (``mild``), as `mild.training` takes it
-from samples in memory to the moved weights; the same with latents that were computed before (``mild, cached``, the
-setting ``cached_views``); and three steps (``plain``) of the recipe of diffusers'
+In one run, in turn, four samples of two people each: one optimizer step of MILD (``mild``), as `mild.training.loop`
+takes it from samples in memory to the moved weights; the same with latents that were computed before (``mild, cached``,
+the setting ``cached_views``); and three steps (``plain``) of the recipe of diffusers'
 examples/dreambooth/train_dreambooth_lora_sdxl.py, as for an inpainting UNet: one adapter of the same rank on to_q,
 to_k, to_v and to_out.0, frozen weights in the precision of the computation and trained ones in float32, pictures and
 masked pictures encoded in every step ("The VAE is always in float32 to avoid NaN losses", says the recipe), noise, mean
@@ -46,14 +46,14 @@ from sma import resident
 from torch.nn import functional as F
 
 from dataset_tools.schema import Person, Sample
-from mild.backbone import encode_pictures
-from mild.batches import draw_fixed_view
-from mild.latents import Latents, encode_view
-from mild.layered import LayeredUNet
-from mild.nano import build_nano_pipeline
-from mild.objective import prediction_target
+from mild.model.backbone import encode_pictures
+from mild.model.layered import LayeredUNet
+from mild.nano.architecture import build_nano_pipeline
 from mild.settings import TrainSettings, WarmUpSettings
-from mild.training import _Run
+from mild.training.batches import draw_fixed_view
+from mild.training.latents import Latents, encode_view
+from mild.training.loop import _Run
+from mild.training.objective import prediction_target
 
 PEOPLE, BATCH = 2, 4
 
@@ -108,7 +108,7 @@ def mild_steps(
     settings: TrainSettings,
     accelerator: Accelerator,
 ) -> dict[str, Callable[[], None]]:
-    """An optimizer step of `mild.training`, with the VAE or with kept latents: both on one UNet, for want of memory."""
+    """An optimizer step of `mild.training.loop`, with the VAE or with kept latents: on one UNet, for want of memory."""
     layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
     encoders = pipeline.text_encoder, pipeline.text_encoder_2
 

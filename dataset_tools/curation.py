@@ -18,9 +18,8 @@ import duckdb
 from pydantic import Field, model_validator
 
 from dataset_tools.errors import UserError
-from dataset_tools.records import PEOPLE, SPLITS, ImageRecord, InstanceRecord, Rejection, Role, Split
+from dataset_tools.records import PEOPLE, SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Role, Split
 from dataset_tools.settings import Settings
-from dataset_tools.sources import Curation
 from dataset_tools.tables import BOXES, LABELS, MASKS, METADATA, Table, TableReader, check_header, quoted, read_classes
 
 STRATA = ("one", "two_or_three", "four_or_more", "overlapping")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -78,6 +78,14 @@ class Rejection:
     message: str
     transient: bool = False
     """The fault may be the run's (time-out, no permission): a later run tries again."""
+
+
+@dataclass
+class Curation:
+    """What a source offers: the chosen images, in a deterministic order, and what it set aside."""
+
+    records: list[ImageRecord]
+    rejected: list[Rejection] = field(default_factory=list)
 
 
 _INSTANCE = pa.struct(

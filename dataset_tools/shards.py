@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import fsspec
 import numpy as np
@@ -276,6 +276,17 @@ def _open(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """As `open_root`; a slash at the end of a URL would be doubled by what follows, and servers then find nothing."""
     filesystem, base = open_root(root)
     return filesystem, base.rstrip("/")
+
+
+class Samples(Protocol):
+    """Samples by index, of one configuration, as `ShardDataset` has them, or put together from several."""
+
+    keys: list[str]
+    """Of all samples, by index."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
+    def order(self, seed: int, epoch: int) -> np.ndarray: ...
 
 
 class ShardDataset(Sequence[Sample]):

@@ -137,11 +137,11 @@ def files_in(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     return sorted(info["name"].rsplit("/", 1)[-1] for info in found if info["type"] == "file")
 
 
-def check_writable(place: str) -> None:
-    """Raise `UserError` unless files can be written at a place that `normal_place` gave; leaves nothing behind."""
-    filesystem, path = open_root(place)
-    if not is_url(place):
-        standing = next(folder for folder in (Path(path), *Path(path).parents) if os.path.lexists(folder))
+def check_writable(place: str | Path) -> None:
+    """Raise `UserError` unless files can be written at a path, or a place that `normal_place` gave; leaves nothing."""
+    if isinstance(place, Path) or not is_url(place):
+        local = place.absolute() if isinstance(place, Path) else Path(open_root(place)[1])
+        standing = next(folder for folder in (local, *local.parents) if os.path.lexists(folder))
         if not standing.is_dir():
             raise UserError(f"output {place} cannot be written: {standing} is a file")
         try:
@@ -151,6 +151,7 @@ def check_writable(place: str) -> None:
         except OSError as error:
             raise UserError(f"output {place} cannot be written: {standing}: {error.strerror}") from None
         return
+    filesystem, path = open_root(place)
     probe = f"{path}/.writable-{uuid.uuid4().hex}"
     try:
         filesystem.pipe_file(probe, b"")

@@ -17,8 +17,8 @@ from flows.caching import Files, Job, cached_step, folder_digest, result_storage
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
-from mild.nano import normal_name, place_of
-from mild.saved import read_config
+from mild.bases import normal_name, place_of
+from mild.model.saved import read_config
 from mild.settings import EvaluateSettings
 
 
@@ -53,7 +53,7 @@ class EvaluateJob(Job):
 @cached_step
 def compare_methods(job: EvaluateJob) -> Files:
     """Run every method on the same samples; writes the folder ``root`` with its report."""
-    from mild.evaluation import evaluate as evaluate_methods
+    from mild.evaluation.compare import evaluate as evaluate_methods
 
     samples = ShardDataset(job.dataset, job.recipe.configuration, job.recipe.split)
     settings = job.recipe.evaluate

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from PIL import Image
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import AfterValidator, Field
 
 from dataset_tools.schema import Configuration
@@ -20,18 +17,19 @@ from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
 from flows.output_lock import sole_run
+from flows.pages import show_picture
 from flows.progress import Display, Progress
-from mild.launch import TrainRequest, check_shards, launch
-from mild.mixture import Mixture, usable
-from mild.nano import NAME, normal_name, place_of
-from mild.saved import CONFIG
+from mild.bases import NANO, normal_name, place_of
+from mild.model.saved import CONFIG
 from mild.settings import TrainSettings
+from mild.training.launch import TrainRequest, check_shards, launch
+from mild.training.mixture import Mixture, usable
 
 
 class TrainRecipe(Settings):
     """Everything that the flow ``train`` needs to know but where things lie."""
 
-    base: Annotated[str, AfterValidator(normal_name)] = NAME
+    base: Annotated[str, AfterValidator(normal_name)] = NANO
     """Hub id or folder of an SDXL inpainting pipeline; ``mild-nano`` is the very small one that comes with the package,
     which runs anywhere and knows drawn pictures only."""
     configurations: dict[Configuration, float] = Field(default={"composite": 1.0}, min_length=1)
@@ -42,8 +40,9 @@ class TrainRecipe(Settings):
     """Steps, rates and schedule."""
     launcher: tuple[str, ...] = ()
     """What starts several processes, a module and its arguments, such as ``["torch.distributed.run",
-    "--nproc_per_node", "4"]`` or ``["accelerate.commands.launch", "--config_file", "fsdp.yaml"]`` (`mild.sharding`);
-    empty: one process. The result is the same up to rounding, and so is remembered whatever this is."""
+    "--nproc_per_node", "4"]`` or ``["accelerate.commands.launch", "--config_file", "fsdp.yaml"]``
+    (`mild.training.sharding`); empty: one process. The result is the same up to rounding, and so is remembered whatever
+    this is."""
 
 
 class LatentsJob(Job):
@@ -66,8 +65,8 @@ class LatentsJob(Job):
 @cached_step
 def encode_latents(job: LatentsJob) -> Files:
     """Write the latents of fixed views below ``work/latents``; whole shards that are there already are kept."""
-    from mild import latents
-    from mild.training import check_machine
+    from mild.training import latents
+    from mild.training.loop import check_machine
 
     check_machine(job.recipe.train)
     held: dict[str, ShardDataset] = {}
@@ -152,17 +151,13 @@ def _show_samples(pages: Display, work: str, shown: Path | None) -> Path | None:
     """Show the newest sample pictures, unless those are shown already; gives their file."""
     newest = max(Path(work, "samples").glob("step-*.png"), default=None)
     if newest is not None and newest != shown:
-        pages.show(_show_picture, newest)
+        pages.show(_show_sheet, newest)
     return newest
 
 
-def _show_picture(path: Path) -> None:
-    """Prefect serves no files, so that the picture itself is the artifact: as JPEG, since those are in a database."""
-    data = io.BytesIO()
-    Image.open(path).save(data, "JPEG", quality=85)
-    url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+def _show_sheet(path: Path) -> None:
     description = f"{path.stem}: picture, hole, result and, where it is known, truth"
-    create_image_artifact(url, key="train-samples", description=description)
+    show_picture(path.read_bytes(), key="train-samples", description=description)
 
 
 @flow(name="train", persist_result=False)

@@ -252,8 +252,8 @@ class EvaluateSettings(Settings):
     prompt: str = ""
     """Text for the diffusion methods."""
     match_colours: bool = True
-    """Whether ``mild`` brings the colours that it paints nearer to those around the hole (`mild.regions`); without, it
-    is the paper's method alone."""
+    """Whether ``mild`` brings the colours that it paints nearer to those around the hole (`mild.erasing.regions`);
+    without, it is the paper's method alone."""
     resolution: int = Field(512, ge=8)
     """Shorter side at which ``sdxl-inpaint`` works, in pixels; its result is brought back to the image's size. MILD
     works at the resolution that it was trained at."""

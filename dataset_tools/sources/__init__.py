@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from dataset_tools.records import ImageRecord, Rejection
-
-
-@dataclass
-class Curation:
-    """What a source offers: the chosen images, in a deterministic order, and what it set aside."""
-
-    records: list[ImageRecord]
-    rejected: list[Rejection] = field(default_factory=list)
+from dataset_tools.records import Curation, ImageRecord
 
 
 @runtime_checkable

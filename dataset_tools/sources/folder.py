@@ -37,10 +37,9 @@ from dataset_tools.photo_masks import (
     printable,
     upright_turn,
 )
-from dataset_tools.records import SPLITS, ImageRecord, InstanceRecord, Rejection, Role, Split, cell_to_text
+from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Role, Split, cell_to_text
 from dataset_tools.schema import decode_rle
 from dataset_tools.settings import Settings, digest_of
-from dataset_tools.sources import Curation
 from dataset_tools.storage_options import Location
 
 ATTRIBUTION_FILE = "attribution.csv"

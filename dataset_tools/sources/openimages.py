@@ -34,9 +34,8 @@ from dataset_tools.fetch import (
 from dataset_tools.images import DecodeSettings
 from dataset_tools.mask_files import decode_mask
 from dataset_tools.ranges import NoRanges, is_http, read_range
-from dataset_tools.records import SPLITS, ImageRecord, Split
+from dataset_tools.records import SPLITS, Curation, ImageRecord, Split
 from dataset_tools.settings import Settings, digest_of
-from dataset_tools.sources import Curation
 from dataset_tools.storage import PlaceSetting, is_url, open_root, written_whole
 from dataset_tools.storage_options import Location, StorageOptions
 from dataset_tools.tables import CLASSES, MASK_PATH, TABLES, Table

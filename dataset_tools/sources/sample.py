@@ -26,14 +26,11 @@ import csv
 import hashlib
 import io
 import json
-import os
-import shutil
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import cv2
@@ -44,10 +41,11 @@ from pydantic import Field, model_validator
 
 from dataset_tools.drawn_world import DrawnPerson, draw_scene, generator
 from dataset_tools.errors import UserError
+from dataset_tools.folders import folder_written_whole
 from dataset_tools.records import PEOPLE, SPLITS, Split
 from dataset_tools.schema import encode_png
 from dataset_tools.settings import Settings
-from dataset_tools.storage import PARTIAL_SUFFIX, open_root, partial_of
+from dataset_tools.storage import open_root
 from dataset_tools.tables import CLASSES as CLASS_TABLE
 from dataset_tools.tables import TABLES
 
@@ -140,38 +138,30 @@ class SampleSettings(Settings):
 def write_mirror(settings: SampleSettings, root: str) -> None:
     """Draw the world and write it below ``root``; the same settings give the same bytes.
 
-    On a local filesystem the mirror is built beside ``root`` and moved into place when it is whole; a mirror
-    that stood there before is replaced.
+    On a local filesystem it appears whole or not at all, in the place of a mirror that stood there before
+    (`dataset_tools.folders.folder_written_whole`).
 
     Args:
         root: fsspec URL or local path of the folder that becomes the mirror.
 
     Raises:
-        UserError: ``root`` cannot be written.
+        UserError: ``root`` cannot be written, or is a folder of something else.
     """
     filesystem, path = open_root(root)
     if not isinstance(filesystem, LocalFileSystem):
         _write_all(settings, lambda name, data: filesystem.pipe_file(f"{path}/{name}", data))
         return
-    final = Path(path)
-    partial = partial_of(final)
-    former = partial.with_suffix(f".old{PARTIAL_SUFFIX}")
-
-    def put(name: str, data: bytes) -> None:
-        file = partial / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
-
     try:
-        _write_all(settings, put)
-        if final.exists():
-            os.replace(final, former)
-        os.replace(partial, final)
+        with folder_written_whole(path, CLASS_TABLE) as partial:
+
+            def put(name: str, data: bytes) -> None:
+                file = partial / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+
+            _write_all(settings, put)
     except OSError as error:
         raise UserError(f"{root}: the sample cannot be written here: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
 
 
 Put = Callable[[str, bytes], Any]

@@ -9,49 +9,34 @@ import contextlib
 import errno
 import gc
 import glob
-import io
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from dataset_tools.colours import Profile
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import without_pillows_limit
 from dataset_tools.masks import why_inverted, why_much
-from dataset_tools.metadata import Metadata
 from dataset_tools.photo_masks import PHOTO_SUFFIXES, NamedMasks, PhotoMasks, Place, open_masks
 from dataset_tools.photographs import Photograph, files_below, read_photograph
 from dataset_tools.records import Rejection
-from dataset_tools.storage import write_bytes
-from mild.layers import INDEX as LAYERS_INDEX
-from mild.nano import ADAPTERS, place_of
-from mild.regions import editable
-from mild.saved import read_config
+from dataset_tools.storage import check_writable
+from flows.commands.results import check_free, check_size, encoded, exists, result_file, write_result
+from mild.bases import NANO_ADAPTERS, SUGGESTED_BASE, place_of
+from mild.erasing.layers import INDEX as LAYERS_INDEX
+from mild.erasing.regions import editable
+from mild.model.saved import read_config
 
 if TYPE_CHECKING:
-    from mild.pipeline import MILDPipeline
-
-SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    ".jpg": {"quality": 95, "subsampling": 0},
-    ".jpeg": {"quality": 95, "subsampling": 0},
-    ".webp": {"lossless": True},
-}
-"""What Pillow is told for a suffix."""
-
-LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500, "GIF": 65_535}
-"""Pixels; longer pictures cannot be saved in these formats (RFC 9649; libjpeg's and GIF's own limits)."""
+    from mild.erasing.pipeline import MILDPipeline
 
 MOST_STEPS = 1000
 """All that there are in the noise schedule of SDXL."""
@@ -59,7 +44,7 @@ MOST_STEPS = 1000
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_MEMORY = "the computer's memory does not suffice for it"
 
-DRAWN_ONLY = f"erasing with {ADAPTERS}, which know drawn pictures only: for photographs name others with --mild"
+DRAWN_ONLY = f"erasing with {NANO_ADAPTERS}, which know drawn pictures only: for photographs name others with --mild"
 """Said where neither base nor adapters are named."""
 
 
@@ -80,7 +65,7 @@ class EraseOptions:
     """Of the noise of every photograph: a photograph's result does not depend on those beside it."""
     prompt: str
     margin: float
-    """How far beyond masks pixels may change: see `mild.regions.editable`."""
+    """How far beyond masks pixels may change: see `mild.erasing.regions.editable`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
@@ -146,8 +131,9 @@ def erase(
     finder = _open_masks(masks, jobs, rejected)
     _check_layers(jobs)
     if not several:
-        _check_free(jobs[0].results, force)
-    _check_writable({place.parent for job in jobs for place in (job.output, job.layers) if place is not None})
+        check_free(jobs[0].results, force)
+    for folder in sorted({place.parent for job in jobs for place in (job.output, job.layers) if place is not None}):
+        check_writable(folder)
 
     aside = done = 0
 
@@ -171,7 +157,7 @@ def erase(
     for row in rejected:
         if row.reason != "missing-image":  # a json or folder may well hold masks of more photographs than these
             complain(masks[0], row.message)
-    there = {job for job in jobs if several and not force and all(map(_exists, job.results))}
+    there = {job for job in jobs if several and not force and all(map(exists, job.results))}
     if there:
         done = len(there)
         complaints.print(
@@ -190,11 +176,11 @@ def erase(
             for job in bar.track(waiting, description="erase"):
                 try:
                     _check_names(job)
-                    _check_free(job.results, force)
+                    check_free(job.results, force)
                     photograph = read_photograph(job.photo, job.name, finder)
                     for note in photograph.notes:
                         complain(job.photo, note)
-                    _check_size(photograph.image, job.output)
+                    check_size(photograph.image, job.output)
                     chosen = _chosen(numbers, photograph, job.layers is not None, options.margin)
                     if much := why_much([photograph.people[k] for k in chosen]):
                         complain(job.photo, much)
@@ -207,7 +193,7 @@ def erase(
                 if pipeline is None:  # once there is something to erase
                     if options.base is None and options.mild is None:
                         complaints.print(DRAWN_ONLY, soft_wrap=True, highlight=False)
-                        options = replace(options, mild=ADAPTERS)
+                        options = replace(options, mild=NANO_ADAPTERS)
                     pipeline = _load(options)
                     pipeline.set_progress_bar_config(desc="erase", disable=several or not shown)
                 try:
@@ -225,36 +211,6 @@ def erase(
     if aside:
         complaints.print(f"{aside} of {len(jobs)} photographs were set aside", highlight=False)
     return aside
-
-
-def recompose(folder: str, keep: str, output: str, *, force: bool) -> str | None:
-    """Put a picture together again from its layers.
-
-    Args:
-        folder: of layers.
-        keep: people who stay, such as ``1,3``, or ``none``.
-        output: file.
-        force: overwrite what is there.
-
-    Returns:
-        What its owner should know about how it was saved, if anything.
-
-    Raises:
-        UserError: the folder holds no layers, there is no such person, or the result has no place.
-    """
-    numbers = [] if keep == "none" else _numbers(keep, "--keep")
-    target = _file(output)
-    _check_free([target], force)
-    _check_writable([target.parent])
-    from mild.layers import LayeredPicture
-
-    with without_pillows_limit():
-        picture = LayeredPicture.load(folder)
-    _check_numbers(numbers, len(picture.layers), "--keep")
-    image = picture.recompose([number - 1 for number in numbers])
-    data, note = _encoded(image, target, picture.icc_profile, picture.metadata)
-    _write(data, target)
-    return note
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -286,7 +242,7 @@ def _plan(
         if output is not None and several:
             result = Path(output, name).with_name(result.name)
         elif output is not None:
-            result = Path(output, result.name) if Path(output).is_dir() else _file(output)
+            result = Path(output, result.name) if Path(output).is_dir() else result_file(output)
         apart = Path(name).with_suffix("") if several else ""
         jobs.append(Job(name, photo, result, None if layers is None else Path(layers, apart)))
     first: dict[Path, Path] = {}
@@ -383,16 +339,6 @@ def _open_masks(masks: Sequence[str], jobs: Sequence[Job], rejected: list[Reject
     return NamedMasks(masks)
 
 
-def _file(output: str) -> Path:
-    """The file of one result."""
-    path = Path(output)
-    if path.is_dir():
-        raise UserError(f"--output {output} is a folder; name a file in it")
-    if path.suffix.lower() not in PHOTO_SUFFIXES:
-        raise UserError(f"--output {output}: name a file that ends in one of {', '.join(PHOTO_SUFFIXES)}")
-    return path
-
-
 def _check_layers(jobs: Sequence[Job]) -> None:
     layers = {job.layers: job.photo for job in jobs if job.layers is not None}
     for folder, photo in layers.items():
@@ -400,15 +346,11 @@ def _check_layers(jobs: Sequence[Job]) -> None:
             raise UserError(
                 f"the layers of {photo} would lie in those of {layers[outer]}, {outer}; erase them one by one"
             )
-        if _exists(folder) and not folder.is_dir():
+        if exists(folder) and not folder.is_dir():
             raise UserError(f"--layers {folder} is a file; name a folder")
-        if _exists(folder) and any(folder.iterdir()) and not (folder / LAYERS_INDEX).is_file():
+        if exists(folder) and any(folder.iterdir()) and not (folder / LAYERS_INDEX).is_file():
             # Saving replaces the whole folder.
             raise UserError(f"--layers {folder} holds something else than layers; name a new folder")
-
-
-def _exists(path: Path) -> bool:
-    return os.path.exists(path)  # which raises nothing, unlike Path's for names that are too long
 
 
 def _check_names(job: Job) -> None:
@@ -418,29 +360,6 @@ def _check_names(job: Job) -> None:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise UserError(f"{place}: the file system does not hold names that long; give a shorter one") from None
-
-
-def _check_size(image: np.ndarray, target: Path) -> None:
-    kind = _format_of(target)
-    if max(image.shape) > (longest := LONGEST_SIDE.get(kind, max(image.shape))):
-        raise UserError(f"{target}: {kind} holds {longest} pixels a side; name a PNG or TIFF")
-
-
-def _check_free(results: Sequence[Path], force: bool) -> None:
-    there = [result for result in results if _exists(result)]
-    if there and not force:
-        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
-        raise UserError(f"{there[0]} exists already{more}; --force overwrites it")
-
-
-def _check_writable(folders: Iterable[Path]) -> None:
-    for folder in sorted(folders):
-        nearest = next(place for place in (folder, *folder.absolute().parents) if _exists(place))
-        try:
-            with tempfile.TemporaryFile(dir=nearest):
-                pass
-        except OSError as error:
-            raise UserError(f"nothing can be written into {folder}: {nearest}: {error.strerror}") from None
 
 
 def _chosen(numbers: Sequence[int] | None, photograph: Photograph, layers: bool, margin: float) -> list[int]:
@@ -468,8 +387,7 @@ def _load(options: EraseOptions) -> MILDPipeline:
     with _collector_at_rest():
         import torch
 
-        from mild.backbone import SUGGESTED_BASE
-        from mild.pipeline import MILDPipeline
+        from mild.erasing.pipeline import MILDPipeline
 
         base = options.base
         if base is None:
@@ -513,50 +431,39 @@ def _erase_one(
         raise Rejected("out-of-memory", "the GPU's memory does not suffice for it") from None
     except MemoryError:
         raise Rejected("out-of-memory", NO_MEMORY) from None
-    data, note = _encoded(result.image, job.output, photograph.icc_profile, photograph.metadata)
+    data, note = encoded(result.image, job.output, photograph.icc_profile, photograph.metadata)
     if job.layers is not None:
         result.parts.icc_profile, result.parts.metadata = photograph.icc_profile, photograph.metadata
         result.parts.save(job.layers)
-    _write(data, job.output)  # last: where it is, everything is
+    write_result(data, job.output)  # last: where it is, everything is
     return note
 
 
-def _format_of(target: Path) -> str:
-    return Image.registered_extensions()[target.suffix.lower()]
+def recompose(folder: str, keep: str, output: str, *, force: bool) -> str | None:
+    """Put a picture together again from its layers.
 
+    Args:
+        folder: of layers.
+        keep: people who stay, such as ``1,3``, or ``none``.
+        output: file.
+        force: overwrite what is there.
 
-def _encoded(
-    image: np.ndarray, target: Path, icc_profile: bytes | None, metadata: Metadata
-) -> tuple[bytes, str | None]:
-    """A picture (H, W, 3) uint8 as a file; the suffix decides the format. Gives its bytes, and what was lost.
+    Returns:
+        What its owner should know about how it was saved, if anything.
 
     Raises:
-        UserError: the format cannot hold it.
+        UserError: the folder holds no layers, there is no such person, or the result has no place.
     """
-    kind, buffer, note = _format_of(target), io.BytesIO(), None
-    picture = Image.fromarray(image)
-    if kind in ("BMP", "GIF") and icc_profile is not None:
-        try:
-            profile = Profile(icc_profile, "RGB")
-        except ValueError as error:  # of layers that went through an image editor
-            raise UserError(
-                f"{target}: the colours cannot be converted for {kind}, their ICC profile: {error}"
-            ) from None
-        if not profile.is_srgb:
-            picture = profile.to_srgb(picture)
-            note = f"{kind} holds no ICC profile; all colours were converted to sRGB from {profile.name}"
-        icc_profile = None
-    options = {"icc_profile": icc_profile, **SAVE_OPTIONS.get(target.suffix.lower(), {}), **metadata.save_options(kind)}
-    try:
-        picture.save(buffer, kind, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{target} cannot be written: {error}") from None
-    return buffer.getvalue(), note
+    numbers = [] if keep == "none" else _numbers(keep, "--keep")
+    target = result_file(output)
+    check_free([target], force)
+    check_writable(target.parent)
+    from mild.erasing.layers import LayeredPicture
 
-
-def _write(data: bytes, target: Path) -> None:
-    """Write a file whole. Raises `UserError`."""
-    try:
-        write_bytes(LocalFileSystem(), str(target.absolute()), data)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+    with without_pillows_limit():
+        picture = LayeredPicture.load(folder)
+    _check_numbers(numbers, len(picture.layers), "--keep")
+    image = picture.recompose([number - 1 for number in numbers])
+    data, note = encoded(image, target, picture.icc_profile, picture.metadata)
+    write_result(data, target)
+    return note

@@ -14,10 +14,10 @@ from PIL import Image
 from pydantic import Field
 
 from dataset_tools.errors import UserError
+from dataset_tools.folders import folder_written_whole
 from dataset_tools.metadata import Metadata, read_metadata
 from dataset_tools.settings import Settings
-from mild.folders import folder_written_whole
-from mild.regions import MARGIN, editable
+from mild.erasing.regions import MARGIN, editable
 
 INDEX = "layers.json"
 
@@ -34,7 +34,7 @@ class LayersIndex(Settings):
     order: tuple[str, ...]
     """File names of the layers, from back to front; ``layer-01.png`` is the first person."""
     margin: float = Field(ge=0)
-    """How far beyond people's masks they were painted out: see `mild.regions.editable`."""
+    """How far beyond people's masks they were painted out: see `mild.erasing.regions.editable`."""
 
 
 def visible(masks: np.ndarray, order: Sequence[int]) -> np.ndarray:
@@ -81,7 +81,7 @@ class LayeredPicture:
     order: tuple[int, ...]
     """Indices of the people from back to front."""
     margin: float = MARGIN
-    """Of `mild.regions.editable`, as people were painted out with."""
+    """Of `mild.erasing.regions.editable`, as people were painted out with."""
     icc_profile: bytes | None = None
     """What the RGB values of all pictures mean, where it is not sRGB or the photograph says that it is."""
     metadata: Metadata = field(default_factory=Metadata)
@@ -130,8 +130,8 @@ class LayeredPicture:
     def changed(self, keep: Sequence[int]) -> np.ndarray:
         """Which pixels may differ from the original when only ``keep`` stay.
 
-        The editable area (`mild.regions.editable`) of what is seen of those who go, less what is seen of those who
-        stay.
+        The editable area (`mild.erasing.regions.editable`) of what is seen of those who go, less what is seen of those
+        who stay.
 
         Returns:
             (H, W) bool.

@@ -18,9 +18,9 @@ from dataset_tools.mask_files import MaskFile, people_of, read_mask_array, read_
 from dataset_tools.masks import why_inverted, why_much
 from dataset_tools.photo_masks import upright_turn
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
-from mild.isolation import Protect, isolate
-from mild.layers import visible
-from mild.regions import editable
+from mild.erasing.isolation import Protect, isolate
+from mild.erasing.layers import visible
+from mild.erasing.regions import editable
 
 Picture = Image.Image | np.ndarray
 
@@ -43,7 +43,7 @@ class Photo:
     """(H, W) uint8 of ``label_set``."""
     label_set: str
     margin: float
-    """Of `mild.regions.editable`."""
+    """Of `mild.erasing.regions.editable`."""
     generator: torch.Generator | None
     """Source of the noise; None for torch's global one."""
 
@@ -82,7 +82,7 @@ def checked_photo(
     margin: float,
     name: str = "",
 ) -> Photo:
-    """One picture and what belongs to it; the arguments are those of `mild.pipeline.MILDPipeline`.
+    """One picture and what belongs to it; the arguments are those of `mild.erasing.pipeline.MILDPipeline`.
 
     Raises:
         UserError: something cannot be used; the message begins with ``name``.

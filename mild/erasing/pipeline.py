@@ -1,14 +1,14 @@
 """Erasing people with MILD: a diffusers pipeline over any SDXL inpainting base (sections 3.2 to 3.5, Algorithm 3).
 
 A photograph of any size is worked on in windows around the people, at the resolution that the model was trained at
-(`mild.regions`). Only the branches that the result needs are run:
+(`mild.erasing.regions`). Only the branches that the result needs are run:
 
 - the background branch, once a window, sees the picture with *all* people hidden and paints what is behind them;
 - a foreground branch runs for a person who is hidden by somebody in front and whom the result shows: it sees the
   picture with the *others* hidden, and only its hidden part is used. What the photograph shows is taken from it.
 
 All foreground branches of one size run as one batch. Eq. 2 then puts layers and background together
-(`mild.layers`), and pixels outside the editable area come back bit-identical.
+(`mild.erasing.layers`), and pixels outside the editable area come back bit-identical.
 
 Diffusion starts from a noised version of the picture with its holes filled smoothly: SDXL's noise schedule never
 reaches pure noise, so the first step carries about 7 % of a picture. Stock pipelines take that from the photograph,
@@ -32,14 +32,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from dataset_tools.errors import UserError
-from mild.backbone import Branch, encode_pictures, load_base, precise_vae
-from mild.folders import folder_written_whole
-from mild.isolation import Protect
-from mild.layered import LayeredUNet, push_to_hub
-from mild.layers import LayeredPicture
-from mild.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
-from mild.photo import Photo, checked_photo, checked_photos
-from mild.regions import (
+from dataset_tools.folders import folder_written_whole
+from mild.erasing.isolation import Protect
+from mild.erasing.layers import LayeredPicture
+from mild.erasing.photo import Photo, checked_photo, checked_photos
+from mild.erasing.regions import (
     MARGIN,
     Region,
     colours_matched,
@@ -51,7 +48,10 @@ from mild.regions import (
     plan_regions,
     prefilled,
 )
-from mild.saved import CONFIG
+from mild.model.backbone import Branch, encode_pictures, load_base, precise_vae
+from mild.model.layered import LayeredUNet, push_to_hub
+from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
+from mild.model.saved import CONFIG
 
 SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 AESTHETIC_SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
@@ -211,9 +211,10 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 made from the result, at the price of one foreground branch a hidden person.
             protect: faces or whole bodies of those who stay are taken out of the masks of those who go (section G.8).
             margin: how far beyond each mask pixels may change, as a share of the square root of its area (see
-                `mild.regions.editable`): more for rough masks, 0 for the masks as they are.
+                `mild.erasing.regions.editable`): more for rough masks, 0 for the masks as they are.
             match_colours: bring the colours of the painted background nearer to those around the hole (see
-                `mild.regions.colours_matched`); False: as the networks paint it, which is the paper's method alone.
+                `mild.erasing.regions.colours_matched`); False: as the networks paint it, which is the paper's method
+                alone.
             num_inference_steps: the paper uses 25 (DDIM); at most as many as the scheduler was trained on.
             guidance_scale: classifier-free guidance, off at 1: the branches are trained without it.
             generator: one for all pictures, or one a picture. The same seed gives the same result.

@@ -18,18 +18,18 @@ import torch
 from scipy.stats import bootstrap
 
 from dataset_tools.errors import UserError
+from dataset_tools.folders import folder_written_whole
 from dataset_tools.schema import KEY_PATTERN, Sample, encode_png
-from mild.backbone import load_base
-from mild.erasers import Case, Eraser
-from mild.erasers.layered import MILDEraser
-from mild.erasers.opencv import OpenCVEraser
-from mild.erasers.sdxl import SDXLEraser
-from mild.folders import folder_written_whole
+from dataset_tools.shards import Samples
+from mild.bases import place_of
+from mild.erasing.pipeline import MILDPipeline
+from mild.evaluation.methods import Case, Eraser
+from mild.evaluation.methods.mild import MILDEraser
+from mild.evaluation.methods.opencv import OpenCVEraser
+from mild.evaluation.methods.sdxl import SDXLEraser
+from mild.evaluation.report import SampleFigures, render_report
 from mild.metrics import METRICS, NotComputed
-from mild.mixture import Samples
-from mild.nano import place_of
-from mild.pipeline import MILDPipeline
-from mild.report import SampleFigures, render_report
+from mild.model.backbone import load_base
 from mild.seeds import derived_seed
 from mild.settings import EvaluateSettings, Masks, Method
 from mild.versions import software_versions
@@ -98,7 +98,7 @@ def evaluate(
     Args:
         samples: any configuration; where no clean background is known, metrics are reported as not computed.
         base: folder or hub id; loaded only where a method needs it.
-        adapters: directory that `mild.training.train` wrote; needed by the method ``mild``.
+        adapters: directory that `mild.training.loop.train` wrote; needed by the method ``mild``.
         log: called after each sample with the number of samples done.
         dataset_digest: named in the report.
         command: the command line that asked for this, named in the report.

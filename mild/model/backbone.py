@@ -18,14 +18,13 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from dataset_tools.errors import UserError
-from mild.nano import HUB_ID, NAME, place_of
+from mild.bases import HUB_ID, NANO, SUGGESTED_BASE, place_of
 from mild.settings import LoraSettings
 
 Branch = Literal["fg", "bg"]
 BRANCHES: tuple[Branch, ...] = ("fg", "bg")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """File name under which diffusers looks for LoRA weights in a folder."""
-SUGGESTED_BASE = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
 
 
 def load_base(
@@ -36,7 +35,7 @@ def load_base(
     """Load an SDXL inpainting base: a folder as diffusers saves it, a hub id, or the one that comes with the package.
 
     Args:
-        name_or_folder: of the base; `mild.nano.NAME` for the package's own.
+        name_or_folder: of the base; `mild.bases.NANO` for the package's own.
         load: ``from_pretrained`` of the pipeline class, which is called with ``options``; float32 by default.
 
     Raises:
@@ -49,7 +48,7 @@ def load_base(
         raise UserError(f"{name_or_folder} is not a diffusers pipeline folder: it has no model_index.json")
     if not folder.exists() and HUB_ID.fullmatch(place) is None:
         raise UserError(
-            f"base {name_or_folder} does not exist; give a folder, a hub id such as {SUGGESTED_BASE}, or {NAME}"
+            f"base {name_or_folder} does not exist; give a folder, a hub id such as {SUGGESTED_BASE}, or {NANO}"
         )
     try:
         with _no_progress_bars():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mild.nano import HUB_ID, NAME
+from mild.bases import HUB_ID, NANO
 from mild.settings import MildSettings
 
 CARD = """\
@@ -29,7 +29,7 @@ branch `fg` paints one person.
 ## Use
 
 ```python
-from mild.pipeline import MILDPipeline
+from mild import MILDPipeline
 
 pipeline = MILDPipeline.from_pretrained("{base}", mild="this folder")
 ```
@@ -76,8 +76,8 @@ def model_card(settings: MildSettings, *, base: str, resolution: int, about: str
         base_model=f"base_model: {base}\n" if HUB_ID.fullmatch(base) else "",
         base=base,
         # The name of the bundled base says nothing to diffusers.
-        base_import="from mild.nano import place_of\n" if base == NAME else "",
-        base_folder=f'place_of("{base}")' if base == NAME else f'"{base}"',
+        base_import="from mild.bases import place_of\n" if base == NANO else "",
+        base_folder=f'place_of("{base}")' if base == NANO else f'"{base}"',
         resolution=resolution,
         about=about and about.rstrip("\n") + "\n",
         parts="\n".join(f"| `{name}` | {part} |" for name, part in rows),

@@ -34,14 +34,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dataset_tools.errors import UserError
-from mild.attention import SpatialModulation, install_sma, remove_sma
-from mild.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
-from mild.model_card import model_card
-from mild.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
-from mild.nano import HUB_ID, place_of
-from mild.offsets import Offsets, install_offsets, remove_offsets
-from mild.prefix import PromptPrefix
-from mild.saved import CONFIG, FORMAT, SavedConfig, one_line, read_config
+from mild.bases import HUB_ID, place_of
+from mild.model.attention import SpatialModulation, install_sma, remove_sma
+from mild.model.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
+from mild.model.card import model_card
+from mild.model.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
+from mild.model.offsets import Offsets, install_offsets, remove_offsets
+from mild.model.prefix import PromptPrefix
+from mild.model.saved import CONFIG, FORMAT, SavedConfig, one_line, read_config
 from mild.seeds import derived_seed
 from mild.settings import MildSettings
 
@@ -206,7 +206,7 @@ class LayeredUNet:
     def save(self, folder: Path, *, base: str, resolution: int, record: dict[str, Any], about: str = "") -> None:
         """Write the directory that the module describes, into an existing folder.
 
-        Use `mild.folders.folder_written_whole` around it, so that it appears whole or not at all.
+        Use `dataset_tools.folders.folder_written_whole` around it, so that it appears whole or not at all.
 
         Args:
             base: hub id or folder of the base.

@@ -29,8 +29,8 @@ import torch
 from diffusers import Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from mild.attention import SpatialAttention, batch_masks, checked_masks
 from mild.charts import COLOURS, Line, line_chart
+from mild.model.attention import SpatialAttention, batch_masks, checked_masks
 
 TILE = 1024
 """Queries and keys whose logits are held at a time."""

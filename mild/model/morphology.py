@@ -38,7 +38,7 @@ from torch.utils.hooks import RemovableHandle
 from dataset_tools.errors import UserError
 from dataset_tools.masks import BONES
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
-from mild.backbone import Branch
+from mild.model.backbone import Branch
 from mild.settings import HmgSettings
 
 COMMON_LABELS = (

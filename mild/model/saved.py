@@ -1,4 +1,4 @@
-"""What ``mild.json`` of a saved MILD directory says (see `mild.layered`), in a module that imports no torch."""
+"""What ``mild.json`` of a saved MILD directory says (see `mild.model.layered`), in a module that imports no torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A very small base: a `StableDiffusionXLInpaintPipeline` folder with SDXL's architecture and its own vocabulary.
 
-A trained one comes with the package, and adapters for it: wherever a base or a MILD directory is named, `NAME` and
-`ADAPTERS` are theirs.
+A trained one comes with the package, and adapters for it: wherever a base or a MILD directory is named, `mild.bases`
+has their names.
 
 Torch and diffusers are imported when they are needed: the processes that draw pictures do without.
 """
@@ -9,11 +9,8 @@ Torch and diffusers are imported when they are needed: the processes that draw p
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from dataset_tools.storage import normal_place
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLInpaintPipeline
@@ -26,31 +23,8 @@ TIME_EMBEDDING = 16
 LONGEST_PROMPT = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-NAME = "mild-nano"
-"""What the trained nano base is called, on every machine."""
-ADAPTERS = "mild-nano-adapters"
-"""What its trained adapters are called."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-"""``owner/name`` on the Hugging Face hub."""
-_BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in (NAME, ADAPTERS)}
-
 MERGES = Path(__file__).parent / "merges.json"
 """Byte-pair merges learned from a few sentences about people and scenes; other words fall back to smaller pieces."""
-
-
-def place_of(name: str) -> str:
-    """The folder of what comes with the package by that name; a hub id as it is; of all else `normal_place`.
-
-    A folder that is here goes before a hub id of the same name. Raises `UserError` as `normal_place`.
-    """
-    if name in _BUNDLED:
-        return str(_BUNDLED[name])
-    return name if HUB_ID.fullmatch(name) and not Path(name).is_dir() else normal_place(name)
-
-
-def normal_name(name: str) -> str:
-    """What a base or MILD directory is called, wherever one stands: `place_of` of all that has no name of its own."""
-    return name if name in _BUNDLED else place_of(name)
 
 
 def save_nano_pipeline(pipeline: StableDiffusionXLInpaintPipeline, folder: Path) -> None:

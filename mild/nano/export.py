@@ -12,16 +12,16 @@ from diffusers import StableDiffusionXLInpaintPipeline
 from PIL import Image
 
 from dataset_tools.drawn_world import Scene, draw_scene, generator
+from dataset_tools.folders import folder_written_whole
 from dataset_tools.schema import encode_png
-from mild.erasers import Case
-from mild.erasers.opencv import OpenCVEraser
-from mild.folders import folder_written_whole
+from mild.erasing.pipeline import MILDPipeline
+from mild.erasing.regions import editable
+from mild.evaluation.methods import Case
+from mild.evaluation.methods.opencv import OpenCVEraser
 from mild.metrics import perceptual_hole, psnr, psnr_hole
-from mild.nano import count_parameters, save_nano_pipeline
+from mild.nano.architecture import count_parameters, save_nano_pipeline
 from mild.nano.pictures import LEAST_SHARE, Pictures, random_hole
 from mild.nano.pretraining import PretrainSettings
-from mild.pipeline import MILDPipeline
-from mild.regions import editable
 
 PEOPLE = (1, 2, 3, 4, 2, 1, 3, 5)
 """People in the pictures of the sample world's test split, one after the other."""

@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import Field
 
 from dataset_tools.drawn_world import Scene, draw_scene, generator
+from dataset_tools.folders import folder_written_whole
 from dataset_tools.settings import Settings
-from mild.folders import folder_written_whole
 
 KEY = "pretraining/{part}/{index}"
 """Keys of the scenes. Those of the sample world begin with the name of a split, so that no scene is in both."""

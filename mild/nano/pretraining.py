@@ -28,13 +28,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dataset_tools.errors import UserError
+from dataset_tools.folders import folder_written_whole
 from dataset_tools.settings import Settings
 from mild.charts import loss_chart
-from mild.checkpoints import Checkpoints
-from mild.folders import folder_written_whole
-from mild.nano import build_nano_pipeline, save_nano_pipeline
+from mild.nano.architecture import build_nano_pipeline, save_nano_pipeline
 from mild.nano.pictures import DrawingSettings, Pictures, random_hole
 from mild.seeds import derived_seed
+from mild.training.checkpoints import Checkpoints
 
 ENCODED_AT_ONCE = 16
 

@@ -1,8 +1,8 @@
 """From samples to training examples: views (faulty masks, crops, flips), holes, targets and cues of one branch.
 
-What a branch is shown is made as `mild.pipeline` makes it at inference, with the same functions: holes are masks
-widened by `mild.regions.editable`, a person's own visible pixels are never hidden from their foreground branch, and
-M_k is soft. The masks are faulty ones, as users' and networks' are.
+What a branch is shown is made as `mild.erasing.pipeline` makes it at inference, with the same functions: holes are
+masks widened by `mild.erasing.regions.editable`, a person's own visible pixels are never hidden from their foreground
+branch, and M_k is soft. The masks are faulty ones, as users' and networks' are.
 
 =============  ==========================================  ====================================================
 configuration  background branch                           foreground branch
@@ -31,13 +31,13 @@ from dataset_tools.errors import UserError
 from dataset_tools.masks import AugmentSettings, augment_mask
 from dataset_tools.schema import KEYPOINTS, PARSING_LABELS, Sample
 from dataset_tools.shards import Outline
-from mild.backbone import Branch
-from mild.layers import visible
-from mild.mixture import misfit
-from mild.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
-from mild.regions import Region, cut_mask, cut_picture, cut_soft, editable, prefilled
+from mild.erasing.layers import visible
+from mild.erasing.regions import Region, cut_mask, cut_picture, cut_soft, editable, prefilled
+from mild.model.backbone import Branch
+from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.seeds import derived_seed
 from mild.settings import CropSettings, HmgSettings, TrainSettings
+from mild.training.mixture import misfit
 
 MOST = 1 / 9
 """Largest share of a random crop that the person fills. Inference shows more around people; crops that did so would
@@ -62,8 +62,8 @@ class Batch:
     target_mask: torch.Tensor
     """Where the branch is judged. Foreground: M_k, the person's true mask, complete where that is known, else what is
     visible of them. Background: 1 everywhere where the sample has a clean plate; otherwise 1 outside the true masks of
-    all people, each widened by `mild.regions.editable` for their soft edges, and 0 inside: there nobody knows the
-    background."""
+    all people, each widened by `mild.erasing.regions.editable` for their soft edges, and 0 inside: there nobody knows
+    the background."""
     weight: torch.Tensor
     """(B,): how often each example counts in the sum of eq. 5."""
 

@@ -30,8 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from dataset_tools.errors import UserError
+from dataset_tools.folders import folder_written_whole
 from dataset_tools.storage import remove_partials
-from mild.folders import folder_written_whole
 
 FORMAT = 1
 """Version of a checkpoint's layout."""

@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,18 +35,16 @@ from PIL import Image
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Person, Sample, encode_png
+from dataset_tools.shards import Samples
 from dataset_tools.storage import write_bytes
-from mild.attention import SpatialModulation
-from mild.layered import LayeredUNet
+from mild.erasing.pipeline import Erased, MILDPipeline
+from mild.erasing.regions import editable
 from mild.metrics import psnr_hole
-from mild.morphology import HumanMorphologyGuidance
-from mild.pipeline import Erased, MILDPipeline
-from mild.regions import editable
+from mild.model.attention import SpatialModulation
+from mild.model.layered import LayeredUNet
+from mild.model.morphology import HumanMorphologyGuidance
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from mild.mixture import Samples
 
 PROJECT = "mild"
 """Folder of the event files, and project of Weights & Biases."""
@@ -158,7 +156,7 @@ def numbers_of(layered: LayeredUNet) -> dict[str, float]:
 
 def spreads_of(layered: LayeredUNet) -> dict[str, torch.Tensor]:
     """What those are means of, for histograms: the gates with their signs, a head and block, and of the alphas of each
-    block what counts (`mild.attention`), beta_0 = alpha_01 - alpha_00 and beta_1 = alpha_11 - alpha_10."""
+    block what counts (`mild.model.attention`), beta_0 = alpha_01 - alpha_00 and beta_1 = alpha_11 - alpha_10."""
     spreads: dict[str, torch.Tensor] = {}
     if layered.sma is not None:
         alphas = _alphas(layered.sma)

@@ -8,8 +8,8 @@ as `dataset_tools.shards` describes them. A sample has a part ``{number}.safeten
 =================  =============================================================================
 name               latent of
 =================  =============================================================================
-``bg.picture``     what the background branch learns to paint (`mild.batches.Batch.picture`)
-``bg.shown``       what it is shown (`mild.batches.Batch.shown`)
+``bg.picture``     what the background branch learns to paint (`mild.training.batches.Batch.picture`)
+``bg.shown``       what it is shown (`mild.training.batches.Batch.shown`)
 ``fg.picture``     the same of the foreground branch
 ``fg.shown``
 =================  =============================================================================
@@ -30,10 +30,10 @@ from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
 from dataset_tools.shards import Outline, Shard, ShardDataset, index_path, read_index, write_index, write_tar
 from dataset_tools.storage import open_root, remove_partials, sha256_of_file
-from mild.backbone import Branch, check_resolution, encode_pictures, load_base
-from mild.batches import draw_fixed_view, make_batch
-from mild.mixture import misfit, usable
+from mild.model.backbone import Branch, check_resolution, encode_pictures, load_base
 from mild.settings import TrainSettings
+from mild.training.batches import draw_fixed_view, make_batch
+from mild.training.mixture import misfit, usable
 
 FORMAT = 1
 """Version of what is encoded and how it is kept."""
@@ -46,7 +46,7 @@ def encode_view(vae: AutoencoderKL, view: Sample, index: int, resolution: int) -
     One call of the VAE whatever is encoded beside, so that a view has the same latents, to the bit, in every batch.
 
     Args:
-        view, index: see `mild.batches.draw_fixed_view`.
+        view, index: see `mild.training.batches.draw_fixed_view`.
     """
     batches = {branch: make_batch(branch, [view], [index], resolution) for branch in ORDER}
     named = {
@@ -66,7 +66,7 @@ def encode_latents(
 ) -> None:
     """Write the latents of all views of datasets; shards that are there and sound are kept, others are removed.
 
-    Samples that cannot be trained on (`mild.mixture.usable`) have none.
+    Samples that cannot be trained on (`mild.training.mixture.usable`) have none.
 
     Args:
         base: folder or hub id of an SDXL inpainting pipeline, whose VAE encodes.

@@ -1,11 +1,11 @@
 """Training in processes of its own: how it is started, told to end, and heard.
 
-`launch` runs ``python -m mild.launch`` (or several of it, by ``torchrun`` or ``accelerate launch``), which calls
-`mild.training.train`. What it has to say comes as lines of JSON on its standard output; its log is standard error. It
-is asked to end by SIGTERM or SIGINT, or when its standard input is closed, which happens by itself when whoever
-started it is gone: it then finishes its step, saves a checkpoint and ends. Nobody has to listen for that: `launch`
-reads all that it says, also where those who are told fail or take long, and it does not mind where nobody reads at all.
-Its exit codes are
+`launch` runs ``python -m mild.training.launch`` (or several of it, by ``torchrun`` or ``accelerate launch``), which
+calls `mild.training.loop.train`. What it has to say comes as lines of JSON on its standard output; its log is standard
+error. It is asked to end by SIGTERM or SIGINT, or when its standard input is closed, which happens by itself when
+whoever started it is gone: it then finishes its step, saves a checkpoint and ends. Nobody has to listen for that:
+`launch` reads all that it says, also where those who are told fail or take long, and it does not mind where nobody
+reads at all. Its exit codes are
 
 ===== ================================================================================================
 code  meaning
@@ -32,19 +32,16 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
 from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.settings import Settings
-from dataset_tools.shards import ShardDataset, read_manifest
+from dataset_tools.shards import Samples, ShardDataset, read_manifest
 from dataset_tools.storage import open_root, sha256_of_file
 from mild.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from mild.mixture import Samples
 
 PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h."""
@@ -53,7 +50,7 @@ GRACE = 5.0
 
 
 class TrainRequest(Settings):
-    """The arguments of `mild.training.train`, by name."""
+    """The arguments of `mild.training.loop.train`, by name."""
 
     settings: TrainSettings
     dataset: str
@@ -66,7 +63,7 @@ class TrainRequest(Settings):
     base_digest: str
     output: str
     latents: str | None = None
-    """Folder of the latents of fixed views (`mild.latents`), where they were encoded before."""
+    """Folder of the latents of fixed views (`mild.training.latents`), where they were encoded before."""
 
 
 class Interrupted(RuntimeError):
@@ -80,7 +77,7 @@ def launch(request: TrainRequest, log: Callable[[int, dict[str, float]], None], 
     interrupted once more while it waits for that, it kills what trains. ``log`` may take its time: training goes on.
 
     Args:
-        log: see `mild.training.train`.
+        log: see `mild.training.loop.train`.
         launcher: what starts several processes, a module and its arguments, such as ``("torch.distributed.run",
             "--nproc_per_node", "4")`` or ``("accelerate.commands.launch", "--multi_gpu", "--num_processes", "4")``;
             empty: one process. On processors alone, with ``ACCELERATE_USE_CPU=true`` in the environment, the first.
@@ -92,7 +89,7 @@ def launch(request: TrainRequest, log: Callable[[int, dict[str, float]], None], 
     _check_launcher(launcher)
     several = ["-m", *launcher] if launcher else []
     process = subprocess.Popen(
-        [sys.executable, *several, "-m", "mild.launch", request.model_dump_json()],
+        [sys.executable, *several, "-m", "mild.training.launch", request.model_dump_json()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -185,9 +182,9 @@ def main() -> None:
         signal.signal(number, lambda *_: asked_to_end.set())
     threading.Thread(target=_await_end_of_input, args=(asked_to_end,), daemon=True).start()
     request = TrainRequest.check(json.loads(sys.argv[1]), origin="request")
-    from mild.latents import Latents
-    from mild.mixture import Mixture
-    from mild.training import Preempted, check_machine, train
+    from mild.training.latents import Latents
+    from mild.training.loop import Preempted, check_machine, train
+    from mild.training.mixture import Mixture
 
     try:
         check_machine(request.settings)
@@ -225,7 +222,7 @@ def validation_of(request: TrainRequest) -> Samples | None:
     Raises:
         UserError: a shard of it is missing, or differs from the manifest.
     """
-    from mild.mixture import Mixture
+    from mild.training.mixture import Mixture
 
     held = read_manifest(request.dataset).shards
     names = [

@@ -24,19 +24,23 @@ from diffusers.training_utils import EMAModel, cast_training_params
 from torch.nn import functional as F
 
 from dataset_tools.errors import UserError
+from dataset_tools.folders import folder_written_whole
 from dataset_tools.schema import Sample, encode_png
 from dataset_tools.settings import digest_of
+from dataset_tools.shards import Samples
 from dataset_tools.storage import local_place, remove_partials
-from mild.backbone import BRANCHES, Branch, adapter_parameters, check_resolution, encode_pictures, load_base
-from mild.batches import Batch, draw_fixed_view, draw_view, make_batch, make_cues
 from mild.charts import loss_chart
-from mild.checkpoints import Checkpoint, Checkpoints
-from mild.folders import folder_written_whole
-from mild.journal import Journal, SamplePictures, check_trackers, logs_of, numbers_of, peak_memory
-from mild.latents import Latents, encode_view
-from mild.layered import LayeredUNet
-from mild.mixture import Samples, usable
-from mild.objective import (
+from mild.model.backbone import BRANCHES, Branch, adapter_parameters, check_resolution, encode_pictures, load_base
+from mild.model.layered import LayeredUNet
+from mild.model.saved import CONFIG
+from mild.seeds import derived_seed
+from mild.settings import TrainSettings
+from mild.training.batches import Batch, draw_fixed_view, draw_view, make_batch, make_cues
+from mild.training.checkpoints import Checkpoint, Checkpoints
+from mild.training.journal import Journal, SamplePictures, check_trackers, logs_of, numbers_of, peak_memory
+from mild.training.latents import Latents, encode_view
+from mild.training.mixture import usable
+from mild.training.objective import (
     background_loss,
     foreground_loss,
     freeze,
@@ -45,10 +49,7 @@ from mild.objective import (
     region_terms,
     stage_at,
 )
-from mild.saved import CONFIG
-from mild.seeds import derived_seed
-from mild.settings import TrainSettings
-from mild.sharding import shard_frozen, sharding_asked_for
+from mild.training.sharding import shard_frozen, sharding_asked_for
 from mild.versions import software_versions
 
 LOSS_COLUMNS = ("step", "loss", "background", "foreground", "lambda")
@@ -106,38 +107,39 @@ def train(
     A step takes ``batch_size`` samples. The background branch sees the image with all people masked (by their
     augmented, faulty masks) and denoises the clean background's latent; the foreground branch denoises the
     image's latent for one person a sample, sees the image with the *other* people masked and is judged inside
-    the person's mask; `mild.batches` says what they learn from which configuration. Both share t and noise, SMA and
-    HMG; the model is given faulty masks only. One person stands for the sum over all N (eq. 5) and so counts N-fold.
-    All randomness comes from ``settings.seed``, the step and the sample's key; on a CPU, equal runs with as
+    the person's mask; `mild.training.batches` says what they learn from which configuration. Both share t and noise,
+    SMA and HMG; the model is given faulty masks only. One person stands for the sum over all N (eq. 5) and so counts
+    N-fold. All randomness comes from ``settings.seed``, the step and the sample's key; on a CPU, equal runs with as
     many threads give equal bytes.
 
-    The directory, which appears whole or not at all, is that of `mild.layered` with ``loss.csv`` and ``loss.svg``
+    The directory, which appears whole or not at all, is that of `mild.model.layered` with ``loss.csv`` and ``loss.svg``
     beside it, and ``samples.png`` where sample pictures are drawn. What the run shows of itself before lies in
-    ``{output}.work`` (`mild.journal`) and stays there.
+    ``{output}.work`` (`mild.training.journal`) and stays there.
 
-    **Resuming.** Every ``checkpoint_every`` steps the run is saved (`mild.checkpoints`). A run that was cut short,
-    in whatever way, and is started again goes on from the newest checkpoint, and on a CPU ends with the bytes of one
-    that was not. It refuses checkpoints of a run with other settings, data or base; those of
+    **Resuming.** Every ``checkpoint_every`` steps the run is saved (`mild.training.checkpoints`). A run that was cut
+    short, in whatever way, and is started again goes on from the newest checkpoint, and on a CPU ends with the bytes of
+    one that was not. It refuses checkpoints of a run with other settings, data or base; those of
     `mild.settings.HOW_NOT_WHAT`, the number of processes and where things lie may change. When the run is complete
     its checkpoints are removed.
 
     **Several processes** (``torchrun``, ``accelerate launch``) share each step's samples; each calls this function with
     equal arguments and sees the same folders. They average gradients by themselves, in one piece, not by wrapping the
     UNet for that: SMA, HMG, offsets and prefix are no part of it, and which parameters get a gradient changes with
-    branch and step. The frozen weights are shared out too where accelerate's configuration says so (`mild.sharding`).
+    branch and step. The frozen weights are shared out too where accelerate's configuration says so
+    (`mild.training.sharding`).
 
     Args:
-        samples: of any configuration; `mild.batches` says what each teaches. Those that cannot be trained on (nobody is
-            seen, smaller than ``resolution``) are set aside before the first step (`mild.mixture.usable`): a warning,
-            the card and ``mild.json`` say how many.
+        samples: of any configuration; `mild.training.batches` says what each teaches. Those that cannot be trained on
+            (nobody is seen, smaller than ``resolution``) are set aside before the first step
+            (`mild.training.mixture.usable`): a warning, the card and ``mild.json`` say how many.
         base: folder or hub id of an SDXL inpainting pipeline.
         output: the directory to write; an older one is replaced.
         log: called every ``log_every`` steps and after the last with what the trackers get: of this step alone
             ``loss/total``, ``loss/background``, ``loss/foreground`` (and, where the region-aware loss is on, its
             weighted terms ``loss/core``, ``loss/boundary`` and ``loss/gradient``), ``lambda``, ``gradient_norm`` (of
             all, before they are clipped) and ``learning_rate/`` ``adapters``, ``sma`` and ``guidance``; the weights as
-            `mild.journal.numbers_of` has them; ``samples_per_second`` since the last call, without the time that
-            pictures and checkpoints take; and ``memory/peak_gib``. Called by the first process only.
+            `mild.training.journal.numbers_of` has them; ``samples_per_second`` since the last call, without the time
+            that pictures and checkpoints take; and ``memory/peak_gib``. Called by the first process only.
         dataset_digest: named in the card and in ``mild.json``.
         base_digest: of the base's files, where known: the run may then be resumed with the base in another place.
         checkpoints: folder for them; by default ``{output}.work/checkpoints``.
@@ -558,9 +560,9 @@ class Examples:
     judged: torch.Tensor
     """(B, 1, h, w) in 0..1, for the loss: where the background is known; the person's mask M_k."""
     weight: torch.Tensor
-    """(B,): see `mild.batches.Batch`."""
+    """(B,): see `mild.training.batches.Batch`."""
     given_mask: torch.Tensor
-    """(B, 1, H, W) in 0..1: see `mild.batches.Batch`."""
+    """(B, 1, H, W) in 0..1: see `mild.training.batches.Batch`."""
     cues: dict[str, Any]
     """Those of HMG: arguments of `LayeredUNet.branch`."""
 

@@ -6,24 +6,12 @@ import bisect
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from dataset_tools.shards import Outline, ShardDataset
-
-
-class Samples(Protocol):
-    """Samples of one configuration or, as `Mixture` has them, of several; `ShardDataset` is one too."""
-
-    keys: list[str]
-    """Of all samples, by index."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Sample: ...
-    def order(self, seed: int, epoch: int) -> np.ndarray: ...
+from dataset_tools.shards import Outline, Samples, ShardDataset
 
 
 class Mixture:

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.nn import functional as F
 
-from mild.backbone import BRANCHES, Branch, adapter_parameters
+from mild.model.backbone import BRANCHES, Branch, adapter_parameters
 from mild.settings import RegionLossSettings, TrainSettings, WarmUpSettings
 
 # Axes of a latent (batch, channels, height, width) that a loss is averaged over.

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from dataset_tools import tables as tables_module
 from dataset_tools.curation import CurationSettings, SplitTables, curate
 from dataset_tools.errors import UserError
-from dataset_tools.records import ImageRecord, Split
-from dataset_tools.sources import Curation
+from dataset_tools.records import Curation, ImageRecord, Split
 from dataset_tools.tables import Table
 
 MIDS = {

@@ -20,9 +20,9 @@ from pydantic import ValidationError
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import DecodeSettings, decode_image
-from dataset_tools.records import ImageRecord, rejections_to_table
+from dataset_tools.records import Curation, ImageRecord, rejections_to_table
 from dataset_tools.schema import KEY_PATTERN, encode_rle
-from dataset_tools.sources import Curation, Source
+from dataset_tools.sources import Source
 from dataset_tools.sources.folder import FolderSettings, FolderSource
 
 HEIGHT, WIDTH = 60, 90

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dataset_tools.errors import UserError
-from mild.folders import folder_written_whole
+from dataset_tools.folders import folder_written_whole
 
 
 def test_a_folder_appears_only_when_its_block_has_ended(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_mirror_in_memory_equals_one_on_disk(tmp_path: Path) -> None:
 
 
 def test_a_mirror_that_stands_there_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "mirror").mkdir()
+    write_mirror(TINY, str(tmp_path / "mirror"))
     (tmp_path / "mirror" / "stale.txt").write_text("old")
     write_mirror(TINY, str(tmp_path / "mirror"))
     assert [path.name for path in tmp_path.iterdir()] == ["mirror"]

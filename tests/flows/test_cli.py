@@ -24,11 +24,13 @@ from hypothesis import strategies as st
 from dataset_tools.errors import UserError
 from dataset_tools.shards import ShardDataset
 from flows import cli
+from flows.commands.build import show_build
+from flows.commands.terminal import new_console
 from flows.evaluate import EvaluateRecipe
 from flows.pipeline import recipe_path
 from flows.settings import BuildSettings
 from flows.train import TrainRecipe
-from mild.nano import ADAPTERS, place_of
+from mild.bases import NANO_ADAPTERS, place_of
 
 
 def mild(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -109,7 +111,7 @@ def test_the_papers_recipe_has_the_papers_numbers() -> None:
 
 def test_the_adapters_of_the_package_are_those_of_their_recipe() -> None:
     recipe = TrainRecipe.load(recipe_path("train", "nano"))
-    saved = json.loads((Path(place_of(ADAPTERS)) / "mild.json").read_text())
+    saved = json.loads((Path(place_of(NANO_ADAPTERS)) / "mild.json").read_text())
     assert (saved["base"], saved["settings"]) == (recipe.base, recipe.train.model_dump(mode="json"))
 
 
@@ -162,7 +164,7 @@ def test_an_output_that_cannot_be_used_is_one_line_before_anything_runs(
     recipe = a_recipe(tmp_path)
     arguments = {
         "train": [recipe, "-d", drawn_dataset],
-        "evaluate": [recipe, "-d", drawn_dataset, "-a", ADAPTERS],
+        "evaluate": [recipe, "-d", drawn_dataset, "-a", NANO_ADAPTERS],
         "pretrain": [recipe],
         "quickstart": [],
     }[command]
@@ -273,8 +275,9 @@ def test_lines_of_what_is_no_terminal_are_not_broken(tmp_path: Path) -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
-        patch.setattr(cli, "console", cli._console())
-        cli._show_build(summary)
+        for module in ("terminal", "build"):
+            patch.setattr(f"flows.commands.{module}.console", new_console())
+        show_build(summary)
     lines = out.getvalue().splitlines()
     assert lines[0] == f"dataset {summary['dataset']}"
     for reason in summary["rejected"]:

@@ -11,8 +11,8 @@ import yaml
 from dataset_tools.errors import UserError
 from flows.pipeline import recipe_path
 from flows.pretrain_base import PretrainRecipe, pretrain_base
-from mild.backbone import load_base
-from mild.nano import NAME, place_of
+from mild.bases import NANO, place_of
+from mild.model.backbone import load_base
 
 TOY: dict[str, Any] = {
     "pretrain": {
@@ -29,7 +29,7 @@ STEPS = ["draw-pictures", "train-vae", "encode-examples", "train-unet", "export-
 
 def test_the_recipe_is_the_one_that_the_shipped_base_was_made_with() -> None:
     recipe = PretrainRecipe.load(recipe_path("pretrain", "nano"))
-    card = (Path(place_of(NAME)) / "README.md").read_text()
+    card = (Path(place_of(NANO)) / "README.md").read_text()
     for steps in (recipe.pretrain.vae, recipe.pretrain.unet):
         assert f"{steps.steps} steps of {steps.batch_size}" in card
     assert recipe.judgement in card

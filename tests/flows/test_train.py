@@ -28,14 +28,15 @@ from PIL import Image
 from prefect.artifacts import Artifact
 from prefect.exceptions import TerminationSignal
 
+import flows.pages
 import flows.train
 from dataset_tools.errors import UserError
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, ShardDataset, write_shard
 from flows.progress import Display
 from flows.train import LatentsJob, TrainJob, TrainRecipe, train
-from mild.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch
-from mild.nano import NAME
+from mild.bases import NANO
+from mild.training.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch
 
 STEPS = 10
 TWO_PROCESSES = ["torch.distributed.run", "--nproc_per_node", "2"]
@@ -75,7 +76,7 @@ def request_of(recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path: Pat
         configurations={"composite": 1.0},
         split="train",
         dataset_digest="d",
-        base=NAME,
+        base=NANO,
         base_digest="b",
         output=str(tmp_path / "adapters"),
     )
@@ -123,7 +124,7 @@ def test_killed_with_all_its_processes_the_flow_goes_on_from_the_last_checkpoint
 
 def test_training_whose_starter_is_gone_saves_and_ends(request_of: TrainRequest, undisturbed: Path) -> None:
     """Whatever happens to a flow, no process is left that trains by itself; the next run goes on."""
-    command = [sys.executable, "-m", "mild.launch", request_of.model_dump_json()]
+    command = [sys.executable, "-m", "mild.training.launch", request_of.model_dump_json()]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
     process.stdout.readline()
@@ -140,7 +141,7 @@ def test_a_starter_that_is_killed_while_it_is_told_leaves_a_checkpoint(
     """Also of the steps after the last one that was due: nobody reads what training says of them."""
     settings = request_of.settings.model_copy(update={"checkpoint_every": 1000})
     starter = (
-        "import os, signal, sys; from mild.launch import *;"
+        "import os, signal, sys; from mild.training.launch import *;"
         "request = TrainRequest.model_validate_json(sys.argv[1]);"
         "launch(request, lambda step, values: step == 3 and os.kill(os.getpid(), signal.SIGKILL))"
     )
@@ -193,7 +194,7 @@ def test_a_server_that_refuses_what_it_is_shown_does_not_end_training(
         asked.append(options.get("key"))
         raise httpx.ConnectError("All connection attempts failed")
 
-    for module, kind in [("progress", "progress"), ("train", "table"), ("train", "image"), ("train", "link")]:
+    for module, kind in [("progress", "progress"), ("train", "table"), ("pages", "image"), ("train", "link")]:
         monkeypatch.setattr(f"flows.{module}.create_{kind}_artifact", refuse)
     steps: list[int] = []
 
@@ -230,7 +231,7 @@ def test_signals_to_the_training_process_are_faults_of_the_machine(request_of: T
     def strike(step: int, values: dict[str, float]) -> None:
         steps.append(step)
         if strikes and step == strikes[-1][0]:
-            (child,) = [child for child in psutil.Process().children() if "mild.launch" in child.cmdline()]
+            (child,) = [child for child in psutil.Process().children() if "mild.training.launch" in child.cmdline()]
             child.send_signal(strikes.pop()[1])
 
     with pytest.raises(Interrupted, match="ended with code -9"):
@@ -257,7 +258,9 @@ def test_two_processes_interrupted_and_then_one_train_what_one_does(
 
     with pytest.raises(KeyboardInterrupt):
         launch(request_of, stop, TWO_PROCESSES)
-    assert not [child for child in psutil.Process().children(recursive=True) if "mild.launch" in child.cmdline()]
+    assert not [
+        child for child in psutil.Process().children(recursive=True) if "mild.training.launch" in child.cmdline()
+    ]
     done = max(int(path.name[5:]) for path in Path(f"{request_of.output}.work/checkpoints").glob("step-*"))
     assert 6 <= done < STEPS
     settings = request_of.settings.model_copy(update={"gradient_accumulation": 2})
@@ -350,14 +353,14 @@ def test_the_flow_shows_values_and_sample_pictures_as_artifacts(
     recipe = tmp_path / "train.yaml"
     recipe.write_text(yaml.safe_dump({"base": "some/base", "train": {"steps": 4, "samples_every": 2, "log_every": 1}}))
     made: list[tuple[str, Any]] = []
-    for kind in ("image", "table"):
-        create = getattr(flows.train, f"create_{kind}_artifact")
+    for module, kind in ((flows.pages, "image"), (flows.train, "table")):
+        create = getattr(module, f"create_{kind}_artifact")
 
         def counted(data: Any, create: Any = create, **options: Any) -> Any:
             made.append((options["key"], data))
             return create(data, **options)
 
-        monkeypatch.setattr(flows.train, f"create_{kind}_artifact", counted)
+        monkeypatch.setattr(module, f"create_{kind}_artifact", counted)
 
     def launch(request: TrainRequest, log: Any, launcher: Any) -> None:
         for step in range(1, 5):

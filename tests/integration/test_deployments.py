@@ -247,7 +247,7 @@ def mark(checkpoint: Path) -> None:
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started at once, as a machine that loses its power does."""
     family = [parent := psutil.Process(process.pid), *parent.children(recursive=True)]
-    assert any("mild.launch" in member.cmdline() for member in family)
+    assert any("mild.training.launch" in member.cmdline() for member in family)
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()

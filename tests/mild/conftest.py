@@ -12,9 +12,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from dataset_tools.schema import Sample
-from mild.nano import NAME, place_of
+from mild.bases import NANO, place_of
 from mild.settings import HmgSettings, LoraSettings, MildSettings, TrainSettings, WarmUpSettings
-from mild.training import train
+from mild.training.loop import train
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -63,7 +63,7 @@ def samples(make_sample: Callable[..., Sample]) -> MemorySamples:
 @pytest.fixture(scope="session")
 def nano_base() -> str:
     """The folder of the base that comes with the package."""
-    return place_of(NAME)
+    return place_of(NANO)
 
 
 @pytest.fixture(scope="session")

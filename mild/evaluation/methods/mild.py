@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mild.erasers import Case, check_background, keep_outside
-from mild.pipeline import MILDPipeline
+from mild.erasing.pipeline import MILDPipeline
+from mild.evaluation.methods import Case, check_background, keep_outside
 
 
 class MILDEraser:
-    """`mild.pipeline.MILDPipeline`: its background branch, in windows at the resolution that it was trained at."""
+    """`mild.erasing.pipeline.MILDPipeline`: its background branch, in windows of the resolution it was trained at."""
 
     name = "mild"
 
@@ -23,7 +23,7 @@ class MILDEraser:
         self.match_colours = match_colours
 
     def erase(self, case: Case, seed: int) -> np.ndarray:
-        """Fill the hole, person by person known, with pose and parsing. See `mild.erasers.Eraser.erase`.
+        """Fill the hole, person by person known, with pose and parsing. See `mild.evaluation.methods.Eraser.erase`.
 
         Without the margin by which the pipeline widens masks: all methods are to fill, and are shown, the same.
         """

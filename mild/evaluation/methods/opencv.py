@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mild.erasers import Case, check_background, keep_outside
+from mild.evaluation.methods import Case, check_background, keep_outside
 
 RADIUS = 3.0
 """Neighbourhood that OpenCV looks at around each pixel to be filled."""
@@ -21,7 +21,7 @@ class OpenCVEraser:
         self._algorithm = self.algorithms[name]
 
     def erase(self, case: Case, seed: int) -> np.ndarray:
-        """Fill the hole; there is no randomness, so ``seed`` does nothing. See `mild.erasers.Eraser.erase`."""
+        """Fill the hole; nothing is random, so ``seed`` does nothing. See `mild.evaluation.methods.Eraser.erase`."""
         check_background(case)
         if not case.hole.any():
             return case.image.copy()

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 from PIL import Image
 
-from mild.erasers import Case, check_background, keep_outside
+from mild.evaluation.methods import Case, check_background, keep_outside
 
 
 class SDXLEraser:
@@ -34,7 +34,7 @@ class SDXLEraser:
         self.resolution = resolution
 
     def erase(self, case: Case, seed: int) -> np.ndarray:
-        """Fill the hole, working with the shorter side at ``resolution``. See `mild.erasers.Eraser.erase`."""
+        """Fill the hole, the shorter side being worked on at ``resolution``: `mild.evaluation.methods.Eraser.erase`."""
         check_background(case)
         if not case.hole.any():
             return case.image.copy()

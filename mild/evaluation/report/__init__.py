@@ -48,12 +48,12 @@ def render_report(summary: dict[str, Any], samples: Sequence[SampleFigures], cha
     """The page as HTML.
 
     Args:
-        summary: content of ``summary.json``, see `mild.evaluation.evaluate`.
+        summary: content of ``summary.json``, see `mild.evaluation.compare.evaluate`.
         samples: what is shown below the tables; their pictures are read and embedded.
         chart: the adapters' loss curve, an ``<svg>`` element; None where there is none.
     """
     environment = Environment(
-        loader=PackageLoader("mild.report", "."),
+        loader=PackageLoader("mild.evaluation.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

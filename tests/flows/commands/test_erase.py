@@ -21,13 +21,13 @@ import pytest
 from diffusers import StableDiffusionXLInpaintPipeline
 from PIL import Image, ImageCms
 
+from dataset_tools.folders import folder_written_whole
 from dataset_tools.schema import encode_rle
 from flows import cli
-from mild.folders import folder_written_whole
-from mild.layered import LayeredUNet
-from mild.layers import LayeredPicture
-from mild.nano import ADAPTERS, NAME, place_of
-from mild.regions import editable
+from mild.bases import NANO, NANO_ADAPTERS, place_of
+from mild.erasing.layers import LayeredPicture
+from mild.erasing.regions import editable
+from mild.model.layered import LayeredUNet
 from mild.settings import LoraSettings, MildSettings
 
 HEIGHT, WIDTH = 64, 96
@@ -56,7 +56,7 @@ def read(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def base() -> str:
-    return place_of(NAME)
+    return place_of(NANO)
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +151,9 @@ def test_with_nothing_named_the_adapters_of_the_package_erase_and_say_what_they_
     photograph = save(photo(), tmp_path / "one.png")
     common = ["erase", photograph, *write_people(tmp_path / "masks"), "--steps", 1, "-o"]
     code, _, err = mild(*common, tmp_path / "default.png")
-    assert (code, ADAPTERS in err, "drawn pictures only" in err) == (0, True, True)
-    assert mild(*common, tmp_path / "named.png", "--mild", ADAPTERS)[::2] == (0, "")
-    assert mild(*common, tmp_path / "base.png", "--base", NAME)[::2] == (0, "")
+    assert (code, NANO_ADAPTERS in err, "drawn pictures only" in err) == (0, True, True)
+    assert mild(*common, tmp_path / "named.png", "--mild", NANO_ADAPTERS)[::2] == (0, "")
+    assert mild(*common, tmp_path / "base.png", "--base", NANO)[::2] == (0, "")
     assert np.array_equal(read(tmp_path / "default.png"), read(tmp_path / "named.png"))
     assert not np.array_equal(read(tmp_path / "default.png"), read(tmp_path / "base.png"))
 
@@ -615,7 +615,7 @@ def test_the_garbage_collector_rests_while_all_is_imported_and_loaded(
     tmp_path: Path, erase: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would go through all modules and weights a hundred times, and find nothing."""
-    from mild.pipeline import MILDPipeline
+    from mild.erasing.pipeline import MILDPipeline
 
     worked, real = [], MILDPipeline.from_pretrained
 

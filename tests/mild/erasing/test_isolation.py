@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
-from mild.isolation import FACE_LABELS, face_region, isolate
+from mild.erasing.isolation import FACE_LABELS, face_region, isolate
 
 FACES = {"lip": (4, 13), "atr": (3, 11), "pascal": (1,)}
 """The numbers of the face labels in SCHP's three sets, written out."""

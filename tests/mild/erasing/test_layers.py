@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_tools.errors import UserError
-from mild.layers import LayeredPicture, visible
-from mild.regions import editable
+from mild.erasing.layers import LayeredPicture, visible
+from mild.erasing.regions import editable
 
 SHAPE = (24, 30)
 

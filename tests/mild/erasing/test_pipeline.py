@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from dataset_tools.errors import UserError
-from mild.backbone import BRANCHES, adapter_parameters, precise_vae
-from mild.folders import folder_written_whole
-from mild.layered import LayeredUNet
-from mild.leakage import measure_leakage
-from mild.morphology import map_size
-from mild.pipeline import Erased, MILDPipeline, recompose
-from mild.regions import MARGIN, editable
+from dataset_tools.folders import folder_written_whole
+from mild.erasing.pipeline import Erased, MILDPipeline, recompose
+from mild.erasing.regions import MARGIN, editable
+from mild.model.backbone import BRANCHES, adapter_parameters, precise_vae
+from mild.model.layered import LayeredUNet
+from mild.model.leakage import measure_leakage
+from mild.model.morphology import map_size
 from mild.settings import HmgSettings, LoraSettings, MildSettings, OffsetSettings, PrefixSettings
 
 STEPS = 2
@@ -156,7 +156,7 @@ def test_what_the_network_paints_is_what_stands_in_the_hole(base_alone: MILDPipe
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_colours_are_matched_in_the_background_alone_and_only_if_wanted(pipe: MILDPipeline, wanted: bool) -> None:
-    with mock.patch("mild.pipeline.colours_matched", side_effect=lambda painted, *_: np.zeros_like(painted)):
+    with mock.patch("mild.erasing.pipeline.colours_matched", side_effect=lambda painted, *_: np.zeros_like(painted)):
         result = erase(pipe, photo(), people(), layers=True, match_colours=wanted)
     everybody = np.logical_or.reduce(people())
     assert (result.background[everybody] == 0).all() == wanted
@@ -421,7 +421,7 @@ def test_a_model_is_uploaded_to_the_hub_as_it_is_saved(pipe: MILDPipeline) -> No
         assert files >= {"mild.json", "README.md", "sma.safetensors", "fg/pytorch_lora_weights.safetensors"}
         return f"https://hub/{repo_id}"
 
-    with mock.patch("mild.pipeline.push_to_hub", uploaded):
+    with mock.patch("mild.erasing.pipeline.push_to_hub", uploaded):
         assert pipe.push_to_hub("me/mild") == "https://hub/me/mild"
 
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataset_tools.errors import UserError
-from mild.regions import (
+from mild.erasing.regions import (
     JUMP,
     MATCHED,
     Region,

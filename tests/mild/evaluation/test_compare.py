@@ -13,7 +13,7 @@ from PIL import Image
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from mild.evaluation import _differences, _mean, evaluate
+from mild.evaluation.compare import _differences, _mean, evaluate
 from mild.metrics import METRICS, psnr_hole
 from mild.settings import EvaluateSettings
 

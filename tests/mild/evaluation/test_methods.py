@@ -12,13 +12,13 @@ from PIL import Image
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from mild.backbone import load_base
-from mild.erasers import Case, Eraser
-from mild.erasers.layered import MILDEraser
-from mild.erasers.opencv import OpenCVEraser
-from mild.erasers.sdxl import SDXLEraser
-from mild.pipeline import MILDPipeline
-from mild.regions import editable
+from mild.erasing.pipeline import MILDPipeline
+from mild.erasing.regions import editable
+from mild.evaluation.methods import Case, Eraser
+from mild.evaluation.methods.mild import MILDEraser
+from mild.evaluation.methods.opencv import OpenCVEraser
+from mild.evaluation.methods.sdxl import SDXLEraser
+from mild.model.backbone import load_base
 
 METHODS = ("telea", "navier-stokes", "sdxl-inpaint", "mild")
 
@@ -58,7 +58,7 @@ def case_of(sample: Sample) -> Case:
 def test_mild_is_judged_with_matched_colours_or_without(erasers: dict[str, Eraser], case: Case) -> None:
     mild = erasers["mild"]
     assert isinstance(mild, MILDEraser)
-    pipeline = mild.pipeline
+    pipeline = mild.erasing.pipeline
     plain = MILDEraser(pipeline, steps=3, match_colours=False).erase(case, 0)
     given = {"pose": case.pose, "parsing": case.parsing, "label_set": case.label_set, "num_inference_steps": 3}
     expected = pipeline(

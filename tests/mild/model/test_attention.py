@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mild.attention import SpatialModulation, install_sma, modulated_attention, remove_sma, token_masks
-from mild.backbone import activate, adapter_parameters, add_layered_lora
-from mild.nano import build_nano_pipeline
+from mild.model.attention import SpatialModulation, install_sma, modulated_attention, remove_sma, token_masks
+from mild.model.backbone import activate, adapter_parameters, add_layered_lora
+from mild.nano.architecture import build_nano_pipeline
 from mild.settings import LoraSettings
 
 SIZES = [(8, 8), (6, 10), (7, 5), (13, 9)]
@@ -405,7 +405,7 @@ def test_fused_kernels_see_no_mask_and_a_head_dimension_of_eights(
         seen.append((q.shape[-1], k.shape[-1], v.shape[-1], options))
         return kernel(q, k, v, **options)
 
-    monkeypatch.setattr("mild.attention.F.scaled_dot_product_attention", spy)
+    monkeypatch.setattr("mild.model.attention.F.scaled_dot_product_attention", spy)
     modulated_attention(*(draw(1, 9, 2, 64) for _ in range(3)), draw_masks(1, 9, soft=True), draw(2, 2))
     assert seen == [(72, 72, 72, {"scale": 0.125})]
 

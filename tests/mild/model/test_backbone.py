@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch.func import functional_call
 
 from dataset_tools.errors import UserError
-from mild.backbone import (
+from mild.model.backbone import (
     BRANCHES,
     activate,
     adapter_parameters,

@@ -18,11 +18,11 @@ from diffusers import StableDiffusionXLInpaintPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from dataset_tools.errors import UserError
-from mild.backbone import BRANCHES, Branch, adapter_parameters, load_base
-from mild.layered import LayeredUNet, push_to_hub
-from mild.morphology import CHANNELS, Cue
-from mild.nano import NAME
-from mild.saved import read_config
+from mild.bases import NANO
+from mild.model.backbone import BRANCHES, Branch, adapter_parameters, load_base
+from mild.model.layered import LayeredUNet, push_to_hub
+from mild.model.morphology import CHANNELS, Cue
+from mild.model.saved import read_config
 from mild.settings import HmgSettings, LoraSettings, MildSettings, OffsetSettings, PrefixSettings
 
 SMALL = HmgSettings(grid=2, width=8, map_side=16)
@@ -427,8 +427,8 @@ def test_the_card_names_the_parts_that_are_there_and_links_a_base_of_the_hub(
 
 def test_the_code_in_a_card_runs_as_it_stands(tmp_path: Path) -> None:
     """With the bundled base, whose name diffusers alone does not know."""
-    layered = _layered(load_base(NAME).unet, MildSettings(lora=LoraSettings(rank=2), hmg=None))
-    layered.save(tmp_path, base=NAME, resolution=64, record={})
+    layered = _layered(load_base(NANO).unet, MildSettings(lora=LoraSettings(rank=2), hmg=None))
+    layered.save(tmp_path, base=NANO, resolution=64, record={})
     snippets = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
     for snippet in snippets:

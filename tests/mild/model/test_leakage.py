@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mild.attention import install_sma, modulated_attention, remove_sma
-from mild.leakage import gamma_chart, leakage, measure_leakage, residual_spectrum, spectrum_chart
+from mild.model.attention import install_sma, modulated_attention, remove_sma
+from mild.model.leakage import gamma_chart, leakage, measure_leakage, residual_spectrum, spectrum_chart
 
 SLACK = 1e-9
 

@@ -18,8 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dataset_tools import masks as mask_tools
 from dataset_tools.errors import UserError
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
-from mild.backbone import BRANCHES, activate, adapter_parameters, add_layered_lora
-from mild.morphology import (
+from mild.model.backbone import BRANCHES, activate, adapter_parameters, add_layered_lora
+from mild.model.morphology import (
     CHANNELS,
     COMMON_LABELS,
     TO_COMMON,

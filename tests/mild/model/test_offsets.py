@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dataset_tools.errors import UserError
-from mild.offsets import (
+from mild.model.offsets import (
     BoundarySmoothing,
     Offsets,
     SpatialOffset,

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLInpaintPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mild.prefix import PromptPrefix
+from mild.model.prefix import PromptPrefix
 from mild.settings import PrefixSettings
 
 FOUR = PrefixSettings(tokens=4)

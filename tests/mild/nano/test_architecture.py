@@ -9,8 +9,8 @@ from diffusers import StableDiffusionXLInpaintPipeline
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from mild.nano import ADAPTERS, NAME, place_of
-from mild.saved import read_config
+from mild.bases import NANO, NANO_ADAPTERS, place_of
+from mild.model.saved import read_config
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_it_is_small_holds_safetensors_only_and_its_card_says_how_it_was_made(na
 
 
 def test_its_adapters_are_small_and_belong_to_it() -> None:
-    folder = Path(place_of(ADAPTERS))
+    folder = Path(place_of(NANO_ADAPTERS))
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 5e6
-    assert read_config(folder).base == NAME
+    assert read_config(folder).base == NANO
 
 
 @pytest.mark.parametrize("text", ["A photo of an empty street", "zwölf Boxkämpfer, 12:30?", "人 and 🌳"])

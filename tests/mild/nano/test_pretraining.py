@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
+from mild.erasing.pipeline import MILDPipeline
 from mild.nano.export import export_base
 from mild.nano.pictures import DrawingSettings, Pictures
 from mild.nano.pretraining import (
@@ -25,7 +26,6 @@ from mild.nano.pretraining import (
     train_unet,
     train_vae,
 )
-from mild.pipeline import MILDPipeline
 
 TOY = PretrainSettings(
     drawing=DrawingSettings(scenes=3, crops=2, held_out=2, side=32),

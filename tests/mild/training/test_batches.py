@@ -15,15 +15,24 @@ from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, Person, Sample
-from mild.backbone import BRANCHES, load_base
-from mild.batches import MOST, cropped, draw_fixed_view, draw_view, make_batch, make_cues, mirrored, with_faulty_masks
-from mild.layered import LayeredUNet
-from mild.morphology import COMMON_LABELS
-from mild.photo import checked_photo
-from mild.pipeline import MILDPipeline
-from mild.regions import MARGIN, editable
+from mild.erasing.photo import checked_photo
+from mild.erasing.pipeline import MILDPipeline
+from mild.erasing.regions import MARGIN, editable
+from mild.model.backbone import BRANCHES, load_base
+from mild.model.layered import LayeredUNet
+from mild.model.morphology import COMMON_LABELS
 from mild.settings import CropSettings, HmgSettings, TrainSettings
-from mild.training import BranchLoss
+from mild.training.batches import (
+    MOST,
+    cropped,
+    draw_fixed_view,
+    draw_view,
+    make_batch,
+    make_cues,
+    mirrored,
+    with_faulty_masks,
+)
+from mild.training.loop import BranchLoss
 
 
 def test_a_background_example_hides_all_people_by_their_faulty_masks_and_wants_the_clean_plate(

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
 from dataset_tools.shards import ShardDataset
-from mild.checkpoints import Checkpoints
 from mild.settings import TrainSettings, WarmUpSettings
-from mild.training import Preempted, train
+from mild.training.checkpoints import Checkpoints
+from mild.training.loop import Preempted, train
 
 KILLS = 3
 RUN = {"settings": {"seed": 1, "steps": 9}, "dataset": "abc"}
@@ -134,7 +134,7 @@ def test_where_there_is_no_room_the_older_checkpoint_stays_intact(tmp_path: Path
 
 
 def test_two_runs_cannot_hold_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mild.checkpoints.PATIENCE", 0.1)
+    monkeypatch.setattr("mild.training.checkpoints.PATIENCE", 0.1)
     one, other = (Checkpoints(tmp_path / "work/checkpoints", RUN, keep=1) for _ in range(2))
     with one.held(), pytest.raises(UserError, match="another run is at work"), other.held():
         pass
@@ -219,7 +219,7 @@ def test_how_a_run_works_may_change_and_what_it_does_may_not(
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(
     samples: Any, nano_base: str, eventful: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mild.training import BranchLoss, Examples
+    from mild.training.loop import BranchLoss, Examples
 
     make = BranchLoss.examples
 
@@ -242,7 +242,7 @@ def test_gradients_that_are_not_finite_never_reach_the_weights(
 ) -> None:
     """A square root at zero: a finite value with an infinite slope."""
     monkeypatch.setattr(
-        "mild.training.background_loss", lambda prediction, *_: (prediction * 0).square().sum((1, 2, 3)).sqrt()
+        "mild.training.loop.background_loss", lambda prediction, *_: (prediction * 0).square().sum((1, 2, 3)).sqrt()
     )
     with pytest.raises(UserError, match=r"the norm of the gradients is nan at step 1 \(samples"):
         train(eventful, samples, nano_base, str(tmp_path / "out"), silent)
@@ -254,7 +254,7 @@ from pathlib import Path
 import torch
 from dataset_tools.shards import ShardDataset
 from mild.settings import TrainSettings
-from mild.training import train
+from mild.training.loop import train
 
 dataset, base, output, settings, kills = sys.argv[1:]
 samples = ShardDataset(dataset, "composite", "train")

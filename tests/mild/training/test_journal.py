@@ -25,14 +25,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dataset_tools.errors import UserError
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, write_shard
-from mild.backbone import load_base
-from mild.journal import GAP, HOLE, TILE, SamplePictures, numbers_of, peak_memory, spreads_of
-from mild.launch import TrainRequest, validation_of
-from mild.layered import LayeredUNet
+from mild.erasing.pipeline import MILDPipeline
 from mild.metrics import psnr_hole
-from mild.pipeline import MILDPipeline
+from mild.model.backbone import load_base
+from mild.model.layered import LayeredUNet
 from mild.settings import RegionLossSettings, TrainSettings, WarmUpSettings
-from mild.training import Preempted, train
+from mild.training.journal import GAP, HOLE, TILE, SamplePictures, numbers_of, peak_memory, spreads_of
+from mild.training.launch import TrainRequest, validation_of
+from mild.training.loop import Preempted, train
 
 Entries = list[tuple[int, dict[str, float]]]
 
@@ -62,7 +62,7 @@ def _assert_same(found: Entries, expected: Entries) -> None:
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mild.journal.INFERENCE_STEPS", 2)
+    monkeypatch.setattr("mild.training.journal.INFERENCE_STEPS", 2)
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def test_the_speed_is_that_of_all_steps_since_the_last_entry_without_what_lies_b
     """Steps of 1, 3, 1 and 1 seconds, with 100 between them; two samples each."""
     waits = iter([0, *(wait for step in (1, 3, 1, 1) for wait in (100, step)), 0])
     clock = itertools.accumulate(waits)
-    monkeypatch.setattr("mild.training.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("mild.training.loop.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     train(quick, samples, nano_base, str(tmp_path / "out"), log)
     assert [values["samples_per_second"] for _, values in entries] == [1.0, 2.0]
 

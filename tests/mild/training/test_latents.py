@@ -17,12 +17,12 @@ from safetensors.torch import load
 from dataset_tools.errors import UserError
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, ShardDataset, write_shard
-from mild.backbone import BRANCHES, load_base
-from mild.latents import Latents, encode_latents
-from mild.layered import LayeredUNet
-from mild.mixture import Mixture
+from mild.model.backbone import BRANCHES, load_base
+from mild.model.layered import LayeredUNet
 from mild.settings import CropSettings, TrainSettings, WarmUpSettings
-from mild.training import BranchLoss, train
+from mild.training.latents import Latents, encode_latents
+from mild.training.loop import BranchLoss, train
+from mild.training.mixture import Mixture
 
 SHARDS = ["composite/train-000000.tar", "composite/train-000001.tar", "real/train-000000.tar"]
 
@@ -155,7 +155,7 @@ def test_a_damaged_shard_is_written_again_alone(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     with monkeypatch.context() as patch:
-        patch.setattr("mild.latents.load_base", never)
+        patch.setattr("mild.training.latents.load_base", never)
         encode_latents(fixed, datasets, nano_base, "v", folder)
     before = {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in sound}
     tar, index = (Path(folder, f"composite/train-000001.{end}") for end in ("tar", "index.json"))

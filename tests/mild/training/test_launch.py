@@ -11,10 +11,10 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-import mild.launch
+import mild.training.launch
 from dataset_tools.errors import UserError
-from mild.launch import TrainRequest, launch
 from mild.settings import TrainSettings
+from mild.training.launch import TrainRequest, launch
 
 STAND_IN = """
 import json, os, signal, subprocess, sys
@@ -70,7 +70,7 @@ def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(mild.launch, "GRACE", 0.5)
+    monkeypatch.setattr(mild.training.launch, "GRACE", 0.5)
 
     def hangs(*_: Any) -> None:
         raise TimeoutError("it hangs")

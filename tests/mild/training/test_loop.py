@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from mild.attention import modulated_attention
-from mild.backbone import BRANCHES, load_base
-from mild.layered import LayeredUNet
-from mild.regions import editable
+from mild.erasing.regions import editable
+from mild.model.attention import modulated_attention
+from mild.model.backbone import BRANCHES, load_base
+from mild.model.layered import LayeredUNet
 from mild.settings import HmgSettings, MildSettings, OffsetSettings, PrefixSettings, TrainSettings, WarmUpSettings
-from mild.training import BranchLoss, Examples, Preempted, train
+from mild.training.loop import BranchLoss, Examples, Preempted, train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PARTS = ["sma.safetensors", "hmg.safetensors"]
@@ -308,7 +308,7 @@ def test_gradient_checkpointing_computes_twice_and_gives_the_same_gradients(
         calls.append(1)
         return modulated_attention(*arguments, **options)
 
-    monkeypatch.setattr("mild.attention.modulated_attention", counted)
+    monkeypatch.setattr("mild.model.attention.modulated_attention", counted)
     kept = _after_three_steps(_everything(quick), samples, nano_base, tmp_path / "kept")
     once = len(calls)
     settings = _everything(quick, gradient_checkpointing=True)
@@ -414,7 +414,7 @@ def test_the_learning_rates_follow_their_schedule(
 def test_the_moving_average_is_what_a_run_leaves(
     samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mild.checkpoints.Checkpoints.remove", lambda self: None)
+    monkeypatch.setattr("mild.training.checkpoints.Checkpoints.remove", lambda self: None)
     settings = _changed(quick, ema_decay=0.15, checkpoint_every=1, checkpoints_kept=4)
     train(settings, samples, nano_base, str(tmp_path / "out"), _silent)
     left = load_file(tmp_path / "out/sma.safetensors")
@@ -445,7 +445,7 @@ def test_how_often_cues_are_withheld_is_a_setting_that_leaves_noise_and_time_as_
         withheld.append(np.stack(flags))
         return {}
 
-    monkeypatch.setattr("mild.training.make_cues", no_cues)
+    monkeypatch.setattr("mild.training.loop.make_cues", no_cues)
     samples = [make_sample(index, height=32, width=32) for index in range(20)]
     for dropout in (0.0, 0.5, 1.0):
         settings = _changed(quick, mild=quick.mild.model_copy(update={"hmg": HmgSettings(dropout=dropout)}))
@@ -500,7 +500,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(
     make_sample: Callable[..., Sample],
     in_memory: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr("mild.training.background_loss", lambda prediction, *_: prediction.mean((1, 2, 3)) * math.nan)
+    monkeypatch.setattr(
+        "mild.training.loop.background_loss", lambda prediction, *_: prediction.mean((1, 2, 3)) * math.nan
+    )
     data = in_memory([make_sample(3), make_sample(8)])
     with pytest.raises(UserError, match=r"nan at step 1 \(samples sample-[38], sample-[38]\)"):
         train(quick, data, nano_base, str(tmp_path / "out"), _silent)
@@ -572,7 +574,7 @@ def test_what_this_machine_cannot_do_is_said_before_data_and_base_are_loaded(
             train(quick, samples, nano_base, str(tmp_path / "out"), _silent, stop=lambda: True)
     if changes.get("prompt") == "in another place":
         (tmp_path / "out.work").write_text("a file")
-    monkeypatch.setattr("mild.training.load_base", _never)
+    monkeypatch.setattr("mild.training.loop.load_base", _never)
     without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with without, pytest.raises(UserError, match=complaint):
         train(_changed(quick, **changes), samples, nano_base, str(tmp_path / "out"), _silent)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
 from dataset_tools.shards import ShardDataset
-from mild.mixture import Mixture, usable
+from mild.training.mixture import Mixture, usable
 
 
 class Numbered:

@@ -10,20 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_tools.errors import UserError
-from mild.backbone import BRANCHES, Branch, adapter_parameters
-from mild.layered import LayeredUNet
-from mild.morphology import CHANNELS, Cue
-from mild.objective import (
-    Stage,
-    background_loss,
-    foreground_loss,
-    foreground_weight,
-    freeze,
-    known_cells,
-    prediction_target,
-    region_loss,
-    stage_at,
-)
+from mild.model.backbone import BRANCHES, Branch, adapter_parameters
+from mild.model.layered import LayeredUNet
+from mild.model.morphology import CHANNELS, Cue
 from mild.settings import (
     HmgSettings,
     LoraSettings,
@@ -33,6 +22,17 @@ from mild.settings import (
     RegionLossSettings,
     TrainSettings,
     WarmUpSettings,
+)
+from mild.training.objective import (
+    Stage,
+    background_loss,
+    foreground_loss,
+    foreground_weight,
+    freeze,
+    known_cells,
+    prediction_target,
+    region_loss,
+    stage_at,
 )
 
 

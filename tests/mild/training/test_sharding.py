@@ -26,13 +26,13 @@ from PIL import Image
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-import mild.training
+import mild.training.loop
 from dataset_tools.errors import UserError
 from dataset_tools.shards import ShardDataset
-from mild.nano import NAME
+from mild.bases import NANO
 from mild.settings import OffsetSettings, PrefixSettings, TrainSettings
-from mild.sharding import shard_frozen, sharding_asked_for
-from mild.training import train
+from mild.training.loop import train
+from mild.training.sharding import shard_frozen, sharding_asked_for
 
 PROCESSES = 2
 
@@ -54,7 +54,7 @@ def _environment(folder: Path, **fsdp: Any) -> dict[str, str]:
 
 def _train(dataset: str, output: str, settings: TrainSettings) -> None:
     samples = ShardDataset(dataset, "composite", "train")
-    train(settings, samples, NAME, output, lambda step, values: None, validation=samples)
+    train(settings, samples, NANO, output, lambda step, values: None, validation=samples)
 
 
 class _AsOnGpus(Accelerator):
@@ -87,7 +87,7 @@ def main(dataset: str, output: str, settings: str) -> None:
         counts = json.dumps({"before": before, "after": _counted(unet)})
         Path(f"{output}-{accelerator.process_index}.json").write_text(counts)
 
-    mild.training.Accelerator, mild.training.shard_frozen = _AsOnGpus, watched  # type: ignore[misc, assignment]
+    mild.training.loop.Accelerator, mild.training.loop.shard_frozen = _AsOnGpus, watched  # type: ignore[misc, assignment]
     _train(dataset, output, TrainSettings.model_validate_json(settings))
 
 

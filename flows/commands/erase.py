@@ -1,0 +1,93 @@
+"""``mild erase``; `flows.commands.photo_files` does the work."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dataset_tools.errors import UserError
+from dataset_tools.storage import is_url, local_path, normal_place
+from flows.commands.terminal import console, new_console, stopped_in_one_line
+
+
+def erase(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Photographs: files, folders or globs.")],
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Masks of the people: for one photograph an index PNG, or a PNG a person (repeat the option); for "
+            "any number a folder of PNGs with the photographs' names (NAME.png, or NAME_0.png, NAME_1.png, ...), or "
+            "a COCO json. Where people overlap, later masks are in front.",
+        ),
+    ] = None,
+    remove: Annotated[
+        str | None,
+        typer.Option(metavar="1,3", help="Who vanishes, counted from 1 in the order of the masks; default: everybody."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File for one photograph, folder for several; default: NAME-erased.png beside the photograph. PNG, "
+            "TIFF and WEBP keep all other pixels exactly.",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Also save background and people, for mild recompose.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="SDXL inpainting pipeline, folder or hub id; default: the one that --mild was trained on."),
+    ] = None,
+    mild: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder that training wrote, or hub id; default: the base of --base alone or, without that, the "
+            "adapters that come with this package, which know drawn pictures only."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of the noise, below 2**64; the same seed gives the same picture.")] = 0,
+    prompt: Annotated[str, typer.Option(help="What is to be seen where people were.")] = "",
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How far beyond a mask pixels may change, as a share of the square root of its area: more for rough "
+            "masks, 0 for exactly the masks; default: 0.015.",
+        ),
+    ] = None,
+) -> None:
+    """Erase people from photographs; all other pixels stay exactly as they are.
+
+    Of several photographs, those whose results are there are passed over, so that a run that was stopped can go on.
+    """
+    if not mask:
+        raise UserError("say where the people are: --mask MASK.png, a folder of masks, or a COCO json")
+    photos = [local_path(photo, "photographs") for photo in photos]
+    # Masks are read from anywhere.
+    mask = [place if is_url(place := normal_place(path)) else local_path(path, "masks") for path in mask]
+    output = None if output is None else local_path(output, "results")
+    layers = None if layers is None else local_path(layers, "layers")
+    with stopped_in_one_line():
+        from flows.commands.photo_files import EraseOptions
+        from flows.commands.photo_files import erase as erase_people
+        from mild.erasing.regions import MARGIN
+
+        options = EraseOptions(base, mild, steps, seed, prompt, MARGIN if margin is None else margin)
+        if erase_people(
+            photos,
+            mask,
+            options,
+            remove=remove,
+            output=output,
+            layers=layers,
+            force=force,
+            console=console,
+            complaints=new_console(stderr=True),
+        ):
+            raise typer.Exit(1)

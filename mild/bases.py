@@ -1,0 +1,32 @@
+"""Where bases and adapters lie: folders, ids of the Hugging Face hub, and what comes with the package."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dataset_tools.storage import normal_place
+
+NANO = "mild-nano"
+"""What the trained nano base is called, on every machine."""
+NANO_ADAPTERS = "mild-nano-adapters"
+"""What its trained adapters are called."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+"""``owner/name`` on the Hugging Face hub."""
+_BUNDLED = {name: Path(__file__).parent / "nano" / "bundled" / name for name in (NANO, NANO_ADAPTERS)}
+SUGGESTED_BASE = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
+
+
+def place_of(name: str) -> str:
+    """The folder of what comes with the package by that name; a hub id as it is; of all else `normal_place`.
+
+    A folder that is here goes before a hub id of the same name. Raises `UserError` as `normal_place`.
+    """
+    if name in _BUNDLED:
+        return str(_BUNDLED[name])
+    return name if HUB_ID.fullmatch(name) and not Path(name).is_dir() else normal_place(name)
+
+
+def normal_name(name: str) -> str:
+    """What a base or MILD directory is called, wherever one stands: `place_of` of all that has no name of its own."""
+    return name if name in _BUNDLED else place_of(name)

@@ -1,0 +1,1 @@
+"""Methods compared on the same samples, and the page that shows it."""
