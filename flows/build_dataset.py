@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -17,9 +14,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import pyarrow.parquet as pq
-from PIL import Image
 from prefect import Flow, Task, flow
-from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.events import emit_event
 from prefect.utilities.callables import get_call_parameters
 
@@ -29,7 +24,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.estimators.annotated import AnnotatedSettings
 from dataset_tools.records import SPLITS, Split
 from dataset_tools.schema import CONFIGURATIONS
-from dataset_tools.shards import Manifest, Shard, index_path, read_manifest
+from dataset_tools.shards import Manifest, Shard
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
@@ -38,11 +33,10 @@ from dataset_tools.storage import (
     is_url,
     normal_place,
     open_root,
-    remove_partials,
     write_bytes,
     written_whole,
 )
-from flows.caching import Job, JobT, ResultT, forget, result_storage, run_steps
+from flows.caching import JobT, ResultT, forget, result_storage, run_steps
 from flows.dataset_steps import (
     MIRROR,
     PICTURES,
@@ -68,7 +62,9 @@ from flows.dataset_steps import (
     read_table,
     rows_of,
 )
+from flows.output_files import OutputFiles
 from flows.output_lock import sole_run
+from flows.pages import show_dataset
 from flows.progress import Progress
 from flows.settings import BuildSettings, PictureSource
 
@@ -78,8 +74,6 @@ DATASET_READY = "mild.dataset.ready"
 """Name of the event that a build emits when the dataset that stands there is another than before."""
 ANNOUNCED = "announced.json"
 """Below the work folder: the digest of the dataset that the last event spoke of."""
-MADE = "made.json"
-"""Below the work folder: what runs on this output may have written, path to the key of the job that did it last."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,7 +135,7 @@ def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
     """The stages of `build_dataset`, on the task runner that the settings name."""
     with Progress("build-progress") as progress:
         build = _Build(settings, root, progress)
-        build.clear()
+        build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS)
         source, mirror = build.source()
         curated = build.curate(source)
         shards: Shards = {settings.curated.configuration: build.curated_shards(source, mirror, curated)}
@@ -160,20 +154,7 @@ class _Build:
         self.place = {"root": root, "work": self.work}
         self.storage = result_storage(self.work)
         self.cached = 0
-        self.made = self._made_before()
-        """See `MADE`."""
-
-    def clear(self) -> None:
-        """Remove what killed runs of this output left under construction, in the folders that builds write to.
-
-        Raises:
-            UserError: there are files which no run on this output wrote and this one would overwrite.
-        """
-        base = open_root(self.root)[1]
-        self._refuse_to_overwrite([] if self.made else [*BESIDE_SHARDS, "manifest.json"])
-        if not is_url(self.root):
-            for folder in (base, *(f"{base}/{name}" for name in (*CONFIGURATIONS, "card")), open_root(self.work)[1]):
-                remove_partials(folder)
+        self.output = OutputFiles(root, self.work)
 
     def source(self) -> tuple[PictureSource, str]:
         """Where pictures come from, and the digest of the drawn sample world; empty for other sources."""
@@ -311,7 +292,7 @@ class _Build:
             curated_rejected=curated.rejected,
             settings=self._recorded_settings(),
         )
-        self._plan({BESIDE_SHARDS[0]: job})
+        self.output.plan({BESIDE_SHARDS[0]: job})
         return self._run(describe, [job])[0].files
 
     def publish(self, curated: Curated, shards: Shards, files: dict[str, str]) -> dict[str, Any]:
@@ -327,7 +308,7 @@ class _Build:
             software={name: version(name) for name in ("mild", *PICTURES)},
         )
         write_bytes(filesystem, f"{base}/manifest.json", f"{manifest.model_dump_json(indent=1)}\n".encode())
-        self._remove_unlisted(listed)
+        self.output.remove_shards_but(shard.path for shard in listed)
         rejected = Counter(read_table(self.root, "rejected.parquet", columns=["reason"])["reason"].to_pylist())
         summary = {
             "dataset": self.root,
@@ -337,7 +318,7 @@ class _Build:
             "cached": self.cached,
             "rejected": dict(sorted(rejected.items())),
         }
-        self.progress.pages.show(_show, summary, shards)
+        self.progress.pages.show(show_dataset, summary, shards)
         return summary
 
     def _run(self, step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:
@@ -353,7 +334,7 @@ class _Build:
         Raises:
             UserError: too much.
         """
-        self._plan({job.path: job for job in jobs})
+        self.output.plan({job.path: job for job in jobs})
         built = self._run(step, jobs)
         shards: dict[str, list[Shard]] = {}
         for job, result in zip(jobs, built, strict=True):
@@ -391,57 +372,6 @@ class _Build:
             f"{kind}: {problem}: {reasons}; {self.work}/rejected.parquet has every one with its reason. Mend the cause "
             "and build again" + (", or raise max_rejected_share" if made else "")
         )
-
-    def _plan(self, jobs: dict[str, Job]) -> None:
-        """Note what is about to be written, path to job, and what decides about it.
-
-        What a manifest describes must stand: it goes before a file changes to another than it says.
-        """
-        keys = {path: job.key() for path, job in jobs.items()}
-        if all(self.made.get(path) == key for path, key in keys.items()):
-            return
-        new = [path for path in keys if path not in self.made and path.endswith(".tar")]
-        self._refuse_to_overwrite([place for path in new for place in (path, index_path(path))])
-        filesystem, base = open_root(self.root)
-        if filesystem.exists(f"{base}/manifest.json"):
-            filesystem.rm_file(f"{base}/manifest.json")
-        self._note_made(self.made | keys)
-
-    def _made_before(self) -> dict[str, str]:
-        filesystem, work = open_root(self.work)
-        place = f"{work}/{MADE}"
-        made: dict[str, str] = json.loads(filesystem.cat_file(place)) if filesystem.exists(place) else {}
-        with contextlib.suppress(UserError):
-            held = read_manifest(self.root).shards.values()
-            listed = {shard.path for splits in held for shards in splits.values() for shard in shards}
-            made = dict.fromkeys(listed, "") | made
-        return made
-
-    def _note_made(self, made: dict[str, str]) -> None:
-        self.made = made
-        filesystem, work = open_root(self.work)
-        write_bytes(filesystem, f"{work}/{MADE}", json.dumps(made, sort_keys=True).encode())
-
-    def _refuse_to_overwrite(self, paths: Sequence[str]) -> None:
-        filesystem, base = open_root(self.root)
-        there = {path.removeprefix(base).lstrip("/") for path in filesystem.find(base)} if paths else set()
-        for path in paths:
-            if any(name == path or name.startswith(f"{path}/") for name in there):
-                raise UserError(
-                    f"output {self.root} holds {path}, which no build is known to have written there, and which this "
-                    "one would overwrite; name another folder, or move it away"
-                )
-
-    def _remove_unlisted(self, listed: list[Shard]) -> None:
-        """Delete shards of an earlier plan of this output, which no manifest names any more."""
-        filesystem, base = open_root(self.root)
-        former = {path for path in self.made if path.endswith(".tar")} - {shard.path for shard in listed}
-        for path in sorted(former):
-            for place in (f"{base}/{path}", f"{base}/{index_path(path)}"):
-                if filesystem.exists(place):
-                    filesystem.rm_file(place)
-        if former:
-            self._note_made({path: key for path, key in self.made.items() if path not in former})
 
     def _composites(self) -> dict[Split, int]:
         composite = self.settings.composite
@@ -505,42 +435,3 @@ def _announce(name: str, root: str, digest: str) -> None:
         payload={"dataset": root, "digest": digest},
     )
     write_bytes(filesystem, told, json.dumps(digest).encode())
-
-
-def _show(summary: dict[str, Any], shards: Shards) -> None:
-    """Tables and a picture in Prefect's pages."""
-    create_table_artifact(
-        [
-            {
-                "configuration": configuration,
-                "split": split,
-                "samples": sum(shard.samples for shard in held),
-                "people": sum(shard.people for shard in held),
-                "shards": len(held),
-                "MB": round(sum(shard.size for shard in held) / 1e6, 1),
-            }
-            for configuration, splits in shards.items()
-            for split, held in splits.items()
-        ],
-        key="dataset-shards",
-        description=f"{summary['dataset']}: {summary['cached']} of {summary['shards']} shards were cached",
-    )
-    create_table_artifact(
-        [{"reason": reason, "rows": count} for reason, count in summary["rejected"].items()],
-        key="dataset-rejected",
-        description="What was set aside or mended, by reason; rejected.parquet has every row",
-    )
-    filesystem, base = open_root(summary["dataset"])
-    sheets = sorted(filesystem.find(f"{base}/card"))
-    if sheets:
-        create_image_artifact(_data_uri(filesystem.cat_file(sheets[0])), "dataset-contact-sheet", "First samples")
-
-
-def _data_uri(png: bytes) -> str:
-    """A small JPEG of the picture: Prefect takes a URL only, and refuses events beyond 1.5 MB."""
-    with Image.open(io.BytesIO(png)) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((1000, 1000))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

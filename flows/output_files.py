@@ -1,0 +1,98 @@
+"""What runs on one output wrote there: only that is overwritten or removed, and what a manifest describes stands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from dataset_tools.errors import UserError
+from dataset_tools.shards import index_path, read_manifest
+from dataset_tools.storage import is_url, open_root, remove_partials, write_bytes
+from flows.caching import Job
+
+MADE = "made.json"
+"""Below the work folder: what runs on this output may have written, path to the key of the job that did it last."""
+
+
+class OutputFiles:
+    """The files of a dataset and the jobs that write them. For one run at a time (`flows.output_lock`).
+
+    Args:
+        root: of the dataset.
+        work: its work folder.
+    """
+
+    def __init__(self, root: str, work: str) -> None:
+        self._root, self._work = root, work
+        self._made = self._made_before()
+
+    def clear(self, folders: Iterable[str], beside_shards: Sequence[str]) -> None:
+        """Remove what killed runs left under construction.
+
+        Args:
+            folders: below the dataset, those that runs write to.
+            beside_shards: files that runs write beside shards.
+
+        Raises:
+            UserError: there are files which no run on this output wrote and this one would overwrite.
+        """
+        self._refuse_to_overwrite([] if self._made else [*beside_shards, "manifest.json"])
+        if not is_url(self._root):
+            base = open_root(self._root)[1]
+            for folder in (base, *(f"{base}/{name}" for name in folders), open_root(self._work)[1]):
+                remove_partials(folder)
+
+    def plan(self, jobs: Mapping[str, Job]) -> None:
+        """Note what is about to be written, path to job, and what decides about it.
+
+        What a manifest describes must stand: it goes before a file changes to another than it says.
+
+        Raises:
+            UserError: a shard would take the place of one which no run on this output wrote.
+        """
+        keys = {path: job.key() for path, job in jobs.items()}
+        if all(self._made.get(path) == key for path, key in keys.items()):
+            return
+        new = [path for path in keys if path not in self._made and path.endswith(".tar")]
+        self._refuse_to_overwrite([place for path in new for place in (path, index_path(path))])
+        filesystem, base = open_root(self._root)
+        if filesystem.exists(f"{base}/manifest.json"):
+            filesystem.rm_file(f"{base}/manifest.json")
+        self._note(self._made | keys)
+
+    def remove_shards_but(self, listed: Iterable[str]) -> None:
+        """Delete shards of an earlier plan of this output, which no manifest names any more."""
+        filesystem, base = open_root(self._root)
+        former = {path for path in self._made if path.endswith(".tar")} - set(listed)
+        for path in sorted(former):
+            for place in (f"{base}/{path}", f"{base}/{index_path(path)}"):
+                if filesystem.exists(place):
+                    filesystem.rm_file(place)
+        if former:
+            self._note({path: key for path, key in self._made.items() if path not in former})
+
+    def _made_before(self) -> dict[str, str]:
+        filesystem, work = open_root(self._work)
+        place = f"{work}/{MADE}"
+        made: dict[str, str] = json.loads(filesystem.cat_file(place)) if filesystem.exists(place) else {}
+        with contextlib.suppress(UserError):
+            held = read_manifest(self._root).shards.values()
+            listed = {shard.path for splits in held for shards in splits.values() for shard in shards}
+            made = dict.fromkeys(listed, "") | made
+        return made
+
+    def _note(self, made: dict[str, str]) -> None:
+        self._made = made
+        filesystem, work = open_root(self._work)
+        write_bytes(filesystem, f"{work}/{MADE}", json.dumps(made, sort_keys=True).encode())
+
+    def _refuse_to_overwrite(self, paths: Sequence[str]) -> None:
+        filesystem, base = open_root(self._root)
+        there = {path.removeprefix(base).lstrip("/") for path in filesystem.find(base)} if paths else set()
+        for path in paths:
+            if any(name == path or name.startswith(f"{path}/") for name in there):
+                raise UserError(
+                    f"output {self._root} holds {path}, which no build is known to have written there, and which this "
+                    "one would overwrite; name another folder, or move it away"
+                )
