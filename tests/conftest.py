@@ -1,11 +1,15 @@
-"""What tests of several packages share: samples that are quickly drawn."""
+"""What tests of several packages share: what tests may start, and samples that are quickly drawn."""
 
 from __future__ import annotations
 
 import csv
+import multiprocessing.process
 import os
 import re
+import signal
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image, ImageCms
 
@@ -24,9 +29,56 @@ from dataset_tools.shards import Manifest, write_shard
 # For torch, here and in child processes: the models are too small for more threads, rounding depends on their number,
 # and other tests run beside.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Whoever needs a server of Prefect asks for the fixture `prefect_server`: one that starts unasked takes half a minute.
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 # A busy machine is no defect.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+# Shells ignore Ctrl-C for what they start in the background, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses Prefect's server, so that `make test-fast` can leave it out."""
+    for item in items:
+        if "prefect_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("server")
+
+
+@pytest.fixture(autouse=True)
+def no_unmarked_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make test-fast` starts no process, for which it leaves out what says that it does."""
+    if not {"process", "server"} & {mark.name for mark in request.node.iter_markers()}:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise AssertionError("this test starts a process: mark it with pytest.mark.process")
+
+        monkeypatch.setattr(subprocess.Popen, "_execute_child", refuse)
+        monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of all processes that run these tests."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def prefect_database(shared_folder: Path) -> Path:
+    """An empty database of Prefect's, to be copied: making one takes longer than starting a server on it."""
+    database = shared_folder / "prefect.db"
+    program = (
+        "import asyncio; from prefect.server.database import provide_database_interface as interface;"
+        "asyncio.run(interface().create_db())"
+    )
+    with FileLock(shared_folder / "prefect.db.lock"):
+        if not database.exists():
+            made = shared_folder / "prefect-made.db"
+            place = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{made}"}
+            subprocess.run([sys.executable, "-c", program], env={**os.environ, **place}, check=True)
+            made.rename(database)
+    return database
 
 
 def draw_sample(index: int, height: int = 48, width: int = 64, people: int = 2) -> Sample:

@@ -1,24 +1,64 @@
-"""One temporary Prefect server for all tests of flows."""
+"""One temporary Prefect server for all tests of flows, whichever process runs them."""
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
-from prefect.testing.utilities import prefect_test_harness
+from filelock import FileLock
+from prefect.context import _temporary_global_settings_context, get_settings_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
 
-@pytest.fixture(scope="session", autouse=True)
-def prefect_server() -> Iterator[None]:
-    """A real server with a database of its own, for flows called in this process."""
-    with prefect_test_harness(server_startup_timeout=120):
+@pytest.fixture(scope="session")
+def prefect_server(shared_folder: Path, prefect_database: Path) -> Iterator[None]:
+    """A real server with a database of its own, for flows called in this process.
+
+    Whoever needs it first starts it, and whoever needs it last ends it.
+    """
+    state, lock = shared_folder / "prefect-server.json", FileLock(shared_folder / "prefect-server.lock")
+    with lock:
+        known = json.loads(state.read_text()) if state.exists() else _started(shared_folder, prefect_database)
+        state.write_text(json.dumps({**known, "users": known["users"] + 1}))
+    with (
+        temporary_settings({PREFECT_API_URL: known["url"]}),
+        _temporary_global_settings_context(get_settings_context()),
+    ):
         yield
+        APILogWorker.instance().drain()
+        EventsWorker.drain_all()
+    with lock:
+        known = json.loads(state.read_text())
+        known["users"] -= 1
+        if known["users"]:
+            state.write_text(json.dumps(known))
+        else:
+            state.unlink()
+            server = psutil.Process(known["process"])
+            server.terminate()
+            server.wait()
+
+
+def _started(folder: Path, database: Path) -> dict[str, str | int]:
+    copy = shutil.copy(database, folder / "prefect-server.db")
+    with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{copy}"}):
+        server = SubprocessASGIServer()
+        server.start(timeout=120)
+    atexit.unregister(server.stop)
+    assert server.server_process is not None
+    return {"url": server.api_url, "process": server.server_process.pid, "users": 0}
 
 
 @pytest.fixture
-def server_environment() -> dict[str, str]:
+def server_environment(prefect_server: None) -> dict[str, str]:
     """Environment for child processes that should use the same server."""
-    from prefect.settings import PREFECT_API_URL
-
     return {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or "", "PREFECT_LOGGING_LEVEL": "CRITICAL"}

@@ -29,6 +29,8 @@ from dataset_tools.storage import PARTIAL_SUFFIX
 from flows.build_dataset import build_dataset
 from flows.dataset_steps import download_slot
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
 KILLS = 5
 
 

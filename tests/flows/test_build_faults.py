@@ -36,6 +36,8 @@ from flows.build_dataset import build_dataset
 from flows.dataset_steps import build_curated_shard
 from flows.output_lock import HOLDER, sole_run
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
 WORLD = SampleSettings(
     train=16, validation=1, test=1, train_backgrounds=12, validation_backgrounds=1, test_backgrounds=1,
     smallest=128, largest=160, broken=False,

@@ -14,6 +14,8 @@ from dataset_tools.errors import UserError
 from dataset_tools.storage import open_root, write_bytes
 from flows.caching import Files, Job, Outcome, cached_step, folder_digest, result_storage, run_steps
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
 
 class WriteJob(Job):
     """Write one file."""

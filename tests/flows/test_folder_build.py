@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw
 from dataset_tools.shards import ShardDataset, read_manifest, verify
 from flows.build_dataset import build_dataset
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
 # Where people are in scikit-image's own photographs: an ellipse (left, top, right, bottom) each.
 PEOPLE = {"astronaut": [(90, 0, 420, 511)], "camera": [(60, 60, 330, 500)], "cat": [], "coffee": []}
 

@@ -14,6 +14,8 @@ from flows.pretrain_base import PretrainRecipe, pretrain_base
 from mild.bases import NANO, place_of
 from mild.model.backbone import load_base
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
 TOY: dict[str, Any] = {
     "pretrain": {
         "drawing": {"scenes": 2, "crops": 1, "held_out": 1, "drawn": 64, "side": 32},

@@ -17,6 +17,8 @@ from dataset_tools.shards import read_manifest
 from dataset_tools.sources.sample import SampleSettings, write_mirror
 from flows.build_dataset import build_dataset
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
 TOKEN, PASSWORD = "Bearer 7f3c-not-to-be-seen-91ab", "pass-word-not-to-be-seen-4410"
 
 

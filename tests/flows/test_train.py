@@ -38,6 +38,8 @@ from flows.train import LatentsJob, TrainJob, TrainRecipe, train
 from mild.bases import NANO
 from mild.training.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
 STEPS = 10
 TWO_PROCESSES = ["torch.distributed.run", "--nproc_per_node", "2"]
 
