@@ -2,16 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find dataset_tools mild flows -name '*.py')
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+.DEFAULT_GOAL := help
 
-.PHONY: quickstart test lint
+.PHONY: help quickstart test test-fast lint
 
-quickstart: .venv/.compiled
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-11s %s\n", $$1, $$2}'
+
+quickstart: .venv/.compiled ## build a dataset, train on it, evaluate: the whole road, on the embedded sample
 	$(BIN)/mild quickstart
 
-test: .venv/.compiled
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+test: .venv/.compiled ## all tests
+	$(PYTEST)
 
-lint: .venv/.installed
+test-fast: .venv/.compiled ## the tests that start no process and no server, for every save
+	$(PYTEST) -m "not process and not server"
+
+lint: .venv/.installed ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

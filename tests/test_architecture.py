@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,13 @@ def test_arrows_point_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packages, the rooms of `mild`, no circles; only flows know Prefect; dataset_tools needs no torch."""
     monkeypatch.chdir(ROOT)
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_commits_are_checked_by_what_make_lint_runs() -> None:
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nlint:")[1].split("\n\n")[0]
+    made = [line.removeprefix("\t$(BIN)/").removesuffix(" .") for line in recipe.splitlines()[1:]]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [hook["entry"].removeprefix(".venv/bin/") for hook in hooks] == made
 
 
 def _texts() -> Iterator[Path]:
