@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import pyarrow.parquet as pq
 from prefect import Flow, Task, flow
 from prefect.events import emit_event
 from prefect.utilities.callables import get_call_parameters
@@ -34,9 +33,8 @@ from dataset_tools.storage import (
     normal_place,
     open_root,
     write_bytes,
-    written_whole,
 )
-from flows.caching import JobT, ResultT, forget, result_storage, run_steps
+from flows.caching import JobT, ResultT, result_storage, run_steps
 from flows.dataset_steps import (
     MIRROR,
     PICTURES,
@@ -50,7 +48,6 @@ from flows.dataset_steps import (
     DescribeJob,
     MirrorJob,
     ShardJob,
-    all_rejected,
     build_composite_shard,
     build_curated_shard,
     curate,
@@ -66,6 +63,7 @@ from flows.output_files import OutputFiles
 from flows.output_lock import sole_run
 from flows.pages import show_dataset
 from flows.progress import Progress
+from flows.rejected import What, check_rejected
 from flows.settings import BuildSettings, PictureSource
 
 BESIDE_SHARDS = ("README.md", "croissant.json", "attribution.csv", "rejected.parquet", "card")
@@ -290,7 +288,7 @@ class _Build:
             description=settings.description,
             shards=shards,
             curated_rejected=curated.rejected,
-            settings=self._recorded_settings(),
+            settings=self.settings.recorded(),
         )
         self.output.plan({BESIDE_SHARDS[0]: job})
         return self._run(describe, [job])[0].files
@@ -304,7 +302,7 @@ class _Build:
             shards=shards,
             files=files,
             source=curated.digest,
-            settings=self._recorded_settings(),
+            settings=self.settings.recorded(),
             software={name: version(name) for name in ("mild", *PICTURES)},
         )
         write_bytes(filesystem, f"{base}/manifest.json", f"{manifest.model_dump_json(indent=1)}\n".encode())
@@ -327,7 +325,7 @@ class _Build:
         return [outcome.result for outcome in outcomes]
 
     def _shards(
-        self, step: Task[[Any], BuiltShard], jobs: Sequence[ShardJob], curated: Curated, what: str
+        self, step: Task[[Any], BuiltShard], jobs: Sequence[ShardJob], curated: Curated, what: What
     ) -> dict[str, list[Shard]]:
         """Build shards and look at how much had to be set aside.
 
@@ -339,73 +337,12 @@ class _Build:
         shards: dict[str, list[Shard]] = {}
         for job, result in zip(jobs, built, strict=True):
             shards.setdefault(job.split, []).append(result.shard)
-        self._check_rejected(jobs, [result.shard for result in built], curated, what)
+        check_rejected(self.settings, self.root, jobs, [each.shard for each in built], curated.rejected, what)
         return shards
-
-    def _check_rejected(self, jobs: Sequence[ShardJob], shards: list[Shard], curated: Curated, what: str) -> None:
-        """Where much of what was chosen cannot be used the run is at fault, not the pictures, and nothing settles."""
-        rejected = all_rejected(self.root, self.work, curated.rejected, shards)
-        rows = [row for row in rejected.to_pylist() if _counts(row, what)]
-        lost, made = len(rows), sum(shard.samples for shard in shards)
-        allowed = self.settings.max_rejected_share
-        # One bad picture never ends a run, be it one of two.
-        if made and lost <= (max(1, allowed * (made + lost)) if allowed else 0):
-            return
-        forget(job for job, shard in zip(jobs, shards, strict=True) if shard.rejected)
-        kind = self.settings.source.kind
-        if not lost and not len(rejected):
-            raise UserError(
-                f"{kind}: curation chose no picture: there is none, or the settings below source allow none"
-            )
-        filesystem, base = open_root(self.work)
-        with written_whole(filesystem, f"{base}/rejected.parquet") as partial:
-            pq.write_table(rejected, partial)
-        counts = Counter(rejected["reason"].to_pylist() if not lost else (row["reason"] for row in rows))
-        reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common(3))
-        problem = (
-            f"{lost} of {made + lost} {what} ({lost / (made + lost):.0%}) were set aside, more than max_rejected_share "
-            f"({allowed:g}) allows"
-            if made
-            else f"none of the {what} could be used"
-        )
-        raise UserError(
-            f"{kind}: {problem}: {reasons}; {self.work}/rejected.parquet has every one with its reason. Mend the cause "
-            "and build again" + (", or raise max_rejected_share" if made else "")
-        )
 
     def _composites(self) -> dict[Split, int]:
         composite = self.settings.composite
         return {} if composite is None else composite.samples
-
-    def _recorded_settings(self) -> dict[str, Any]:
-        """What decides about the data; not where files lie, how they are come by, nor what opens storage."""
-        cue = {"root", "root_options", "fetch"}
-        places = {
-            "root",
-            "root_options",
-            "images",
-            "images_options",
-            "cache",
-            "photos",
-            "masks",
-            "backgrounds",
-            "fetch",
-        }
-        left_out: dict[str, Any] = {
-            **{"runner": True, "max_rejected_share": True, "source": places, "curated": {"fetch_workers"}},
-            **{"pose": cue, "parsing": cue, "plate": cue},
-        }
-        return self.settings.model_dump(mode="json", exclude=left_out)
-
-
-def _counts(row: dict[str, Any], what: str) -> bool:
-    """Whether a row of ``rejected.parquet`` counts for ``max_rejected_share``.
-
-    A picture or composite that was chosen and is not there. Not so what curation did not choose, nor whose masks do not
-    do, which is as good as not chosen; of both that counts which could not be read.
-    """
-    chosen = row["transient"] or row["stage"] not in ("curate", "mask")
-    return row["outcome"] == "image-rejected" and chosen and (what == "pictures" or row["stage"] != "curate")
 
 
 def _too_few(split: str, missing: str) -> UserError:

@@ -114,3 +114,13 @@ class BuildSettings(Settings):
     """Samples in one tar; also the unit of caching and of parallel work."""
     runner: RunnerSettings = RunnerSettings()
     """What runs the tasks."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides about the data; not where files lie, how they are come by, nor what opens storage."""
+        cue = {"root", "root_options", "fetch"}
+        source = {*cue, "images", "images_options", "cache", "photos", "masks", "backgrounds"}
+        left_out: dict[str, Any] = {
+            **{"runner": True, "max_rejected_share": True, "source": source, "curated": {"fetch_workers"}},
+            **{"pose": cue, "parsing": cue, "plate": cue},
+        }
+        return self.model_dump(mode="json", exclude=left_out)
