@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import cv2
@@ -11,12 +11,22 @@ import numpy as np
 Array = np.ndarray
 
 
+def rgb(text: str) -> Array:
+    """(3,) float32 in 0..1 from six hexadecimal digits."""
+    return np.array([int(text[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
+
+
 def hexes(*texts: str) -> list[Array]:
-    return [np.array([int(text[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255 for text in texts]
+    return [rgb(text) for text in texts]
 
 
 def mix(first: Array, second: Array, share: float) -> Array:
     return first + (second - first) * np.float32(share)
+
+
+def draw_lot(rng: np.random.Generator, shares: dict[str, float]) -> str:
+    """One of the names; how often each is drawn, all together 1."""
+    return str(rng.choice(list(shares), p=list(shares.values())))
 
 
 def pick(rng: np.random.Generator, colours: Sequence[Array], jitter: float = 0.035) -> Array:
@@ -26,6 +36,7 @@ def pick(rng: np.random.Generator, colours: Sequence[Array], jitter: float = 0.0
     )
 
 
+WHITE = rgb("ffffff")
 SKIN = hexes("f6d7c3", "f0c4a5", "e3ac86", "cf9468", "b47848", "8f5a35", "6d4428", "4f3120")
 HAIR = hexes("1d1714", "2b1d14", "4a2f1d", "6d4526", "96683a", "c79a55", "e0c48a", "8e3f22", "9c9a98", "d8d5d0")
 CLOTH = hexes(
@@ -70,6 +81,11 @@ def xy(*points: Sequence[float] | Array) -> Array:
     return np.array(points, np.float64)
 
 
+def on_circle(angles: Array) -> Array:
+    """(n, 2) points of the unit circle."""
+    return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
 def capsule(start: Array, end: Array, start_radius: float, end_radius: float) -> Array:
     """Outline of the convex hull of two circles: a limb that tapers."""
     delta = end - start
@@ -78,23 +94,18 @@ def capsule(start: Array, end: Array, start_radius: float, end_radius: float) ->
         return ellipse(start if start_radius >= end_radius else end, *(max(start_radius, end_radius),) * 2)
     heading = np.arctan2(delta[1], delta[0])
     spread = np.arccos((start_radius - end_radius) / length)
-    back = heading + np.linspace(spread, 2 * np.pi - spread, 9)
-    front = heading + np.linspace(-spread, spread, 9)
-    return np.concatenate(
-        [
-            start + start_radius * np.stack([np.cos(back), np.sin(back)], 1),
-            end + end_radius * np.stack([np.cos(front), np.sin(front)], 1),
-        ]
-    )
+    back = start + start_radius * on_circle(heading + np.linspace(spread, 2 * np.pi - spread, 9))
+    front = end + end_radius * on_circle(heading + np.linspace(-spread, spread, 9))
+    return np.concatenate([back, front])
 
 
-def tube(points: Sequence[Array] | Array, radii: Sequence[float]) -> list[Array]:
-    return [capsule(points[i], points[i + 1], radii[i], radii[i + 1]) for i in range(len(points) - 1)]
+def tube(points: Sequence[Array] | Array, radii: Sequence[float] | Array, unit: float = 1.0) -> list[Array]:
+    """Tapering limbs through points, with a radius at each in ``unit`` pixels."""
+    wide = [radius * unit for radius in radii]
+    return [capsule(points[i], points[i + 1], wide[i], wide[i + 1]) for i in range(len(points) - 1)]
 
 
-_CIRCLE = np.stack(
-    [np.cos(np.linspace(0, 2 * np.pi, 28, endpoint=False)), np.sin(np.linspace(0, 2 * np.pi, 28, endpoint=False))], 1
-)
+_CIRCLE = on_circle(np.linspace(0, 2 * np.pi, 28, endpoint=False))
 
 
 def ellipse(centre: Array, radius_x: float, radius_y: float) -> Array:
@@ -144,7 +155,7 @@ class Sheet:
 
     def paint(
         self,
-        shapes: Iterable[Array],
+        shapes: Sequence[Array],
         colour: Array,
         *,
         label: int = 0,
@@ -163,19 +174,17 @@ class Sheet:
             contact: how much the shape darkens what lies under and right beside it.
             erase: polygons cut out of the union.
         """
-        scaled = [(polygon - [self.left, self.top]) * self.fineness - 0.5 for polygon in shapes]
-        everything = np.concatenate(scaled)
+        points = self._own(np.concatenate(shapes))
         margin = 2 + (relief * self.fineness if contact else 0)
-        x0, y0 = np.maximum(np.floor(everything.min(0) - margin).astype(int), 0)
-        x1, y1 = np.minimum(np.ceil(everything.max(0) + margin).astype(int), self.shape[::-1])
+        x0, y0 = np.maximum(np.floor(points.min(0) - margin).astype(int), 0)
+        x1, y1 = np.minimum(np.ceil(points.max(0) + margin).astype(int), self.shape[::-1])
         if x0 >= x1 or y0 >= y1:
             return
         mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-        for polygon in scaled:
-            cv2.fillPoly(mask, [_fixed(polygon - [x0, y0])], 255, cv2.LINE_AA, 4)
+        for polygon in np.split(_fixed(points - [x0, y0]), np.cumsum([len(shape) for shape in shapes])[:-1]):
+            cv2.fillPoly(mask, [polygon], 255, cv2.LINE_AA, 4)
         for polygon in erase:
-            inner = (polygon - [self.left, self.top]) * self.fineness - 0.5 - [x0, y0]
-            cv2.fillPoly(mask, [_fixed(inner)], 0, cv2.LINE_AA, 4)
+            cv2.fillPoly(mask, [_fixed(self._own(polygon) - [x0, y0])], 0, cv2.LINE_AA, 4)
         alpha = mask.astype(np.float32)
         alpha *= np.float32(opacity / 255)
         region = self.planes[:, y0:y1, x0:x1]
@@ -204,6 +213,10 @@ class Sheet:
         if label:
             self.labels[y0:y1, x0:x1][mask >= 128] = label
 
+    def _own(self, points: Array) -> Array:
+        """From pixels of the picture to pixels of the sheet."""
+        return (points - [self.left, self.top]) * self.fineness - 0.5
+
     def finish(self, tint: Array) -> tuple[Array, Array]:
         """(h, w, 4) uint8 RGBA with straight alpha, and (h, w) uint8 labels, at the picture's resolution."""
         height, width = self.shape[0] // self.fineness, self.shape[1] // self.fineness
@@ -212,18 +225,18 @@ class Sheet:
         rgba = cv2.merge([*(small[c] * (scale * tint[c]) for c in range(3)), small[3] * np.float32(255)])
         rgba = cv2.convertScaleAbs(rgba)
         rgba[rgba[..., 3] == 0] = 0
-        corners = [
-            self.labels[i :: self.fineness, j :: self.fineness]
-            for i in range(self.fineness)
-            for j in range(self.fineness)
-        ]
         count = np.zeros((height, width), np.uint8)
         label = np.zeros((height, width), np.uint8)
-        for corner in corners:
+        for i, j in np.ndindex(self.fineness, self.fineness):
+            corner = self.labels[i :: self.fineness, j :: self.fineness]
             count += corner > 0
             np.maximum(label, corner, out=label)
         label[(count * 2 < self.fineness**2) | (rgba[..., 3] == 0)] = 0
         return rgba, label
+
+    def opaque(self, tint: Array) -> Array:
+        """(h, w, 3) uint8 RGB of a sheet that is painted all over."""
+        return self.finish(tint)[0][..., :3].copy()
 
 
 def _box_blur(mask: Array, size: int, anchor: Array) -> Array:
