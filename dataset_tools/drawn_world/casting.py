@@ -6,7 +6,6 @@ import numpy as np
 
 from dataset_tools.drawn_world.people import Figure, Look, dress_up
 from dataset_tools.drawn_world.places import Kind, Stage
-from dataset_tools.drawn_world.sheet import xy
 
 _ACTS = (
     "stand", "stand", "walk", "walk", "walk", "wave", "look", "call", "umbrella", "bag", "ball", "hips", "crossed",
@@ -34,7 +33,7 @@ def _all_visible(stage: Stage, figures: list[Figure]) -> bool:
     boxes: list[tuple[float, float, float, float]] = []
     for figure in sorted(figures, key=lambda f: f.z):
         scale = camera.scale(figure.z)
-        x, y = camera.project(xy((figure.x, 0, figure.z)))[0]
+        x, y = camera.at(figure.x, 0, figure.z)
         tall = figure.look.tall * scale
         box = (x - 0.13 * tall, y - (0.75 if figure.act == "sit" else 1) * tall, x + 0.13 * tall, y)
         wide = min(box[2], camera.width) - max(box[0], 0)
@@ -76,8 +75,7 @@ def _group(stage: Stage, most: int, rng: np.random.Generator, taken: list[float]
     """One person, a couple, a parent with a child, friends arm in arm, or people on a bench."""
     camera = stage.camera
     kind = stage.kind
-    low = camera.horizon + camera.eye * camera.focal / stage.farthest
-    high = camera.horizon + camera.eye * camera.focal / stage.nearest
+    low, high = camera.ground(stage.farthest), camera.ground(stage.nearest)
     # A shallow room may end before the part of the picture where people would best stand.
     row = rng.uniform(*np.clip([0.72 * camera.height, 0.99 * camera.height], low, high))
     if rng.random() < 0.16:
@@ -92,63 +90,11 @@ def _group(stage: Stage, most: int, rng: np.random.Generator, taken: list[float]
         seat_x, seat_z = stage.seats[int(rng.integers(len(stage.seats)))]
         if all(abs(seat_z - other) > 0.01 for other in taken):
             yaw = rng.normal(0, 0.25)
-            return [
-                Figure(_anyone(rng, kind), seat_x + rng.normal(0, 0.06), seat_z, yaw, yaw + rng.normal(0, 0.4), "sit")
-            ]
+            look, x = _anyone(rng, kind), seat_x + rng.normal(0, 0.06)
+            return [Figure(look, x, seat_z, yaw, yaw + rng.normal(0, 0.4), "sit")]
     yaw = _heading(rng)
     if most >= 2 and draw < 0.62:
-        shared = rng.normal(0, 0.25) + (np.pi if rng.random() < 0.2 else 0)
-        style = rng.choice(["hands", "child", "arm", "hug", "talk"])
-        if style == "child":
-            adult, child = _anyone(rng, kind, child=False), _anyone(rng, kind, child=True)
-            return _hand_in_hand(adult, child, x, z, shared, 0.52, 0.70 * child.tall, rng)
-        if style == "hands":
-            return _hand_in_hand(
-                _anyone(rng, kind, child=False), _anyone(rng, kind, child=False), x, z, shared, 0.56, 0.78, rng
-            )
-        first, second = _anyone(rng, kind, child=False), _anyone(rng, kind, child=False)
-        if style == "arm":  # the one behind has an arm round the other's shoulders
-            gap = rng.uniform(0.34, 0.4)
-            turn = rng.normal(0, 0.2)
-            inner = "left"  # faces the viewer, so the left hand is at the picture's right
-            reach = {inner: (gap + 0.16, 0.80 * second.tall, -0.05)}
-            other = {"right": (-gap * 0.5, 0.6 * first.tall, -0.12)}
-            return [
-                Figure(first, x, z + 0.12, turn, turn + rng.normal(0.2, 0.2), "stand", reach),
-                Figure(
-                    second,
-                    x + gap,
-                    z,
-                    turn,
-                    turn + rng.normal(-0.2, 0.2),
-                    str(rng.choice(["stand", "pocket"])),
-                    other if rng.random() < 0.5 else {},
-                ),
-            ]
-        if style == "hug":
-            gap = 0.27
-            tilt = rng.normal(0, 0.15)
-            left = {"right": (gap + 0.06, 0.66 * second.tall, 0.14), "left": (gap + 0.05, 0.7 * second.tall, -0.12)}
-            right = {"left": (-gap - 0.06, 0.74 * first.tall, 0.16), "right": (-gap - 0.05, 0.7 * first.tall, -0.12)}
-            return [
-                Figure(first, x, z + 0.06, np.pi / 2 - 0.15 + tilt, np.pi / 2 - 0.5, "stand", left),
-                Figure(
-                    second, x + gap, z, -np.pi / 2 + 0.15 + tilt, -np.pi / 2 + rng.uniform(-0.3, 0.4), "stand", right
-                ),
-            ]
-        gap = rng.uniform(0.65, 0.9)
-        acts = ("stand", "hips", "crossed", "pocket", "cup", "point", "look")
-        return [
-            Figure(first, x, z, rng.uniform(0.5, 1.3), rng.uniform(0.8, 1.5), str(rng.choice(acts))),
-            Figure(
-                second,
-                x + gap,
-                z + rng.uniform(0.05, 0.3),
-                -rng.uniform(0.5, 1.3),
-                -rng.uniform(0.8, 1.5),
-                str(rng.choice(acts)),
-            ),
-        ]
+        return _couple(kind, x, z, rng)
     act = str(rng.choice(_ACTS))
     if kind == "room" and act in ("umbrella", "run", "bag", "backpack"):
         act = str(rng.choice(["stand", "cup", "hips", "balloon", "look"]))
@@ -164,6 +110,41 @@ def _heading(rng: np.random.Generator) -> float:
     if draw < 0.82:
         return float(rng.choice([-1, 1]) * rng.uniform(0.7, 1.75))
     return float(np.pi + rng.normal(0, 0.4))
+
+
+def _couple(kind: Kind, x: float, z: float, rng: np.random.Generator) -> list[Figure]:
+    """Two who belong together, the first at the picture's left."""
+    heading = rng.normal(0, 0.25) + (np.pi if rng.random() < 0.2 else 0)
+    style = rng.choice(["hands", "child", "arm", "hug", "talk"])
+    first, second = _anyone(rng, kind, child=False), _anyone(rng, kind, child=bool(style == "child"))
+    if style in ("hands", "child"):
+        gap, height = (0.56, 0.78) if style == "hands" else (0.52, 0.70 * second.tall)
+        return _hand_in_hand(first, second, x, z, heading, gap, height, rng)
+    if style == "arm":  # the one behind has an arm round the other's shoulders
+        gap = rng.uniform(0.34, 0.4)
+        turn = rng.normal(0, 0.2)
+        # They face the viewer, so a left hand is at the picture's right.
+        over = {"left": (gap + 0.16, 0.80 * second.tall, -0.05)}
+        round_waist = {"right": (-gap * 0.5, 0.6 * first.tall, -0.12)}
+        left = Figure(first, x, z + 0.12, turn, turn + rng.normal(0.2, 0.2), "stand", over)
+        gaze, act = turn + rng.normal(-0.2, 0.2), str(rng.choice(["stand", "pocket"]))
+        return [left, Figure(second, x + gap, z, turn, gaze, act, round_waist if rng.random() < 0.5 else {})]
+    if style == "hug":
+        gap = 0.27
+        tilt = rng.normal(0, 0.15)
+        right = np.pi / 2
+        of_first = {"right": (gap + 0.06, 0.66 * second.tall, 0.14), "left": (gap + 0.05, 0.7 * second.tall, -0.12)}
+        of_second = {"left": (-gap - 0.06, 0.74 * first.tall, 0.16), "right": (-gap - 0.05, 0.7 * first.tall, -0.12)}
+        gaze = -right + rng.uniform(-0.3, 0.4)
+        return [
+            Figure(first, x, z + 0.06, right - 0.15 + tilt, right - 0.5, "stand", of_first),
+            Figure(second, x + gap, z, -right + 0.15 + tilt, gaze, "stand", of_second),
+        ]
+    gap = rng.uniform(0.65, 0.9)
+    acts = ("stand", "hips", "crossed", "pocket", "cup", "point", "look")
+    left = Figure(first, x, z, rng.uniform(0.5, 1.3), rng.uniform(0.8, 1.5), str(rng.choice(acts)))
+    z += rng.uniform(0.05, 0.3)
+    return [left, Figure(second, x + gap, z, -rng.uniform(0.5, 1.3), -rng.uniform(0.8, 1.5), str(rng.choice(acts)))]
 
 
 def _hand_in_hand(
