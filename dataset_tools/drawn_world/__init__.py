@@ -93,11 +93,10 @@ def generator(seed: int, key: str) -> np.random.Generator:
 
 
 @dataclass(eq=False)
-class _Sprite:
+class _Sprite(Prop):
+    """A person who stands in the scene."""
+
     figure: Figure
-    left: int
-    top: int
-    rgba: Array
     labels: Array
     joints: dict[str, tuple[Array, float]]
     foot: Array
@@ -111,95 +110,85 @@ def _draw_person(stage: Stage, figure: Figure, rng: np.random.Generator) -> _Spr
     camera = stage.camera
     points = np.array([puppet.at(point) for point in puppet.joints.values()])
     low, high = points.min(0) - 0.03 * puppet.h, points.max(0) + 0.03 * puppet.h
-    truncated = bool(low.min() < 0 or high[0] > camera.width or high[1] > camera.height)
-    return _Sprite(figure, sheet.left, sheet.top, rgba, labels, puppet.keypoints(), puppet.foot, truncated)
-
-
-def _over(image: Array, left: int, top: int, rgba: Array) -> None:
-    """Lay an RGBA drawing over part of an (H, W, 3) uint8 image, in place."""
-    region = image[top : top + rgba.shape[0], left : left + rgba.shape[1]]
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    region[:] = np.rint(region + (rgba[..., :3].astype(np.float32) - region) * alpha)
+    return _Sprite(
+        name=figure.look.category,
+        z=figure.z,
+        left=sheet.left,
+        top=sheet.top,
+        rgba=rgba,
+        figure=figure,
+        labels=labels,
+        joints=puppet.keypoints(),
+        foot=puppet.foot,
+        truncated=bool(low.min() < 0 or high[0] > camera.width or high[1] > camera.height),
+    )
 
 
 def _cast_shadow(stage: Stage, sprite: _Sprite, darkness: Array) -> None:
     """Add the shadow that a person throws on the ground to ``darkness`` (H, W) float32."""
-    camera = stage.camera
-    foot = sprite.foot
+    camera, foot, scale = stage.camera, sprite.foot, stage.camera.scale(sprite.z)
     outdoors = stage.kind != "room"
-    flat = 0.16 if outdoors else 0.08
-    shear = -stage.sun[0] * (0.75 if outdoors else 0.3)
+    flat, slant, blur, strength = (0.16, 0.75, 0.025, 1.0) if outdoors else (0.08, 0.3, 0.06, 0.6)
+    shear = -stage.sun[0] * slant
     # A point u above the foot falls beside it, and a little farther away.
     matrix = np.array([[1, -shear, shear * foot[1]], [0, flat, foot[1] * (1 - flat)]], np.float64)
     matrix[:, 2] += matrix[:, 0] * sprite.left + matrix[:, 1] * sprite.top
-    thrown = cv2.warpAffine(
-        np.ascontiguousarray(sprite.rgba[..., 3]), matrix, (camera.width, camera.height), flags=cv2.INTER_LINEAR
-    )
-    size = 2 * max(1, round(camera.scale(sprite.figure.z) * (0.025 if outdoors else 0.06))) + 1
-    soft = cv2.blur(thrown, (size, size)).astype(np.float32) * np.float32(
-        stage.shade * (1.0 if outdoors else 0.6) / 255
-    )
-    scale = camera.scale(sprite.figure.z)
+    alpha = np.ascontiguousarray(sprite.rgba[..., 3])
+    thrown = cv2.warpAffine(alpha, matrix, (camera.width, camera.height), flags=cv2.INTER_LINEAR)
+    size = 2 * max(1, round(scale * blur)) + 1
+    soft = cv2.blur(thrown, (size, size)).astype(np.float32) * (stage.shade * strength / 255)
     x = (np.arange(camera.width, dtype=np.float32)[None] + 0.5 - np.float32(foot[0])) / np.float32(0.34 * scale)
     y = (np.arange(camera.height, dtype=np.float32)[:, None] + 0.5 - np.float32(foot[1])) / np.float32(0.1 * scale)
-    soft = np.maximum(soft, np.clip(1 - x * x - y * y, 0, 1) * np.float32(min(0.5, stage.shade * 1.2)))
-    soft[: int(camera.ground(stage.farthest + 4)) if outdoors else int(camera.ground(stage.farthest + 0.5))] = 0
+    soft = np.maximum(soft, np.clip(1 - x * x - y * y, 0, 1) * min(0.5, stage.shade * 1.2))
+    soft[: int(camera.ground(stage.farthest + (4 if outdoors else 0.5)))] = 0
     np.maximum(darkness, soft, out=darkness)
 
 
+def _over(image: Array, thing: Prop) -> None:
+    """Lay a drawing over an (H, W, 3) uint8 image, in place."""
+    region = image[thing.box]
+    alpha = thing.rgba[..., 3:].astype(np.float32) / 255
+    region[:] = np.rint(region + (thing.rgba[..., :3].astype(np.float32) - region) * alpha)
+
+
 def _compose(stage: Stage, sprites: list[_Sprite]) -> Scene:
-    height, width = stage.camera.height, stage.camera.width
+    shape = stage.camera.height, stage.camera.width
     background, image = stage.base, stage.base.copy()
-    darkness = np.zeros((height, width), np.float32)
+    darkness = np.zeros(shape, np.float32)
     for sprite in sprites:
         _cast_shadow(stage, sprite, darkness)
     darkness[darkness < 0.01] = 0
     if sprites:
         image[:] = np.rint(image * (1 - darkness[..., None]))
-    sprites = sorted(sprites, key=lambda sprite: -sprite.figure.z)
-    hidden = np.zeros((height, width), bool)
+    sprites = sorted(sprites, key=lambda sprite: -sprite.z)
     people: list[DrawnPerson] = []
-    standing: list[Prop | _Sprite] = sorted(
-        [*stage.props, *sprites], key=lambda s: -(s.z if isinstance(s, Prop) else s.figure.z)
-    )
-    for thing in standing:
-        _over(image, thing.left, thing.top, thing.rgba)
-        if isinstance(thing, Prop):
-            _over(background, thing.left, thing.top, thing.rgba)
-            box = np.s_[thing.top : thing.top + thing.rgba.shape[0], thing.left : thing.left + thing.rgba.shape[1]]
-            solid = np.zeros_like(hidden)
-            solid[box] = thing.rgba[..., 3] >= 128
-            for person in people:
-                person.mask &= ~solid
-        else:
-            person = _as_person(thing, (height, width))
+    for thing in sorted([*stage.props, *sprites], key=lambda thing: -thing.z):
+        _over(image, thing)
+        if isinstance(thing, _Sprite):
+            person = _as_person(thing, shape)
             for other in people:
                 other.mask &= ~person.complete_mask
             people.append(person)
+        else:
+            _over(background, thing)
+            for person in people:
+                person.mask[thing.box] &= thing.rgba[..., 3] < 128
     # The shadow lies on the ground: things that stand there hide it from view.
     shadow = (image != background).any(2)
     for sprite, person in zip(sprites, people, strict=True):
         person.occluded = bool(person.mask.sum() < 0.98 * person.complete_mask.sum())
         person.keypoints = _seen_keypoints(sprite, person.mask)
         shadow &= person.layer[..., 3] == 0
-    return Scene(
-        kind=stage.kind,
-        image=image,
-        background=background,
-        shadow=shadow,
-        people=people,
-        objects=_object_boxes(stage),
-    )
+    return Scene(stage.kind, image, background, shadow, people, _object_boxes(stage))
 
 
 def _as_person(sprite: _Sprite, shape: tuple[int, int]) -> DrawnPerson:
     layer, labels = np.zeros((*shape, 4), np.uint8), np.zeros(shape, np.uint8)
-    box = np.s_[sprite.top : sprite.top + sprite.rgba.shape[0], sprite.left : sprite.left + sprite.rgba.shape[1]]
-    layer[box], labels[box] = sprite.rgba, sprite.labels
+    layer[sprite.box], labels[sprite.box] = sprite.rgba, sprite.labels
     complete, held = labels > 0, labels == THING
     turned_away = np.cos(sprite.figure.head_yaw) < -0.2
     return DrawnPerson(
-        category="Person" if turned_away else sprite.figure.look.category,
+        category="Person" if turned_away else sprite.name,
         layer=layer,
         complete_mask=complete,
         mask=complete.copy(),
