@@ -239,11 +239,12 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             raise UserError("batch_size must be 1 or more")
         jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, layers)]
         painted: dict[int, np.ndarray] = {}
-        text = self._encode_text(prompt, negative_prompt, guidance_scale) if jobs else None
+        device = self._execution_device  # once: looking for it goes through all modules
+        text = self._encode_text(prompt, negative_prompt, guidance_scale, device) if jobs else None
         batches = _batches(jobs, batch_size)
         with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
             for batch in batches:
-                pictures = self._paint(batch, text, num_inference_steps, guidance_scale, bar)
+                pictures = self._paint(batch, text, num_inference_steps, guidance_scale, device, bar)
                 if match_colours and batch[0].branch == "bg":
                     # Networks see in cells of the latent: strips of half a cell on each side.
                     width = self.vae_scale_factor / 2
@@ -317,13 +318,13 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         return cues
 
     def _encode_text(
-        self, prompt: str, negative_prompt: str, guidance_scale: float
+        self, prompt: str, negative_prompt: str, guidance_scale: float, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Text (1 or 2, L, D) and pooled text (1 or 2, D'); with guidance the negative prompt's come first."""
         guided = guidance_scale > 1
         text, negative, pooled, negative_pooled = self.encode_prompt(
             prompt,
-            device=self._execution_device,
+            device=device,
             do_classifier_free_guidance=guided,
             negative_prompt=negative_prompt or None,
         )
@@ -331,14 +332,15 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             text = self.layered.to(text.device).text(text)
         return (torch.cat([negative, text]), torch.cat([negative_pooled, pooled])) if guided else (text, pooled)
 
-    def _paint(self, jobs: list[_Job], text: Any, steps: int, guidance_scale: float, bar: Any) -> list[np.ndarray]:
+    def _paint(
+        self, jobs: list[_Job], text: Any, steps: int, guidance_scale: float, device: torch.device, bar: Any
+    ) -> list[np.ndarray]:
         """What one branch paints in windows of one size: (h, w, 3) uint8 each."""
-        device, dtype = self._execution_device, self.unet.dtype
-        count, copies = len(jobs), len(text[0])
+        dtype, count, copies = self.unet.dtype, len(jobs), len(text[0])
         prompt_embeds, pooled = (given.repeat_interleave(count, 0) for given in text)
         holes = torch.from_numpy(np.stack([job.hole for job in jobs]))[:, None].to(device, torch.float32)
-        seen = self._encode(np.stack([job.picture for job in jobs]), shown=1 - holes)
-        start = self._encode(np.stack([prefilled(job.picture, job.hole) for job in jobs]))
+        seen = self._encode(np.stack([job.picture for job in jobs]), device, shown=1 - holes)
+        start = self._encode(np.stack([prefilled(job.picture, job.hole) for job in jobs]), device)
         hole_latents = torch.nn.functional.interpolate(holes, size=seen.shape[-2:])
         self.scheduler.set_timesteps(steps, device=device)
         timesteps = self.scheduler.timesteps
@@ -356,7 +358,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         added = {"text_embeds": pooled, "time_ids": torch.cat(ids).repeat_interleave(count, 0).to(device)}
         generators = [job.generator for job in jobs] if all(job.generator for job in jobs) else None
         extra = self.prepare_extra_step_kwargs(generators, eta=0.0)
-        with self._branch(jobs, guided=copies == 2):
+        with self._branch(jobs, device, guided=copies == 2):
             for t in timesteps:
                 given = self.scheduler.scale_model_input(latents.repeat(copies, 1, 1, 1), t)
                 prediction = self.unet(
@@ -374,12 +376,11 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         return self._decode(latents)
 
     @contextlib.contextmanager
-    def _branch(self, jobs: list[_Job], guided: bool) -> Iterator[None]:
+    def _branch(self, jobs: list[_Job], device: torch.device, guided: bool) -> Iterator[None]:
         """Let the UNet run as the jobs' branch, with their masks and cues."""
         if self.layered is None:
             yield
             return
-        device = self._execution_device
         masks = torch.from_numpy(np.stack([job.mask for job in jobs]))[:, None].to(device)
         cues = {name: stack_cue([job.cues.get(name) for job in jobs]) for name in ("pose", "parsing", "others")}
         known = {
@@ -388,9 +389,9 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         with self.layered.branch(jobs[0].branch, masks, **known, guidance=guided):
             yield
 
-    def _encode(self, pictures: np.ndarray, shown: torch.Tensor | None = None) -> torch.Tensor:
+    def _encode(self, pictures: np.ndarray, device: torch.device, shown: torch.Tensor | None = None) -> torch.Tensor:
         """Latents (B, C, h', w') float32 of pictures (B, h, w, 3) uint8: the mode of the VAE's posterior, scaled."""
-        pixels = torch.from_numpy(pictures).to(self._execution_device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         if shown is not None:
             pixels = pixels * shown
         return encode_pictures(self.vae, pixels)

@@ -227,4 +227,4 @@ def _masks(scene: Scene) -> list[np.ndarray]:
 
 def _through_vae(pipeline: MILDPipeline, picture: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return pipeline._decode(pipeline._encode(picture[None]))[0]
+        return pipeline._decode(pipeline._encode(picture[None], pipeline.device))[0]

@@ -141,7 +141,7 @@ def test_what_the_network_paints_is_what_stands_in_the_hole(base_alone: MILDPipe
     """A UNet that always answers with the latent of one known picture (x_0): the hole shows what that decodes to."""
     truth, mask = photo(128, 128, seed=1), box(128, 128, 40, 80, 50, 70)
     assert base_alone.scheduler.config.prediction_type == "sample"
-    latent = base_alone._encode(truth[None])
+    latent = base_alone._encode(truth[None], base_alone.device)
     to_the_end = DDIMScheduler.from_config(base_alone.scheduler.config, set_alpha_to_one=True)
     with (
         mock.patch.object(base_alone, "scheduler", to_the_end),
