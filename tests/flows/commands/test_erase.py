@@ -24,6 +24,7 @@ from PIL import Image, ImageCms
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.schema import encode_rle
 from flows import cli
+from flows.commands import photo_files
 from mild.bases import NANO, NANO_ADAPTERS, place_of
 from mild.erasing.layers import LayeredPicture
 from mild.erasing.regions import editable
@@ -71,7 +72,7 @@ def parts(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def mild(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def mild_anew(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """The command as the shell starts it; gives exit code, stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -83,6 +84,32 @@ def mild(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
             code = int(stop.code or 0)
         said = capsys.readouterr()
         return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def load_once() -> Callable[[photo_files.EraseOptions], object]:
+    """Loads a base and adapters where they are first asked for; the same pipeline is then given again."""
+    load, loaded = photo_files._load, {}
+
+    def known(options: photo_files.EraseOptions) -> object:
+        names = options.base, options.mild
+        if names not in loaded:
+            loaded[names] = load(options)
+        return loaded[names]
+
+    return known
+
+
+@pytest.fixture
+def mild(mild_anew: Command, load_once: Callable[[photo_files.EraseOptions], object]) -> Command:
+    """The command in a world where the second loading takes no time."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(photo_files, "_load", load_once)
+            return mild_anew(*arguments)
 
     return run
 
@@ -146,16 +173,28 @@ def test_every_way_of_giving_masks_erases_the_same_people(
 
 
 def test_with_nothing_named_the_adapters_of_the_package_erase_and_say_what_they_know(
-    tmp_path: Path, mild: Command
+    tmp_path: Path, mild_anew: Command
 ) -> None:
     photograph = save(photo(), tmp_path / "one.png")
     common = ["erase", photograph, *write_people(tmp_path / "masks"), "--steps", 1, "-o"]
-    code, _, err = mild(*common, tmp_path / "default.png")
+    code, _, err = mild_anew(*common, tmp_path / "default.png")
     assert (code, NANO_ADAPTERS in err, "drawn pictures only" in err) == (0, True, True)
-    assert mild(*common, tmp_path / "named.png", "--mild", NANO_ADAPTERS)[::2] == (0, "")
-    assert mild(*common, tmp_path / "base.png", "--base", NANO)[::2] == (0, "")
+    assert mild_anew(*common, tmp_path / "named.png", "--mild", NANO_ADAPTERS)[::2] == (0, "")
+    assert mild_anew(*common, tmp_path / "base.png", "--base", NANO)[::2] == (0, "")
     assert np.array_equal(read(tmp_path / "default.png"), read(tmp_path / "named.png"))
     assert not np.array_equal(read(tmp_path / "default.png"), read(tmp_path / "base.png"))
+
+
+def test_a_pipeline_that_has_erased_before_erases_like_one_just_loaded(
+    tmp_path: Path, mild_anew: Command, erase: Command, parts: str
+) -> None:
+    """So that other tests may load once what they have in common."""
+    common = [save(photo(), tmp_path / "one.png"), *write_people(tmp_path / "masks"), "-o"]
+    for name in ("first", "again"):
+        assert erase(*common, tmp_path / f"{name}.png")[::2] == (0, "")
+    assert mild_anew("erase", *common, tmp_path / "anew.png", "--mild", parts, "--steps", 1)[::2] == (0, "")
+    results = {(tmp_path / f"{name}.png").read_bytes() for name in ("first", "again", "anew")}
+    assert len(results) == 1
 
 
 def test_without_margin_nothing_beside_the_masks_changes_neither_when_put_together_again(
@@ -612,7 +651,7 @@ def test_a_result_longer_than_its_format_holds_is_refused_before_it_is_painted(t
 
 
 def test_the_garbage_collector_rests_while_all_is_imported_and_loaded(
-    tmp_path: Path, erase: Command, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mild_anew: Command, parts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would go through all modules and weights a hundred times, and find nothing."""
     from mild.erasing.pipeline import MILDPipeline
@@ -624,7 +663,8 @@ def test_the_garbage_collector_rests_while_all_is_imported_and_loaded(
         return real(*arguments, **options)
 
     monkeypatch.setattr(MILDPipeline, "from_pretrained", load)
-    assert erase(save(photo(), tmp_path / "one.png"), "--mask", save(LEFT, tmp_path / "mask.png"))[0] == 0
+    file, mask = save(photo(), tmp_path / "one.png"), save(LEFT, tmp_path / "mask.png")
+    assert mild_anew("erase", file, "--mask", mask, "--mild", parts, "--steps", 1)[0] == 0
     assert (worked, gc.isenabled()) == ([False], True)
 
 
@@ -819,6 +859,7 @@ def test_a_folder_without_layers_or_a_person_who_is_not_there_is_one_line(tmp_pa
         assert message in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.process
 def test_neither_help_nor_erasing_imports_prefect(tmp_path: Path, parts: str) -> None:
     """In a process of its own; help loads nothing heavy at all."""
     file, mask = save(photo(), tmp_path / "one.png"), save(LEFT, tmp_path / "mask.png")
