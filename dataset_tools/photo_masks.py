@@ -68,9 +68,8 @@ class Place:
             kind = "file" if self.path.lower().endswith(".json") else "folder"
             raise UserError(f"{kind} {self.root} does not exist")
         if isinstance(self.filesystem, LocalFileSystem):
-            found = {path: self.filesystem.info(path) for path in _linked_files(self.path, ())}
-        else:
-            found = self.filesystem.find(self.path, detail=True)
+            return {name: self.filesystem.info(f"{self.path}/{name}") for name in files_below(self.path)}
+        found = self.filesystem.find(self.path, detail=True)
         names = {path[len(self.path) + 1 :]: info for path, info in found.items()}
         return {name: names[name] for name in sorted(names) if not any(p.startswith(".") for p in name.split("/"))}
 
@@ -101,20 +100,32 @@ class Place:
         return data
 
 
-def _linked_files(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Paths of the files below a local folder, also over links to folders, but not to those that hold the link."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"folder {printable(folder)} cannot be read: {error.strerror}") from None
-    for entry in entries:
-        if entry.is_dir():
-            yield from _linked_files(entry.path, (*above, real))
-        else:
-            yield entry.path
+def files_below(folder: str | Path) -> list[str]:
+    """Names of the files below a local folder, with slashes, sorted; hidden files and folders are left out.
+
+    Linked folders count like others, except for those that lead back to a folder that they lie in.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    names: list[str] = []
+
+    def walk(place: str, before: str, above: frozenset[str]) -> None:
+        own = os.path.realpath(place)
+        if own in above:
+            return
+        try:
+            inside = [name for name in os.listdir(place) if not name.startswith(".")]
+        except OSError as error:
+            raise UserError(f"folder {printable(place)} cannot be read: {error.strerror}") from None
+        for name in inside:
+            if os.path.isdir(f"{place}/{name}"):
+                walk(f"{place}/{name}", f"{before}{name}/", above | {own})
+            else:
+                names.append(before + name)
+
+    walk(str(folder), "", frozenset())
+    return sorted(names)
 
 
 @dataclass(frozen=True)

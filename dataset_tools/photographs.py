@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dataset_tools.errors import Rejected, UserError
+from dataset_tools.errors import Rejected
 from dataset_tools.images import MOST_PIXELS, PHOTO_FORMATS, Decoded, DecodeSettings, decode_image, opened, orient
 from dataset_tools.metadata import Metadata, read_metadata
 from dataset_tools.photo_masks import FoundMask, PhotoMasks, upright_turn
@@ -44,34 +43,6 @@ class Photograph:
     """What the result may say on beside its pixels."""
     notes: list[str]
     """What its owner should know about how photograph and masks were read."""
-
-
-def files_below(folder: str | Path) -> list[str]:
-    """Names of the files below a folder, with slashes, sorted; hidden files and folders are left out.
-
-    Linked folders count like others, except for those that lead back to a folder that they lie in.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    names: list[str] = []
-
-    def walk(place: Path, before: str, above: frozenset[str]) -> None:
-        own = os.path.realpath(place)
-        if own in above:
-            return
-        try:
-            inside = [name for name in os.listdir(place) if not name.startswith(".")]
-        except OSError as error:
-            raise UserError(f"folder {place} cannot be read: {error.strerror}") from None
-        for name in inside:
-            if os.path.isdir(place / name):
-                walk(place / name, f"{before}{name}/", above | {own})
-            else:
-                names.append(before + name)
-
-    walk(Path(folder), "", frozenset())
-    return sorted(names)
 
 
 def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:

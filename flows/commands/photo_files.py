@@ -25,8 +25,8 @@ from rich.text import Text
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import without_pillows_limit
 from dataset_tools.masks import why_inverted, why_much
-from dataset_tools.photo_masks import PHOTO_SUFFIXES, NamedMasks, PhotoMasks, Place, open_masks
-from dataset_tools.photographs import Photograph, files_below, read_photograph
+from dataset_tools.photo_masks import PHOTO_SUFFIXES, NamedMasks, PhotoMasks, Place, files_below, open_masks
+from dataset_tools.photographs import Photograph, read_photograph
 from dataset_tools.records import Rejection
 from dataset_tools.storage import check_writable
 from flows.commands.results import check_free, check_size, encoded, exists, result_file, write_result
@@ -264,7 +264,7 @@ def _find_photos(given: Sequence[str], others: Sequence[Path]) -> tuple[dict[str
     found = [(_common_folder(files), file) for file in files]
     for text in given:
         if Path(text).is_dir():
-            photos = [Path(text, name) for name in files_below(text) if name.lower().endswith(PHOTO_SUFFIXES)]
+            photos = [Path(text, name) for name in files_below(Path(text)) if name.lower().endswith(PHOTO_SUFFIXES)]
             if not photos:
                 raise UserError(f"folder {text} holds no photographs ({', '.join(PHOTO_SUFFIXES)})")
             found += [(Path(text), photo) for photo in photos]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dataset_tools.errors import Rejected
+from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import DecodeSettings, decode_image, without_pillows_limit
-from dataset_tools.photo_masks import NamedMasks
+from dataset_tools.photo_masks import NamedMasks, Place, files_below
 from dataset_tools.photographs import read_photograph
 
 HEIGHT, WIDTH = 40, 60
@@ -124,3 +124,20 @@ def test_a_tag_that_no_writer_takes_is_left_out_alone(tmp_path: Path) -> None:
     found = read_photograph(file, "photo.jpg", NamedMasks([str(save(ANN, tmp_path / "mask.png"))]))
     assert found.notes == ["not taken over from its metadata: EXIF Copyright"]
     assert dict(found.metadata.exif or {}) == {0x010F: b"Cam"}
+
+
+def test_files_below_a_folder_are_the_same_for_photographs_and_masks(tmp_path: Path) -> None:
+    """Through links, but not in circles; hidden ones are none, and a folder that cannot be read is named."""
+    for name in ("b.png", "a/c.png", "a/.draft.png", ".trash/d.png", "elsewhere/e.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_text(name)
+    (tmp_path / "photos/elsewhere").rename(tmp_path / "elsewhere")
+    (tmp_path / "photos/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/self").symlink_to(tmp_path / "photos")
+    names = ["a/c.png", "b.png", "linked/e.png"]
+    assert files_below(tmp_path / "photos") == names
+    files = Place(f"{tmp_path}/photos").files
+    assert (list(files), [info["size"] for info in files.values()]) == (names, [7, 5, 15])
+    with pytest.raises(UserError, match=rf"^folder {tmp_path}/gone cannot be read: No such file or directory$"):
+        files_below(tmp_path / "gone")
