@@ -205,6 +205,7 @@ json.dump(found, sys.stdout)
 """
 
 
+@pytest.mark.process
 def test_mlcroissant_validates_the_metadata_and_reads_the_records_back(
     built_dataset: Path, make_sample: Callable[..., Sample], tmp_path: Path
 ) -> None:

@@ -213,12 +213,12 @@ def test_samples_survive_the_way_through_shard_parts() -> None:
 def test_people_a_picture_and_overlap_meet_their_targets() -> None:
     target = {1: 0.3, 2: 0.4, 3: 0.2, 4: 0.1}
     samples = [
-        composite(f"target{i}", size=(64, 64), people=target, height=(0.3, 0.7), overlap=0.4) for i in range(300)
+        composite(f"target{i}", size=(64, 64), people=target, height=(0.3, 0.7), overlap=0.4) for i in range(200)
     ]
     found = Counter(len(sample.people) for sample in samples)
     assert set(found) <= set(target)
     for number, share in target.items():
-        assert found[number] / 300 == pytest.approx(share, abs=0.07)
+        assert found[number] / 200 == pytest.approx(share, abs=0.07)
     several = [sample for sample in samples if len(sample.people) > 1]
     overlapping = [sample for sample in several if any(person.occlusion for person in sample.people)]
     assert len(overlapping) / len(several) == pytest.approx(0.4, abs=0.07)

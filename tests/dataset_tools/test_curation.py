@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,8 +127,9 @@ def write(folder: Path, splits: dict[Split, Rows]) -> tuple[Table, dict[Split, S
 
 
 def run(
-    folder: Path, splits: Mapping[Split, Sequence[Picture] | Rows], wanted: CurationSettings, threads: int | None = None
+    folder: Path, splits: Mapping[Split, Sequence[Picture] | Rows], wanted: CurationSettings, threads: int = 1
 ) -> Curation:
+    """With one thread: the tables are small, and more would look for something to do."""
     rows = {split: value if isinstance(value, Rows) else Rows.of(value) for split, value in splits.items()}
     return curate(*write(folder, rows), wanted, lambda split, name: f"{split}/{name}.jpg", threads=threads)
 
@@ -276,7 +278,7 @@ wishes = st.builds(
 # Shrinking would take minutes at a quarter of a second an example.
 no_shrinking = [Phase.explicit, Phase.reuse, Phase.generate]
 varied = settings(
-    max_examples=12, phases=no_shrinking, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=8, phases=no_shrinking, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 
@@ -294,10 +296,10 @@ def test_the_choice_is_that_of_a_plain_implementation(
     assert found == reference(mirror, wanted)
 
 
-@settings(varied, max_examples=4)
-@given(mirror=mirrors, data=st.data())
+@settings(varied, max_examples=3)
+@given(mirror=mirrors, seed=st.integers(0, 2**32))
 def test_neither_row_order_nor_thread_count_changes_the_choice(
-    tmp_path_factory: pytest.TempPathFactory, mirror: dict[Split, list[Picture]], data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, mirror: dict[Split, list[Picture]], seed: int
 ) -> None:
     """Shuffled tables (with some rows twice, some at odds with others of their image) give equal records."""
     wanted = CurationSettings(min_box_area=0, max_unmasked_people=2, images_per_stratum=2, backgrounds=3)
@@ -307,9 +309,10 @@ def test_neither_row_order_nor_thread_count_changes_the_choice(
         table.masks += [[*row[:8], "0.9", row[9]] for row in table.masks[:2]]
         table.metadata += [[*row[:6], "Somebody else", *row[7:]] for row in table.metadata[:4]]
     one = run(tmp_path_factory.mktemp("a"), rows, wanted, threads=1)
+    rng = random.Random(seed)
     for table in rows.values():
         for kind in COLUMNS:
-            setattr(table, kind, data.draw(st.permutations(getattr(table, kind))))
+            rng.shuffle(getattr(table, kind))
     four = run(tmp_path_factory.mktemp("b"), rows, wanted, threads=4)
     assert four.records == one.records
     assert len(four.rejected) == len(one.rejected)

@@ -94,7 +94,7 @@ def _picture_of(masks: list[np.ndarray]) -> Sample:
 
 
 @given(st.lists(hnp.arrays(bool, (6, 7), elements=st.booleans(), fill=st.just(False)), min_size=1, max_size=3))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_masks_touch_where_growing_one_by_a_pixel_meets_another(masks: list[np.ndarray]) -> None:
     masks = [mask if mask.any() else ~mask for mask in masks]
     shard = write_shard([_picture_of(masks)], "memory://touch", "real/train-000000.tar", PNG, [])

@@ -63,7 +63,7 @@ def mapped(people: list[np.ndarray], values: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(values[:1]), values])[number]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(crowds(), st.data())
 def test_several_people_come_back_from_any_values_brightest_last(people: list[np.ndarray], data: st.DataObject) -> None:
     count = len(people)
@@ -76,7 +76,7 @@ def test_several_people_come_back_from_any_values_brightest_last(people: list[np
     assert_people(read_mask_array(mapped(people, np.linspace(0, 1, count + 1)[1:])), people)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(crowds(), st.integers(0, 1000))
 def test_several_people_come_back_from_any_palette(people: list[np.ndarray], seed: int) -> None:
     """In the order of their indices if the palette has colours, of their brightness if it is grey."""
@@ -94,7 +94,7 @@ def test_several_people_come_back_from_any_palette(people: list[np.ndarray], see
         assert_people(read(picture), [people[k] for k in np.argsort(keys)])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(crowds(), st.data())
 def test_several_people_come_back_from_any_colours_in_their_order(
     people: list[np.ndarray], data: st.DataObject

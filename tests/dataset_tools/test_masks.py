@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -58,12 +58,14 @@ def test_the_bones_join_all_18_joints_into_one_tree() -> None:
     assert len(masks.BONES) == len(KEYPOINTS) - 1
 
 
+@settings(max_examples=50)
 @given(bitmaps_with_person)
 def test_bounds_are_those_of_the_true_pixels(mask: np.ndarray) -> None:
     rows, columns = np.nonzero(mask)
     assert masks.bounds(mask) == (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
 
 
+@settings(max_examples=50)
 @given(bitmaps, st.integers(1, 40), st.integers(1, 40))
 def test_fitting_takes_the_nearest_pixel_as_pillow_does(mask: np.ndarray, height: int, width: int) -> None:
     fitted = fit_mask(mask, (height, width), MaskSettings(aspect_tolerance=1e9))
@@ -99,6 +101,7 @@ def test_pinholes_are_filled_and_real_holes_stay_open() -> None:
     assert np.array_equal(clean_mask(pierced, SETTINGS), mask)
 
 
+@settings(max_examples=50)
 @given(bitmaps_with_person)
 def test_filling_everything_equals_scipys_fill_holes_and_the_largest_part(mask: np.ndarray) -> None:
     everything = MaskSettings(min_area=0, max_area=1, min_island=0, max_hole=1)
@@ -113,6 +116,7 @@ def test_filling_everything_equals_scipys_fill_holes_and_the_largest_part(mask: 
     assert np.array_equal(largest_only, np.isin(labels, 1 + np.flatnonzero(sizes == sizes.max())))
 
 
+@settings(max_examples=50)
 @given(bitmaps_with_person)
 def test_cleaning_twice_changes_nothing_more(mask: np.ndarray) -> None:
     once = clean_mask(mask, MaskSettings(min_area=0, max_area=1, min_island=0.2, max_hole=0.0))
@@ -147,6 +151,7 @@ def test_occlusion_is_the_hidden_share() -> None:
         masks.occlusion(visible, np.zeros((10, 10), bool))
 
 
+@settings(max_examples=50)
 @given(hnp.arrays(bool, (9, 11)), hnp.arrays(bool, (9, 11)))
 def test_touching_means_a_distance_of_one_pixel_at_most(a: np.ndarray, b: np.ndarray) -> None:
     truth = bool(a.any() and b.any() and (ndimage.binary_dilation(a, np.ones((3, 3))) & b).any())
@@ -159,6 +164,7 @@ def test_strata_follow_count_and_contact() -> None:
     assert masks.stratum([*apart, disc(40, 200, 20, 70, 16)]) == "overlapping"
 
 
+@settings(max_examples=50)
 @given(bitmaps, st.integers(0, 10**6))
 def test_augmented_masks_are_never_empty_and_depend_on_the_seed_alone(mask: np.ndarray, seed: int) -> None:
     wild = AugmentSettings(

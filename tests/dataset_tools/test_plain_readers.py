@@ -17,13 +17,17 @@ import pytest
 
 from dataset_tools.schema import Sample
 
-FACTS = """
-import glob, hashlib, json, os, sys
+pytestmark = pytest.mark.process
+
+READERS = """
+import contextlib, glob, hashlib, io, json, os, sys
+import datasets, PIL.Image, webdataset
 import numpy as np
 from pycocotools import mask
 
-root = sys.argv[1]
-found = {}
+root, plan, snippets = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+found = {"webdataset": {}, "datasets": {}, "card": []}
+datasets.disable_progress_bars()
 
 
 def digest(array):
@@ -47,55 +51,29 @@ def facts(sample):
     return {"key": sample["__key__"], "split": annotations["split"], "parts": parts, "people": people, "titles": titles}
 
 
-def finish():
-    ours = {"dataset_tools", "mild", "flows"}
-    assert not [name for name in sys.modules if name.split(".")[0] in ours]
-    json.dump(found, sys.stdout)
-"""
-
-WEBDATASET = (
-    FACTS
-    + """
-import io, PIL.Image, webdataset
-
-for configuration, split in json.loads(sys.argv[2]):
+for configuration, split in plan:
     shards = sorted(glob.glob(os.path.join(root, configuration, split + "-*.tar")))
-    found[configuration + "/" + split] = [
+    found["webdataset"][configuration + "/" + split] = [
         facts({n: PIL.Image.open(io.BytesIO(part)) if n.endswith(".png") else part for n, part in sample.items()})
         for sample in webdataset.WebDataset(shards, shardshuffle=False).decode()
     ]
-finish()
-"""
-)
-
-DATASETS = (
-    FACTS
-    + """
-import datasets
-
-datasets.disable_progress_bars()
-for configuration, split in json.loads(sys.argv[2]):
     by_card = datasets.load_dataset(root, configuration, split=split)
-    tars = sorted(glob.glob(os.path.join(root, configuration, split + "-*.tar")))
-    by_files = datasets.load_dataset("webdataset", data_files={split: tars}, split=split)
+    by_files = datasets.load_dataset("webdataset", data_files={split: shards}, split=split)
     streamed = datasets.load_dataset(root, configuration, split=split, streaming=True)
     by_card, by_files, streamed = ([facts(sample) for sample in rows] for rows in (by_card, by_files, streamed))
     assert by_card == by_files == streamed
-    found[configuration + "/" + split] = by_card
-finish()
+    found["datasets"][configuration + "/" + split] = by_card
+os.chdir(root)
+for snippet in snippets:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(snippet, {"__name__": "__main__"})
+    found["card"].append(said.getvalue())
+ours = {"dataset_tools", "mild", "flows"}
+assert not [name for name in sys.modules if name.split(".")[0] in ours]
+json.dump(found, sys.stdout)
 """
-)
 
 PLAN = [("real", "train", 5), ("paired", "validation", 2), ("composite", "train", 5), ("composite", "test", 2)]
-
-
-def run(script: str, *arguments: str, cwd: Path) -> str:
-    """Run a script in an isolated interpreter that knows neither this folder nor the network."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "cache"), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-I", "-c", script, *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def digest(array: np.ndarray) -> str:
@@ -138,14 +116,31 @@ def truth(make_sample: Callable[..., Sample]) -> dict[str, list[dict[str, Any]]]
     return expected
 
 
-@pytest.mark.parametrize("script", [WEBDATASET, DATASETS], ids=["webdataset", "datasets"])
+@pytest.fixture(scope="module")
+def snippets(built_dataset: Path) -> list[str]:
+    """The lines of Python in the card."""
+    return re.findall(r"```python\n(.*?)```", (built_dataset / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def seen(built_dataset: Path, snippets: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an isolated interpreter sees that knows neither this folder nor the network: one, as it starts slowly."""
+    place = tmp_path_factory.mktemp("readers")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    plan = json.dumps([(configuration, split) for configuration, split, _ in PLAN])
+    command = [sys.executable, "-I", "-c", READERS, str(built_dataset), plan, json.dumps(snippets)]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("reader", ["webdataset", "datasets"])
 def test_plain_readers_see_what_was_written(
-    script: str, built_dataset: Path, truth: dict[str, list[dict[str, Any]]], tmp_path: Path
+    reader: str, seen: dict[str, Any], truth: dict[str, list[dict[str, Any]]]
 ) -> None:
-    names = json.dumps([(configuration, split) for configuration, split, _ in PLAN])
-    found = json.loads(run(script, str(built_dataset), names, cwd=tmp_path))
     for name, expected in truth.items():
-        assert found[name] == expected, name
+        assert seen[reader][name] == expected, name
 
 
 def test_tar_lists_the_parts_of_every_sample_side_by_side(built_dataset: Path) -> None:
@@ -156,12 +151,10 @@ def test_tar_lists_the_parts_of_every_sample_side_by_side(built_dataset: Path) -
     assert done.stdout.splitlines() == [f"train-{i:03d}.{part}" for i in range(3) for part in parts]
 
 
-def test_the_lines_in_the_card_run_as_they_stand(built_dataset: Path, tmp_path: Path) -> None:
-    snippets = re.findall(r"```python\n(.*?)```", (built_dataset / "README.md").read_text(), re.DOTALL)
+def test_the_lines_in_the_card_run_as_they_stand(snippets: list[str], seen: dict[str, Any]) -> None:
     assert len(snippets) == 2
     for snippet in snippets:
         assert len([line for line in snippet.splitlines() if line]) <= 6
-    script = f"import os; os.chdir({str(built_dataset)!r})\n" + "\nprint('--')\n".join(snippets)
-    first, second = run(script, cwd=tmp_path).split("--\n")
+    first, second = seen["card"]
     assert first == second
     assert [line.split()[0] for line in first.splitlines()] == ["test-000", "test-001"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_tools.records import (
@@ -36,11 +36,13 @@ RECORDS = st.builds(
 REJECTIONS = st.builds(Rejection, TEXT, TEXT, TEXT, TEXT, st.sampled_from(["mended", "row-rejected"]), TEXT, TEXT)
 
 
+@settings(max_examples=30)
 @given(st.lists(RECORDS, max_size=4))
 def test_records_survive_arrow(records: list[ImageRecord]) -> None:
     assert [record_from_row(row) for row in records_to_table(records).to_pylist()] == records
 
 
+@settings(max_examples=50)
 @given(st.lists(REJECTIONS, max_size=8), st.randoms())
 def test_rejections_give_one_table_whatever_their_order_and_repeats(rows: list[Rejection], rng: random.Random) -> None:
     again = [*rows, *rows]

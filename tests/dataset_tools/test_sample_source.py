@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mirror of a few pictures, not to be changed."""
+    root = tmp_path_factory.mktemp("sample") / "tiny"
+    write_mirror(TINY, str(root))
+    return root
+
+
 def rows(mirror: Path, name: str) -> list[dict[str, Any]]:
     with (mirror / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -94,27 +103,25 @@ def test_the_same_settings_give_the_same_bytes(mirror: Path, tmp_path: Path) -> 
     assert digests(tmp_path / "again") == digests(mirror)
 
 
-def test_another_seed_gives_other_pictures(tmp_path: Path) -> None:
-    write_mirror(TINY, str(tmp_path / "a"))
+def test_another_seed_gives_other_pictures(tiny: Path, tmp_path: Path) -> None:
     write_mirror(TINY.model_copy(update={"seed": 1}), str(tmp_path / "b"))
-    first = {value for name, value in digests(tmp_path / "a").items() if name.startswith("images/")}
+    first = {value for name, value in digests(tiny).items() if name.startswith("images/")}
     second = {value for name, value in digests(tmp_path / "b").items() if name.startswith("images/")}
     assert len(first) > 5 and not first & second
 
 
-def test_a_mirror_in_memory_equals_one_on_disk(tmp_path: Path) -> None:
-    write_mirror(TINY, str(tmp_path / "disk"))
+def test_a_mirror_in_memory_equals_one_on_disk(tiny: Path) -> None:
     write_mirror(TINY, "memory://sample-mirror")
     memory = fsspec.filesystem("memory")
     held = {
         p.removeprefix("/sample-mirror/"): hashlib.sha256(memory.cat_file(p)).hexdigest()
         for p in memory.find("/sample-mirror")
     }
-    assert held == digests(tmp_path / "disk")
+    assert held == digests(tiny)
 
 
-def test_a_mirror_that_stands_there_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
-    write_mirror(TINY, str(tmp_path / "mirror"))
+def test_a_mirror_that_stands_there_is_replaced_and_nothing_is_left_beside_it(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "mirror")
     (tmp_path / "mirror" / "stale.txt").write_text("old")
     write_mirror(TINY, str(tmp_path / "mirror"))
     assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
@@ -281,10 +288,9 @@ def test_faulty_masks_and_rows_are_there(mirror: Path) -> None:
     assert any(row["ImageID"].startswith("../") for row in rows(mirror, "v5/train-annotations-object-segmentation.csv"))
 
 
-def test_without_broken_every_listed_picture_is_sound(tmp_path: Path) -> None:
-    write_mirror(TINY, str(tmp_path / "mirror"))
+def test_without_broken_every_listed_picture_is_sound(tiny: Path) -> None:
     for split, table in (("train", "train/train-images-boxable"), ("test", "test/test-images")):
-        for row in rows(tmp_path / "mirror", f"2018_04/{table}-with-rotation.csv"):
-            with Image.open(tmp_path / "mirror" / "images" / split / f"{row['ImageID']}.jpg") as picture:
+        for row in rows(tiny, f"2018_04/{table}-with-rotation.csv"):
+            with Image.open(tiny / "images" / split / f"{row['ImageID']}.jpg") as picture:
                 assert picture.format == "JPEG" and picture.mode == "RGB"
                 picture.load()

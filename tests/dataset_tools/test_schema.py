@@ -107,6 +107,7 @@ def test_jpeg_is_within_its_quality_and_the_same_every_time(make_sample: Callabl
     assert np.abs(decoded.astype(int) - sample.image).mean() < 4
 
 
+@settings(max_examples=50)
 @given(MASKS)
 def test_rle_is_what_pycocotools_writes_and_reads(mask: np.ndarray) -> None:
     rle = encode_rle(mask)
@@ -115,6 +116,7 @@ def test_rle_is_what_pycocotools_writes_and_reads(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(decode_rle(rle), mask)
 
 
+@settings(max_examples=50)
 @given(MASKS, st.data())
 def test_rle_whose_runs_do_not_fill_its_size_is_refused(mask: np.ndarray, data: st.DataObject) -> None:
     rle = encode_rle(mask)

@@ -350,7 +350,7 @@ def scratch(built_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), index=st.booleans())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_any_flipped_bit_is_found_and_the_shard_named(scratch: Path, position: float, bit: int, index: bool) -> None:
     path = index_path(TRAIN) if index else TRAIN
     whole = (scratch / path).read_bytes()
@@ -523,6 +523,7 @@ def test_keypoints_in_a_grown_box_are_those_within_its_sides(seed: int) -> None:
     assert not keypoints_in_box(keypoints, np.zeros_like(mask)).any()
 
 
+@pytest.mark.process
 def test_the_reader_loads_nothing_heavy() -> None:
     heavy = {"torch", "prefect", "cv2", "duckdb", "pyarrow", "webdataset", "mlcroissant", "mild", "flows"}
     script = f"import sys, dataset_tools.shards; print(sorted({heavy} & set(sys.modules)))"
