@@ -33,11 +33,6 @@ from flows.train import TrainRecipe
 from mild.bases import NANO_ADAPTERS, place_of
 
 
-def mild(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "flows.cli", *arguments], capture_output=True, text=True)
-
-
 def here(*arguments: str, width: int = 80) -> tuple[int, str, str]:
     """Run the command line in this process: exit code, standard output and standard error, both of them files."""
     out, err = io.StringIO(), io.StringIO()
@@ -49,6 +44,7 @@ def here(*arguments: str, width: int = 80) -> tuple[int, str, str]:
     return int(stop.value.code or 0), out.getvalue(), err.getvalue()
 
 
+@pytest.mark.process
 def test_help_names_every_command_without_loading_prefect_or_torch() -> None:
     """Asking for help is quick, because nothing heavy is imported for it."""
     program = (
@@ -65,10 +61,10 @@ def test_help_names_every_command_without_loading_prefect_or_torch() -> None:
 def test_a_folder_that_holds_no_dataset_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     """verify and inspect say what is missing."""
     for command in ("verify", "inspect"):
-        done = mild(command, str(tmp_path))
-        assert done.returncode == 2
-        assert "manifest.json" in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        code, _, err = here(command, str(tmp_path))
+        assert code == 2
+        assert "manifest.json" in err
+        assert len(err.strip().splitlines()) == 1
 
 
 def test_brackets_in_a_complaint_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +123,7 @@ FOLDERS = st.text(st.sampled_from("ab #%[]~+:*?é雪(/)"), min_size=1, max_size=
 """Relative folders of the characters that mean something to a shell, a URL, a pattern or a printer."""
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(FOLDERS)
 def test_a_dataset_in_any_folder_is_found_whole_and_its_path_printed_as_it_is(drawn_dataset: str, name: str) -> None:
     with tempfile.TemporaryDirectory() as above:
@@ -213,7 +209,10 @@ USERS = {
 }
 
 
-@pytest.mark.parametrize("fault", USERS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=[pytest.mark.process] if changed else []) for name, (_, changed) in USERS.items()],
+)
 def test_what_the_user_must_mend_is_one_line_and_exit_code_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -285,12 +284,15 @@ def test_lines_of_what_is_no_terminal_are_not_broken(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def prefect_home(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of a command that starts a server of its own, with a database of its own."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {**outer, "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+    home = tmp_path_factory.mktemp("prefect")
+    shutil.copy(prefect_database, home / "prefect.db")
+    return {**outer, "PREFECT_HOME": str(home)}
 
 
+@pytest.mark.process
 def test_sigterm_ends_a_build_and_all_that_it_started(tmp_path: Path, prefect_home: dict[str, str]) -> None:
     """The temporary server and the threads that draw: nobody waits for them, and nobody is left."""
     command = [sys.executable, "-m", "flows.cli", "build", "--source", "sample", "-o", str(tmp_path / "dataset")]
@@ -322,6 +324,7 @@ def is_of_session(number: int, leader: int) -> bool:
         return False
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_full_disk_in_a_step_of_a_flow_is_told_and_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
