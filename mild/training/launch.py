@@ -1,7 +1,7 @@
 """Training in processes of its own: how it is started, told to end, and heard.
 
 `launch` runs ``python -m mild.training.launch`` (or several of it, by ``torchrun`` or ``accelerate launch``), which
-calls `mild.training.loop.train`. What it has to say comes as lines of JSON on its standard output; its log is standard
+does what `train_here` does. What it has to say comes as lines of JSON on its standard output; its log is standard
 error. It is asked to end by SIGTERM or SIGINT, or when its standard input is closed, which happens by itself when
 whoever started it is gone: it then finishes its step, saves a checkpoint and ends. Nobody has to listen for that:
 `launch` reads all that it says, also where those who are told fail or take long, and it does not mind where nobody
@@ -182,29 +182,10 @@ def main() -> None:
         signal.signal(number, lambda *_: asked_to_end.set())
     threading.Thread(target=_await_end_of_input, args=(asked_to_end,), daemon=True).start()
     request = TrainRequest.check(json.loads(sys.argv[1]), origin="request")
-    from mild.training.latents import Latents
-    from mild.training.loop import Preempted, check_machine, train
-    from mild.training.mixture import Mixture
+    from mild.training.loop import Preempted
 
     try:
-        check_machine(request.settings)
-        datasets = {name: ShardDataset(request.dataset, name, request.split) for name in request.configurations}
-        if os.environ.get("RANK", "0") == "0":
-            for dataset in datasets.values():
-                check_shards(dataset)
-        validation = None if request.settings.samples_every is None else validation_of(request)
-        train(
-            request.settings,
-            Mixture(datasets, request.configurations),
-            request.base,
-            request.output,
-            lambda step, values: _tell(step=step, values=values),
-            dataset_digest=request.dataset_digest,
-            base_digest=request.base_digest,
-            latents=None if request.latents is None else Latents(request.latents, request.settings),
-            validation=validation,
-            stop=asked_to_end.is_set,
-        )
+        train_here(request, lambda step, values: _tell(step=step, values=values), asked_to_end.is_set)
     except Preempted as error:
         _tell(preempted=error.step)
         sys.exit(PREEMPTED)
@@ -214,6 +195,39 @@ def main() -> None:
             raise
         _tell(error=complaint)
         sys.exit(2)
+
+
+def train_here(
+    request: TrainRequest, log: Callable[[int, dict[str, float]], None], stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Train in this process, with what `mild.training.loop.train` takes: what each process of `launch` does.
+
+    Raises:
+        UserError: settings, dataset or base cannot be used, and what `mild.training.loop.train` raises it for.
+        mild.training.loop.Preempted: ``stop`` said so.
+    """
+    from mild.training.latents import Latents
+    from mild.training.loop import check_machine, train
+    from mild.training.mixture import Mixture
+
+    check_machine(request.settings)
+    datasets = {name: ShardDataset(request.dataset, name, request.split) for name in request.configurations}
+    if os.environ.get("RANK", "0") == "0":
+        for dataset in datasets.values():
+            check_shards(dataset)
+    validation = None if request.settings.samples_every is None else validation_of(request)
+    train(
+        request.settings,
+        Mixture(datasets, request.configurations),
+        request.base,
+        request.output,
+        log,
+        dataset_digest=request.dataset_digest,
+        base_digest=request.base_digest,
+        latents=None if request.latents is None else Latents(request.latents, request.settings),
+        validation=validation,
+        stop=stop,
+    )
 
 
 def validation_of(request: TrainRequest) -> Samples | None:
