@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import csv
 import filecmp
 import io
@@ -15,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import yaml
 from PIL import Image
 from prefect.artifacts import Artifact
 from prefect.exceptions import TerminationSignal
+from prefect.settings import PREFECT_API_URL
 
 import flows.pages
 import flows.train
@@ -36,12 +37,24 @@ from dataset_tools.shards import Manifest, ShardDataset, write_shard
 from flows.progress import Display
 from flows.train import LatentsJob, TrainJob, TrainRecipe, train
 from mild.bases import NANO
-from mild.training.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch
-
-pytestmark = pytest.mark.usefixtures("prefect_server")
+from mild.training.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch, train_here
 
 STEPS = 10
 TWO_PROCESSES = ["torch.distributed.run", "--nproc_per_node", "2"]
+STRUCK = 3
+"""The step of which a starter is told when it is killed."""
+STARTER = f"""
+import os, signal
+import flows.train
+from flows.cli import main
+
+def told(request, log, launcher, launch=flows.train.launch):
+    launch(request, lambda step, values: os.killpg(0, signal.SIGKILL) if step == {STRUCK} else log(step, values))
+
+flows.train.launch = told
+main()
+"""
+"""The command line, whose process group is killed while it is told of a step."""
 
 
 @pytest.fixture(scope="session")
@@ -61,15 +74,23 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(recipe: str, drawn_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters of a run that nobody disturbed."""
+def undisturbed(
+    recipe: str, drawn_dataset: str, tmp_path_factory: pytest.TempPathFactory, prefect_server: None
+) -> Path:
+    """Adapters of a run that nobody disturbed, in a process of its own."""
     output = tmp_path_factory.mktemp("undisturbed") / "adapters"
     assert not train(recipe, drawn_dataset, str(output))["cached"]
     return output
 
 
 @pytest.fixture
-def request_of(recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path: Path) -> TrainRequest:
+def in_this_process(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flow trains where it runs: importing all that training needs anew takes far longer than training here."""
+    monkeypatch.setattr(flows.train, "launch", lambda request, log, launcher: train_here(request, log))
+
+
+@pytest.fixture
+def request_of(recipe: str, drawn_dataset: str, tmp_path: Path) -> TrainRequest:
     """What the flow asks for, with the output in a folder of the test's own."""
     settings = TrainRecipe.load(recipe).train
     return TrainRequest(
@@ -91,8 +112,9 @@ def assert_same_training(folder: Path, other: Path) -> None:
     assert filecmp.cmpfiles(folder, other, names, shallow=False)[0] == names
 
 
+@pytest.mark.process
 def test_a_second_run_trains_nothing_and_a_damaged_adapter_is_trained_again(
-    recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path: Path
+    recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path: Path, in_this_process: None
 ) -> None:
     for name in ("adapters", "adapters.work"):
         shutil.copytree(undisturbed.with_name(name), tmp_path / name)
@@ -105,26 +127,69 @@ def test_a_second_run_trains_nothing_and_a_damaged_adapter_is_trained_again(
     assert_same_training(tmp_path / "adapters", undisturbed)
 
 
-def test_killed_with_all_its_processes_the_flow_goes_on_from_the_last_checkpoint(
-    recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path: Path, server_environment: dict[str, str]
-) -> None:
-    output, work = tmp_path / "adapters", tmp_path / "adapters.work"
+@dataclass(frozen=True)
+class Killed:
+    """A run whose command line was killed, and that was started again."""
+
+    returncode: int
+    """Of the command line."""
+    errors: str
+    checkpoints: list[int]
+    """Steps whose checkpoints lay there then."""
+    finished: bool
+    """Whether the adapters did."""
+    cached: bool
+    """What the flow said the second time."""
+    steps: list[int]
+    """Those that the second run took."""
+    output: Path
+
+
+@pytest.fixture(scope="session")
+def killed(recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """Killed with its process group while it is told of a step; no checkpoint is due before the end."""
+    folder = tmp_path_factory.mktemp("killed")
+    output, work = folder / "adapters", folder / "adapters.work"
     shutil.copytree(Path(f"{undisturbed}.work"), work, ignore=shutil.ignore_patterns("train-adapters-*"))
-    command = [sys.executable, "-m", "flows.cli", "train", recipe, "--dataset", drawn_dataset, "--output", str(output)]
-    child = subprocess.Popen(command, env=server_environment, stderr=subprocess.PIPE, start_new_session=True)
-    while child.poll() is None and not list(work.glob("checkpoints/step-*")):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=0.05)
-    os.killpg(child.pid, signal.SIGKILL)
-    _, errors = child.communicate()
-    assert child.returncode == -signal.SIGKILL, errors.decode()
-    assert list(work.glob("checkpoints/step-*")) and not output.exists()
-    assert not train(recipe, drawn_dataset, str(output))["cached"]
-    assert_same_training(output, undisturbed)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "adapters.work"]
+    arguments = ["train", recipe, "--dataset", drawn_dataset, "--output", str(output)]
+    command = [sys.executable, "-c", STARTER, *arguments, "--set", "train.checkpoint_every=1000"]
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or "", "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    _, errors = child.communicate()  # to the end of those who inherited it
+    checkpoints = sorted(int(path.name[5:]) for path in work.glob("checkpoints/step-*"))
+    finished, steps = output.exists(), []
+
+    def here(request: TrainRequest, log: Any, launcher: Any) -> None:
+        train_here(request, lambda step, values: (steps.append(step), log(step, values)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flows.train, "launch", here)
+        cached = train(recipe, drawn_dataset, str(output))["cached"]
+    return Killed(child.returncode, errors.decode(), checkpoints, finished, cached, steps, output)
 
 
-def test_training_whose_starter_is_gone_saves_and_ends(request_of: TrainRequest, undisturbed: Path) -> None:
+@pytest.mark.process
+def test_killed_with_all_its_processes_the_flow_goes_on_from_the_last_checkpoint(
+    killed: Killed, undisturbed: Path
+) -> None:
+    assert killed.returncode == -signal.SIGKILL, killed.errors
+    assert killed.checkpoints and not killed.finished
+    assert not killed.cached
+    assert killed.steps == list(range(killed.checkpoints[-1] + 1, STEPS + 1))
+    assert_same_training(killed.output, undisturbed)
+    assert sorted(path.name for path in killed.output.parent.iterdir()) == ["adapters", "adapters.work"]
+
+
+@pytest.mark.process
+def test_a_starter_that_is_killed_while_it_is_told_leaves_a_checkpoint(killed: Killed, undisturbed: Path) -> None:
+    """Also of the steps after the last one that was due: nobody reads what training says of them."""
+    assert killed.returncode == -signal.SIGKILL, killed.errors
+    assert len(killed.checkpoints) == 1 and STRUCK <= killed.checkpoints[0] < STEPS
+    assert_same_training(killed.output, undisturbed)
+
+
+@pytest.mark.process
+def test_training_whose_starter_is_gone_saves_and_ends(request_of: TrainRequest) -> None:
     """Whatever happens to a flow, no process is left that trains by itself; the next run goes on."""
     command = [sys.executable, "-m", "mild.training.launch", request_of.model_dump_json()]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -137,27 +202,8 @@ def test_training_whose_starter_is_gone_saves_and_ends(request_of: TrainRequest,
     assert list(Path(f"{request_of.output}.work/checkpoints").glob(f"step-*{told[-1]['preempted']}"))
 
 
-def test_a_starter_that_is_killed_while_it_is_told_leaves_a_checkpoint(
-    request_of: TrainRequest, undisturbed: Path
-) -> None:
-    """Also of the steps after the last one that was due: nobody reads what training says of them."""
-    settings = request_of.settings.model_copy(update={"checkpoint_every": 1000})
-    starter = (
-        "import os, signal, sys; from mild.training.launch import *;"
-        "request = TrainRequest.model_validate_json(sys.argv[1]);"
-        "launch(request, lambda step, values: step == 3 and os.kill(os.getpid(), signal.SIGKILL))"
-    )
-    request = request_of.model_copy(update={"settings": settings})
-    killed = subprocess.Popen([sys.executable, "-c", starter, request.model_dump_json()], stderr=subprocess.PIPE)
-    _, errors = killed.communicate()  # to the end of those who inherited it
-    assert killed.returncode == -signal.SIGKILL, errors.decode()
-    assert list(Path(f"{request.output}.work/checkpoints").glob("step-*"))
-    launch(request, lambda step, values: None)
-    assert_same_training(Path(request.output), undisturbed)
-
-
 def test_narrow_pictures_are_set_aside_with_and_without_stored_latents(
-    recipe: str, make_sample: Callable[..., Sample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str, make_sample: Callable[..., Sample], tmp_path: Path, in_this_process: None
 ) -> None:
     """Those of the second shard are all narrow."""
     root, sizes = tmp_path / "dataset", [(48, 24, 64, 64), (24, 24)]
@@ -186,6 +232,7 @@ def test_narrow_pictures_are_set_aside_with_and_without_stored_latents(
     assert not list(tmp_path.glob("none.work/latents/*"))
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_server_that_refuses_what_it_is_shown_does_not_end_training(
     recipe: str, drawn_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -225,8 +272,9 @@ def test_signals_and_cancellation_come_through_what_is_shown(signal: BaseExcepti
         Display().show(interrupted)
 
 
+@pytest.mark.process
 def test_signals_to_the_training_process_are_faults_of_the_machine(request_of: TrainRequest, undisturbed: Path) -> None:
-    """SIGKILL, then SIGTERM, as Prefect would try again; the third time runs through."""
+    """SIGKILL, then SIGTERM, as Prefect would try again; the third time, here, runs through."""
     steps: list[int] = []
     strikes = [(5, signal.SIGTERM), (3, signal.SIGKILL)]
 
@@ -240,11 +288,12 @@ def test_signals_to_the_training_process_are_faults_of_the_machine(request_of: T
         launch(request_of, strike)
     with pytest.raises(Interrupted, match=r"asked to end; it goes on after step \d+"):
         launch(request_of, strike)
-    launch(request_of, strike)
+    train_here(request_of, strike)
     assert steps[-1] == STEPS and set(steps) == set(range(1, STEPS + 1))
     assert_same_training(Path(request_of.output), undisturbed)
 
 
+@pytest.mark.process
 def test_two_processes_interrupted_and_then_one_train_what_one_does(
     request_of: TrainRequest,
     undisturbed: Path,
@@ -266,7 +315,7 @@ def test_two_processes_interrupted_and_then_one_train_what_one_does(
     done = max(int(path.name[5:]) for path in Path(f"{request_of.output}.work/checkpoints").glob("step-*"))
     assert 6 <= done < STEPS
     settings = request_of.settings.model_copy(update={"gradient_accumulation": 2})
-    launch(request_of.model_copy(update={"settings": settings}), lambda step, values: None)
+    train_here(request_of.model_copy(update={"settings": settings}), lambda step, values: None)
     assert_trained_alike(Path(request_of.output), undisturbed)
     assert (Path(request_of.output) / "loss.csv").read_bytes() != (undisturbed / "loss.csv").read_bytes(), (
         "sums in another order round otherwise: there were two processes"
@@ -274,7 +323,7 @@ def test_two_processes_interrupted_and_then_one_train_what_one_does(
 
 
 def test_latents_are_encoded_once_and_what_is_damaged_of_them_again(
-    recipe: str, drawn_dataset: str, tmp_path: Path
+    recipe: str, drawn_dataset: str, tmp_path: Path, in_this_process: None
 ) -> None:
     output, work = tmp_path / "adapters", tmp_path / "adapters.work"
     changes: dict[str, Any] = {"train.cached_views": 2, "train.steps": 3}
@@ -315,9 +364,10 @@ def test_fp16_without_a_gpu_is_one_line_before_the_data_are_read(request_of: Tra
     settings = request_of.settings.model_copy(update={"mixed_precision": "fp16"})
     nowhere = request_of.model_copy(update={"settings": settings, "dataset": "nowhere", "base": "no/base"})
     with pytest.raises(UserError, match="fp16 needs a GPU"):
-        launch(nowhere, lambda step, values: None)
+        train_here(nowhere, lambda step, values: None)
 
 
+@pytest.mark.process
 def test_what_training_finds_wrong_is_the_users_to_mend(request_of: TrainRequest) -> None:
     """The one line comes through from the other process."""
     wrong = request_of.model_copy(update={"settings": request_of.settings.model_copy(update={"resolution": 40})})
@@ -347,6 +397,7 @@ def test_another_base_or_dataset_is_trained_anew(recipe: str) -> None:
         assert key != TrainJob(**places, **digests).key()
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_the_flow_shows_values_and_sample_pictures_as_artifacts(
     drawn_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +441,7 @@ def test_the_flow_shows_values_and_sample_pictures_as_artifacts(
     assert kept is not None and kept.data == pictures[-1]  # type: ignore[union-attr]
 
 
+@pytest.mark.process
 def test_the_losses_are_all_there(undisturbed: Path) -> None:
     with (undisturbed / "loss.csv").open() as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
