@@ -15,9 +15,8 @@ from flows.caching import Files, Job, cached_step, result_storage, run_steps
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
-from mild.nano.export import export_base
 from mild.nano.pictures import DrawingSettings, draw_pictures
-from mild.nano.pretraining import PretrainSettings, encode_examples, train_unet, train_vae
+from mild.nano.settings import PretrainSettings
 
 
 class PretrainRecipe(Settings):
@@ -99,7 +98,9 @@ def draw(job: DrawJob) -> Files:
 
 @cached_step
 def pretrain_vae(job: VaeJob) -> Files:
-    """See `train_vae`."""
+    """See `mild.nano.pretraining.train_vae`."""
+    from mild.nano.pretraining import train_vae
+
     with _Curve("vae", job.settings.vae.steps) as curve:
         train_vae(job.settings, f"{job.work}/pictures", f"{job.work}/vae", curve.log)
     return Files.of(job, "work", ["vae"])
@@ -107,7 +108,9 @@ def pretrain_vae(job: VaeJob) -> Files:
 
 @cached_step
 def encode(job: EncodeJob) -> Files:
-    """See `encode_examples`."""
+    """See `mild.nano.pretraining.encode_examples`."""
+    from mild.nano.pretraining import encode_examples
+
     count = job.settings.drawing.scenes * job.settings.drawing.crops
     with _Curve("latents", count) as curve:
         encode_examples(job.settings, f"{job.work}/pictures", f"{job.work}/vae", f"{job.work}/examples", curve.log)
@@ -116,7 +119,9 @@ def encode(job: EncodeJob) -> Files:
 
 @cached_step
 def pretrain_unet(job: UnetJob) -> Files:
-    """See `train_unet`."""
+    """See `mild.nano.pretraining.train_unet`."""
+    from mild.nano.pretraining import train_unet
+
     places = [f"{job.work}/{name}" for name in ("pictures", "vae", "examples", "trained")]
     with _Curve("unet", job.settings.unet.steps) as curve:
         train_unet(job.settings, places[0], places[1], places[2], places[3], curve.log)
@@ -125,7 +130,9 @@ def pretrain_unet(job: UnetJob) -> Files:
 
 @cached_step
 def export(job: ExportJob) -> Files:
-    """See `export_base`."""
+    """See `mild.nano.export.export_base`."""
+    from mild.nano.export import export_base
+
     numbers = export_base(
         job.recipe.pretrain,
         f"{job.work}/pictures",

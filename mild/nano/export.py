@@ -21,7 +21,7 @@ from mild.evaluation.methods.opencv import OpenCVEraser
 from mild.metrics import perceptual_hole, psnr, psnr_hole
 from mild.nano.architecture import count_parameters, save_nano_pipeline
 from mild.nano.pictures import LEAST_SHARE, Pictures, random_hole
-from mild.nano.pretraining import PretrainSettings
+from mild.nano.settings import PretrainSettings
 
 PEOPLE = (1, 2, 3, 4, 2, 1, 3, 5)
 """People in the pictures of the sample world's test split, one after the other."""

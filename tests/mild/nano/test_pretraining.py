@@ -16,16 +16,8 @@ from dataset_tools.errors import UserError
 from mild.erasing.pipeline import MILDPipeline
 from mild.nano.export import export_base
 from mild.nano.pictures import DrawingSettings, Pictures
-from mild.nano.pretraining import (
-    LoopSettings,
-    PretrainSettings,
-    UnetSettings,
-    VaeSettings,
-    _standardise,
-    encode_examples,
-    train_unet,
-    train_vae,
-)
+from mild.nano.pretraining import _standardise, encode_examples, train_unet, train_vae
+from mild.nano.settings import LoopSettings, PretrainSettings, UnetSettings, VaeSettings
 
 TOY = PretrainSettings(
     drawing=DrawingSettings(scenes=3, crops=2, held_out=2, side=32),
