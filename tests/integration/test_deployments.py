@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,45 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from mild.bases import NANO
+from mild.settings import TrainSettings
+from mild.training.launch import TrainRequest, train_here
+
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 MARK = 1234.5
 """A loss that no training gives."""
 SHORT = {
     "train": {
-        **{"steps": 20, "batch_size": 2, "resolution": 32, "checkpoint_every": 1, "warm_up": {"start": 1, "end": 2}},
+        **{"steps": 10, "batch_size": 2, "resolution": 32, "checkpoint_every": 1, "warm_up": {"start": 1, "end": 2}},
         "mild": {"hmg": {"width": 8, "map_side": 16}},
     }
 }
 """A training recipe for the deployment ``train/sample``."""
+SMALL = {
+    "source": {"kind": "sample", "smallest": 192, "largest": 224}
+    | {"train": 6, "validation": 1, "test": 1}
+    | {"train_backgrounds": 4, "validation_backgrounds": 1, "test_backgrounds": 1},
+    "composite": {"samples": {"train": 4, "validation": 0, "test": 0}, "size": [96, 96], "min_donor_height": 24},
+    # The same pictures are broken in every world.
+    "max_rejected_share": 1.0,
+}
+"""Changes of the building recipe for the deployment ``build-dataset/sample``."""
+COMMANDS = """
+import json, sys
+from prefect.cli import app
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["prefect", "--no-prompt", *arguments]
+    try:
+        app()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+"""Runs several ``prefect`` commands: each by itself would import most of Prefect."""
 
 
 @dataclass
@@ -71,13 +99,12 @@ class Server:
         """Start a worker for the work pool."""
         return self.start("worker", PREFECT, "worker", "start", "--pool", "mild", "--name", "test")
 
-    def prefect(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run the ``prefect`` command line against this server."""
+    def prefect(self, *commands: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run commands of the ``prefect`` command line against this server, to the first that fails."""
         return subprocess.run(
-            [PREFECT, "--no-prompt", *arguments],
+            [sys.executable, "-c", COMMANDS, json.dumps(commands)],
             cwd=self.project,
             env=self.environment,
-            check=check,
             capture_output=True,
             text=True,
         )
@@ -95,22 +122,29 @@ class Server:
         )
         return runs
 
+    def has_ended(self, flow: str) -> bool:
+        """Whether all runs of a flow have ended."""
+        return all(run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED") for run in self.runs_of(flow))
+
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[Server]:
     """Server, work pool, worker; the project's files lie in a folder of their own, where the sample trains shortly."""
     project = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "flows", project / "flows")
     shutil.copy(ROOT / "prefect.yaml", project)
     (project / "flows/recipes/train-sample.yaml").write_text(yaml.safe_dump(SHORT))
+    home = tmp_path_factory.mktemp("prefect-home")
+    shutil.copy(prefect_database, home)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT")},
-        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect-home")),
+        "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_ENABLED": "false",
         # The worker looks for work every second.
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "DO_NOT_TRACK": "1",
@@ -121,19 +155,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         # httpx tries again with growing pauses while nobody listens yet.
         with httpx.Client(transport=httpx.HTTPTransport(retries=9)) as client:
             client.get(f"{server.api}/health", timeout=60).raise_for_status()
-        server.prefect("work-pool", "create", "mild", "--type", "process")
-        server.prefect("global-concurrency-limit", "create", "mild-downloads", "--limit", "2")
-        server.prefect("deploy", "--all")
+        done = server.prefect(
+            ["work-pool", "create", "mild", "--type", "process"],
+            ["global-concurrency-limit", "create", "mild-downloads", "--limit", "2"],
+            ["deploy", "--all"],
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
         server.start_worker()
         yield server
     finally:
+        # They would wait for each other, and nothing of theirs is kept.
         for process in reversed(server.running):
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
 
 
 def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: Server) -> None:
@@ -157,80 +192,84 @@ def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: 
     assert [automation["trigger"]["expect"] for automation in automations] == [["mild.dataset.ready"]]
 
 
-def test_the_deployment_builds_then_is_cached_and_starts_training(server: Server) -> None:
+@dataclass(frozen=True)
+class Story:
+    """A dataset is built, which starts training; its worker is killed, and a new one takes it up again."""
+
+    dataset: Path
+    adapters: Path
+    finished_when_killed: bool
+    """Whether the adapters were there already."""
+    state_when_killed: str
+    """What the server knew of the training run then."""
+
+
+@pytest.fixture(scope="module")
+def story(server: Server) -> Story:
+    """The second worker ends the training and, meanwhile, builds the dataset once more."""
+    dataset, adapters = server.project / "dataset", server.project / "build/sample-adapters"
+    parameters = {"output": str(dataset), "changes": SMALL}
+    build = ["deployment", "run", "build-dataset/sample", "--params", json.dumps(parameters), "--watch"]
+    done = server.prefect(build)
+    assert done.returncode == 0, done.stdout + done.stderr + server.worker_log()
+
+    checkpoints = Path(f"{adapters}.work/checkpoints")
+    server.wait_until(lambda: any(checkpoints.glob("step-*")))
+    kill(server.running[-1])
+    finished = adapters.exists()
+    mark(max(checkpoints.glob("step-*")))
+    (run,) = server.runs_of("train")
+    server.ask(f"/flow_runs/{run['id']}/set_state", state={"type": "CRASHED", "name": "Crashed"}, force=True)
+    server.start_worker()
+    done = server.prefect(["flow-run", "retry", run["id"]], build)
+    assert done.returncode == 0, done.stdout + done.stderr + server.worker_log()
+    # `prefect flow-run watch` would end at the first ending that it reads of.
+    server.wait_until(lambda: server.has_ended("train"))
+    return Story(dataset, adapters, finished, run["state"]["type"])
+
+
+def test_the_deployment_builds_then_is_cached_and_starts_training(server: Server, story: Story) -> None:
     """Run twice to completion by the worker; the second time every shard is cached. The new dataset starts training."""
-    changes = {"source.train": 24, "composite.samples": {"train": 4, "validation": 0, "test": 0}}
-    output = server.project / "dataset"
-    for _ in range(2):
-        done = server.prefect(
-            "deployment", "run", "build-dataset/sample", "--watch",
-            "--param", f"output={json.dumps(str(output))}", "--param", f"changes={json.dumps(changes)}",
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr + server.worker_log()
     artifacts = server.ask("/artifacts/filter", artifacts={"key": {"any_": ["dataset-shards"]}}, sort="ID_DESC")
     told = sorted(artifact["description"].split(": ")[1] for artifact in artifacts)
-    shards = len(list(output.glob("*/*.index.json")))
+    shards = len(list(story.dataset.glob("*/*.index.json")))
     assert told == [f"0 of {shards} shards were cached", f"{shards} of {shards} shards were cached"]
     keys = {artifact["key"] for artifact in server.ask("/artifacts/filter")}
     assert keys >= {"build-progress", "dataset-shards", "dataset-rejected", "dataset-contact-sheet"}
 
-    (run,) = wait_for(server, "train", count=1)
+    (run,) = server.runs_of("train")
     assert run["state"]["type"] == "COMPLETED", server.worker_log()
-    assert run["parameters"]["dataset"] == str(output)
-    adapters = server.project / "build/sample-adapters"
-    assert (adapters / "pytorch_lora_weights.safetensors").stat().st_size > 0
+    assert run["parameters"]["dataset"] == str(story.dataset)
+    assert (story.adapters / "pytorch_lora_weights.safetensors").stat().st_size > 0
 
 
-def wait_for(server: Server, flow: str, count: int) -> list[dict[str, Any]]:
-    """That many runs of a flow, ended; `prefect flow-run watch` does the waiting once the server has made them."""
-    server.wait_until(lambda: len(server.runs_of(flow)) >= count)
-    for run in server.runs_of(flow):
-        server.prefect("flow-run", "watch", run["id"], check=False)
-    return server.runs_of(flow)
-
-
-def test_training_goes_on_after_its_worker_was_killed(server: Server, drawn_dataset: str) -> None:
+def test_training_goes_on_after_its_worker_was_killed(server: Server, story: Story, tmp_path: Path) -> None:
     """SIGKILL to the worker and all below it, a new worker, a retry: weights to the bit as if nothing had happened.
 
     Nobody is left to tell the server, for which the run stays Running. It is marked as Crashed as its page's "Change
     state" does, and an automation on missing heartbeats.
     """
-    output = server.project / "preempted"
-    checkpoints = Path(f"{output}.work/checkpoints")
-    parameters = {
-        "settings": "flows/recipes/train-sample.yaml",
-        "dataset": drawn_dataset,
-        "output": str(output),
-    }
-    server.prefect(
-        "deployment", "run", "train/sample", "--flow-run-name", "preempted", "--params", json.dumps(parameters)
+    assert not story.finished_when_killed
+    assert story.state_when_killed == "RUNNING"
+    (run,) = server.runs_of("train")
+    assert run["state"]["type"] == "COMPLETED", server.worker_log()
+
+    undisturbed = tmp_path / "undisturbed"
+    train_here(
+        TrainRequest(
+            settings=TrainSettings.model_validate(SHORT["train"]),
+            dataset=str(story.dataset),
+            configurations={"composite": 1.0},
+            split="train",
+            dataset_digest="d",
+            base=NANO,
+            base_digest="b",
+            output=str(undisturbed),
+        ),
+        lambda step, values: None,
     )
-    server.wait_until(lambda: any(checkpoints.glob("step-*")))
-    kill(server.running[-1])
-    assert not output.exists()
-    mark(max(checkpoints.glob("step-*")))
-
-    program = "import json, sys; from flows.train import train; train(**json.loads(sys.argv[1]))"
-    undisturbed = server.project / "undisturbed"
-    beside = json.dumps(parameters | {"output": str(undisturbed)})
-    other = server.start("undisturbed", sys.executable, "-c", program, beside)
-
-    def run() -> dict[str, Any]:
-        (found,) = server.ask("/flow_runs/filter", flow_runs={"name": {"any_": ["preempted"]}})
-        return found
-
-    assert run()["state"]["type"] == "RUNNING"
-    server.ask(f"/flow_runs/{run()['id']}/set_state", state={"type": "CRASHED", "name": "Crashed"}, force=True)
-    server.start_worker()
-    server.prefect("flow-run", "retry", "preempted")
-    # `prefect flow-run watch` ends at the first ending that it reads of.
-    server.wait_until(lambda: run()["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED"))
-    assert run()["state"]["type"] == "COMPLETED", server.worker_log()
-
-    assert other.wait(timeout=300) == 0, (server.project / "undisturbed.log").read_text()[-5000:]
-    assert weights_in(output) == weights_in(undisturbed)
-    with (output / "loss.csv").open() as file:
+    assert weights_in(story.adapters) == weights_in(undisturbed)
+    with (story.adapters / "loss.csv").open() as file:
         assert float(next(csv.DictReader(file))["loss"]) == MARK, "it went on from the checkpoint"
 
 
