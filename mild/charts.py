@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 7.5, 3.0
 """In inches of 72 points."""
@@ -41,6 +39,10 @@ def line_chart(lines: Mapping[str, Line], x_label: str, y_label: str, *, logarit
     Args:
         logarithmic: the vertical axis. Otherwise it begins at 0, or below where values do.
     """
+    # Here, since it takes long to import, and many who import this draw nothing.
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.add_subplot()
