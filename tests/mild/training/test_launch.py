@@ -54,6 +54,7 @@ elif what == "refuses":
     sys.exit(2)
 """
 
+pytestmark = pytest.mark.process
 
 OTHERS: set[psutil.Process] = set()
 """Children of this process before a test, such as servers of other tests."""
@@ -78,10 +79,13 @@ def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     OTHERS.clear()
     OTHERS.update(psutil.Process().children(recursive=True))
     before = signal.signal(signal.SIGALRM, hangs)
+    # Who starts tests in the background of a script, as CI may, has it ignored, here and in what is started from here.
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 120, 1)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGINT, interrupted)
     left = children()
     for process in left:
         process.kill()
