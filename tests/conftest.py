@@ -29,6 +29,8 @@ from dataset_tools.shards import Manifest, write_shard
 # For torch, here and in child processes: the models are too small for more threads, rounding depends on their number,
 # and other tests run beside.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where a test takes more threads, those that wait leave the processor to others.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # Whoever needs a server of Prefect asks for the fixture `prefect_server`: one that starts unasked takes half a minute.
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 # A busy machine is no defect.
