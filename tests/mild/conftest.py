@@ -13,6 +13,7 @@ from diffusers import UNet2DConditionModel
 
 from dataset_tools.schema import Sample
 from mild.bases import NANO, place_of
+from mild.model.backbone import load_base
 from mild.settings import HmgSettings, LoraSettings, MildSettings, TrainSettings, WarmUpSettings
 from mild.training.loop import train
 
@@ -67,8 +68,31 @@ def nano_base() -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_base(nano_base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The nano base with a fresh UNet of two levels and one transformer, which is run and traced in a moment."""
+    pipeline = load_base(nano_base)
+    config = dict(pipeline.unet.config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline.unet = UNet2DConditionModel.from_config(
+            config
+            | {
+                "block_out_channels": (16, 32),
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("UpBlock2D", "UpBlock2D"),
+                "mid_block_type": None,
+                "attention_head_dim": 2,
+                "norm_num_groups": 8,
+            }
+        )
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def quick() -> TrainSettings:
-    """A training run of a second or two."""
+    """A training run of a second."""
     return TrainSettings(
         steps=4,
         batch_size=2,
