@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -42,23 +43,33 @@ def served(drawn_dataset: str, tmp_path: Path, serve_files: Callable[..., Any], 
     return server
 
 
-@pytest.mark.parametrize(("scheme", "method"), [("http", "fork"), ("s3", "fork"), ("http", "spawn")])
-def test_workers_read_over_a_network_what_their_parent_has_opened(
-    served: Any, drawn_dataset: str, scheme: str, method: str
-) -> None:
-    """The parent has read before, and reads on; neither disturbs the other. In a process of its own, as training is."""
-    root = f"{served.url}/bucket/dataset" if scheme == "http" else "s3://bucket/dataset"
-    done = subprocess.run([sys.executable, __file__, root, drawn_dataset, method], capture_output=True, text=True)
+@pytest.mark.process
+def test_workers_read_over_a_network_what_their_parent_has_opened(served: Any, drawn_dataset: str) -> None:
+    """The parent has read before, and reads on; neither disturbs the other. In its own process, as training is."""
+    roots = f"{served.url}/bucket/dataset", "s3://bucket/dataset"
+    done = subprocess.run([sys.executable, __file__, drawn_dataset, *roots], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def main(root: str, same: str, method: str) -> None:
+def main(same: str, http: str, s3: str) -> None:
+    """Each in a process that is forked from this one, which opens nothing itself."""
+    # Where workers are spawned, one will do: it has nothing of its parent's, and has to import everything.
+    for root, method, workers in ((http, "fork", 2), (s3, "fork", 2), (http, "spawn", 1)):
+        if os.fork() == 0:
+            read_in_workers(root, same, method, workers)
+            return
+        _, status = os.wait()
+        if status:
+            sys.exit(f"{root}, {method}: {os.waitstatus_to_exitcode(status)}")
+
+
+def read_in_workers(root: str, same: str, method: str, workers: int) -> None:
     """Read the dataset at ``root``, which is that at ``same``, in workers of a DataLoader."""
     samples = ShardDataset(root, "composite", "train")
     keys = ShardDataset(same, "composite", "train").keys
     dataset = Keys(samples)
     assert dataset[0] == f"{keys[0]} {keys[0]}"
-    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=method, timeout=60)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=method, timeout=60)
     read = []
     for row in loader:
         read.append(row)
