@@ -160,10 +160,10 @@ def eventful(quick: TrainSettings) -> TrainSettings:
 
 
 @pytest.fixture(scope="module")
-def forgetful_base(nano_base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def forgetful_base(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A base whose UNet has dropout, and so draws from torch's generators."""
     folder = tmp_path_factory.mktemp("forgetful") / "base"
-    shutil.copytree(nano_base, folder)
+    shutil.copytree(tiny_base, folder)
     path = folder / "unet/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dropout": 0.2}))
     return str(folder)
@@ -194,10 +194,10 @@ def test_a_run_that_is_asked_to_end_again_and_again_leaves_the_bytes_of_one_that
 
 
 def test_how_a_run_works_may_change_and_what_it_does_may_not(
-    samples: Any, nano_base: str, eventful: TrainSettings, tmp_path: Path
+    samples: Any, tiny_base: str, eventful: TrainSettings, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    start: dict[str, Any] = {"samples": samples, "base": nano_base, "output": str(output), "log": silent}
+    start: dict[str, Any] = {"samples": samples, "base": tiny_base, "output": str(output), "log": silent}
     with pytest.raises(Preempted):
         train(eventful, **start, dataset_digest="d1", base_digest="b1", stop=after(1))
     kept = files(tmp_path)
@@ -217,7 +217,7 @@ def test_how_a_run_works_may_change_and_what_it_does_may_not(
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(
-    samples: Any, nano_base: str, eventful: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    samples: Any, tiny_base: str, eventful: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mild.training.loop import BranchLoss, Examples
 
@@ -231,21 +231,21 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(
 
     monkeypatch.setattr(BranchLoss, "examples", spoilt)
     with pytest.raises(UserError, match=r"the loss is nan at step 5 \(samples sample-\d, sample-\d\)"):
-        train(eventful, samples, nano_base, str(tmp_path / "out"), silent)
+        train(eventful, samples, tiny_base, str(tmp_path / "out"), silent)
     found = tmp_path / "out.work/checkpoints/step-00000004/tensors.safetensors"
     assert all(tensor.isfinite().all() for tensor in load_file(found).values())
     assert os.listdir(tmp_path) == ["out.work"]
 
 
 def test_gradients_that_are_not_finite_never_reach_the_weights(
-    samples: Any, nano_base: str, eventful: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    samples: Any, tiny_base: str, eventful: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A square root at zero: a finite value with an infinite slope."""
     monkeypatch.setattr(
         "mild.training.loop.background_loss", lambda prediction, *_: (prediction * 0).square().sum((1, 2, 3)).sqrt()
     )
     with pytest.raises(UserError, match=r"the norm of the gradients is nan at step 1 \(samples"):
-        train(eventful, samples, nano_base, str(tmp_path / "out"), silent)
+        train(eventful, samples, tiny_base, str(tmp_path / "out"), silent)
 
 
 KILLED = """
@@ -259,36 +259,47 @@ from mild.training.loop import train
 dataset, base, output, settings, kills = sys.argv[1:]
 samples = ShardDataset(dataset, "composite", "train")
 checkpoints = Path(output + ".work/checkpoints")
-names = lambda: {path.name for path in checkpoints.glob("step-*")}
 chance, left = random.Random(20261122), int(kills)
+
+def told(pipe):
+    # Asked before each step: says when the first is behind, and waits for its end when the second is.
+    yield False
+    os.write(pipe, b".")
+    yield False
+    signal.pause()
+
 while True:
-    before = names()
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        train(TrainSettings.model_validate_json(settings), samples, base, output, lambda step, values: None)
+        steps = told(writing)
+        stop = (lambda: next(steps)) if left else (lambda: False)
+        train(TrainSettings.model_validate_json(settings), samples, base, output, lambda step, values: None, stop=stop)
         os._exit(0)
+    os.close(writing)
     if left:
-        while names() == before and os.waitpid(child, os.WNOHANG) == (0, 0):
-            pass
-        time.sleep(chance.uniform(0, 0.3))
+        os.read(reading, 1)
+        time.sleep(chance.uniform(0, 0.2))
         os.kill(child, signal.SIGKILL)
         left -= 1
     _, status = os.waitpid(child, 0)
-    print(len(names()), flush=True)
+    os.close(reading)
+    print(len(list(checkpoints.glob("step-*"))), flush=True)
     if status == 0:
         break
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 """
 
 
+@pytest.mark.process
 def test_a_run_that_is_killed_again_and_again_leaves_the_bytes_of_one_that_was_not(
-    drawn_dataset: str, nano_base: str, eventful: TrainSettings, tmp_path: Path
+    drawn_dataset: str, tiny_base: str, eventful: TrainSettings, tmp_path: Path
 ) -> None:
-    """SIGKILL at random moments, while steps are taken and while checkpoints are written."""
-    settings = changed(eventful, steps=10, checkpoint_every=1, checkpoints_kept=2)
+    """SIGKILL at random moments, while a step is taken and while its checkpoint is written."""
+    settings = changed(eventful, checkpoint_every=1, checkpoints_kept=2)
     samples = ShardDataset(drawn_dataset, "composite", "train")
-    train(settings, samples, nano_base, str(tmp_path / "whole"), silent)
-    arguments = [drawn_dataset, nano_base, str(tmp_path / "killed"), settings.model_dump_json(), str(KILLS)]
+    train(settings, samples, tiny_base, str(tmp_path / "whole"), silent)
+    arguments = [drawn_dataset, tiny_base, str(tmp_path / "killed"), settings.model_dump_json(), str(KILLS)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     left = [int(line) for line in done.stdout.split()]
