@@ -45,6 +45,7 @@ def test_outlines_are_those_of_the_people_in_the_pictures(folder: Path) -> None:
     assert any(np.array_equal(outline, share > 0.5) for outline in drawn.outlines)
 
 
+@pytest.mark.process
 def test_any_number_of_processes_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     draw_pictures(SMALL, tmp_path / "again", workers=2)
     assert filecmp.cmpfiles(folder, tmp_path / "again", FILES, shallow=False) == (FILES, [], [])

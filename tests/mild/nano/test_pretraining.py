@@ -21,9 +21,9 @@ from mild.nano.settings import LoopSettings, PretrainSettings, UnetSettings, Vae
 
 TOY = PretrainSettings(
     drawing=DrawingSettings(scenes=3, crops=2, held_out=2, side=32),
-    vae=VaeSettings(steps=20, batch_size=2, learning_rate=4e-3, warm_up=2, crop=32, checkpoint_every=10),
+    vae=VaeSettings(steps=16, batch_size=2, learning_rate=4e-3, warm_up=2, crop=32, checkpoint_every=8),
     unet=UnetSettings(
-        steps=12, batch_size=4, learning_rate=3e-3, warm_up=2, holes=2, checkpoint_every=5, average=0.5, compile=False
+        steps=9, batch_size=4, learning_rate=3e-3, warm_up=2, holes=2, checkpoint_every=4, average=0.5, compile=False
     ),
     mixed_precision="no",
 )
@@ -146,11 +146,11 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
             train_unet(TOY, pictures, work / "vae", work / "examples", tmp_path / "again", log)  # type: ignore[arg-type]
 
     with pytest.raises(Killed):
-        run(kill_at(stage, 8 if stage == "unet" else 17))
+        run(kill_at(stage, 5 if stage == "unet" else 10))
     assert [path.name for path in tmp_path.iterdir()] == ["again.checkpoints"]
     done: list[int] = []
     run(lambda name, step, loss: done.append(step))
-    assert done[0] == (6 if stage == "unet" else 11)  # the step after the checkpoint
+    assert done[0] == (5 if stage == "unet" else 9)  # the step after the checkpoint
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
     before = work / ("vae" if stage == "vae" else "trained/unet")
     after = tmp_path / ("again" if stage == "vae" else "again/unet")
@@ -164,18 +164,25 @@ def test_threads_share_a_step_and_change_its_outcome_by_no_more_than_rounding(
     work: Path, pictures: Path, tmp_path: Path, threads: int
 ) -> None:
     """Among three of them, a batch of four is not shared equally."""
+    found: list[float] = []
+
+    def log(stage: str, step: int, loss: float) -> None:
+        found.append(loss)
+        if step == 4:
+            raise Killed
+
     torch.set_num_threads(threads)
     try:
-        train_unet(TOY, pictures, work / "vae", work / "examples", tmp_path / "trained", quiet)
+        with pytest.raises(Killed):
+            train_unet(TOY, pictures, work / "vae", work / "examples", tmp_path / "trained", log)
     finally:
         torch.set_num_threads(1)
-    found, expected = losses(tmp_path / "trained", "loss-unet"), losses(work / "trained", "loss-unet")
-    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    np.testing.assert_allclose(found, losses(work / "trained", "loss-unet")[:4], rtol=2e-3)
 
 
 def test_a_checkpoint_of_other_settings_is_refused_and_the_setting_named(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        train_vae(TOY, pictures, tmp_path / "vae", kill_at("vae", 11))  # type: ignore[arg-type]
+        train_vae(TOY, pictures, tmp_path / "vae", kill_at("vae", 9))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="seed: 0 there, 1 now"):
         train_vae(TOY.model_copy(update={"seed": 1}), pictures, tmp_path / "vae", quiet)
 
@@ -226,7 +233,7 @@ def test_the_export_is_small_half_precision_and_has_a_card(exported: Path) -> No
     }
     assert kinds == {torch.float16}
     card = (exported / "README.md").read_text()
-    for part in ("mild pretrain toy.yaml", "Seed 0", "0123abcd", "20 steps", "12 steps", "mean nothing", "dB"):
+    for part in ("mild pretrain toy.yaml", "Seed 0", "0123abcd", "16 steps", "9 steps", "mean nothing", "dB"):
         assert part in card
 
 
