@@ -293,9 +293,10 @@ while True:
 
 @pytest.mark.process
 def test_a_run_that_is_killed_again_and_again_leaves_the_bytes_of_one_that_was_not(
-    drawn_dataset: str, tiny_base: str, eventful: TrainSettings, tmp_path: Path
+    drawn_dataset: str, tiny_base: str, eventful: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL at random moments, while a step is taken and while its checkpoint is written."""
+    monkeypatch.undo()  # In another process charts are charts.
     settings = changed(eventful, checkpoint_every=1, checkpoints_kept=2)
     samples = ShardDataset(drawn_dataset, "composite", "train")
     train(settings, samples, tiny_base, str(tmp_path / "whole"), silent)

@@ -87,7 +87,7 @@ def validation(make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
 
 
 def test_tensorboard_and_the_callback_are_told_the_same_while_the_run_goes_on(
-    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, entries: Entries
+    samples: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path, entries: Entries
 ) -> None:
     seen: list[Entries] = []
 
@@ -96,7 +96,7 @@ def test_tensorboard_and_the_callback_are_told_the_same_while_the_run_goes_on(
         seen.append(_scalars(tmp_path / "out"))
 
     settings = quick.model_copy(update={"region_loss": RegionLossSettings(), "steps": 5})
-    train(settings, samples, nano_base, str(tmp_path / "out"), log)
+    train(settings, samples, tiny_base, str(tmp_path / "out"), log)
     assert [step for step, _ in entries] == [2, 4, 5]
     for count, found in enumerate(seen, start=1):
         _assert_same(found, entries[:count])
@@ -113,12 +113,12 @@ def test_tensorboard_and_the_callback_are_told_the_same_while_the_run_goes_on(
 
 
 def test_the_terms_of_the_region_loss_add_up_to_the_foreground_whatever_the_passes(
-    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, log: Any, entries: Entries
+    samples: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path, log: Any, entries: Entries
 ) -> None:
     changes = {"region_loss": RegionLossSettings(), "steps": 1, "warm_up": WarmUpSettings(start=0, end=0)}
     for passes in (1, 2):
         settings = quick.model_copy(update=changes | {"gradient_accumulation": passes})
-        train(settings, samples, nano_base, str(tmp_path / str(passes)), log)
+        train(settings, samples, tiny_base, str(tmp_path / str(passes)), log)
     (_, one), (_, several) = entries
     assert one["loss/foreground"] == pytest.approx(sum(one[f"loss/{t}"] for t in ("core", "boundary", "gradient")))
     assert one["loss/foreground"] > one["loss/boundary"] > 0
@@ -150,14 +150,14 @@ def test_alphas_and_gates_are_those_that_the_run_leaves(
         assert (found.min, found.max, found.sum) == pytest.approx((values.min(), values.max(), values.sum()), rel=1e-5)
 
 
-def test_parts_that_are_switched_off_have_no_numbers(nano_base: str, quick: TrainSettings) -> None:
-    unet = load_base(nano_base).unet
+def test_parts_that_are_switched_off_have_no_numbers(tiny_base: str, quick: TrainSettings) -> None:
+    unet = load_base(tiny_base).unet
     bare = LayeredUNet.create(unet, quick.mild.model_copy(update={"sma": False, "hmg": None}), seed=0)
     assert numbers_of(bare) == {} and spreads_of(bare) == {}
 
 
 def test_an_interrupted_run_goes_on_with_its_logs_and_shows_every_step_once(
-    samples: Any, validation: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, log: Any, entries: Entries
+    samples: Any, validation: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path, log: Any, entries: Entries
 ) -> None:
     """Killed at step 4, after a checkpoint of step 2: TensorBoard has seen steps that will be taken again."""
     settings = quick.model_copy(
@@ -170,9 +170,9 @@ def test_an_interrupted_run_goes_on_with_its_logs_and_shows_every_step_once(
 
     output = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        train(settings, samples, nano_base, str(output), killed, validation=validation)
+        train(settings, samples, tiny_base, str(output), killed, validation=validation)
     assert [step for step, _ in _scalars(output)] == [1, 2, 3, 4]
-    train(settings, samples, nano_base, str(output), log, validation=validation)
+    train(settings, samples, tiny_base, str(output), log, validation=validation)
     assert [step for step, _ in entries] == [3, 4, 5, 6]
     found = _scalars(output)
     assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6]
@@ -181,30 +181,30 @@ def test_an_interrupted_run_goes_on_with_its_logs_and_shows_every_step_once(
 
 
 def test_a_new_run_in_the_same_place_starts_its_logs_anew(
-    samples: Any, validation: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, log: Any, entries: Entries
+    samples: Any, validation: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path, log: Any, entries: Entries
 ) -> None:
     output = str(tmp_path / "out")
     train(
         quick.model_copy(update={"samples_every": 4, "sample_pictures": 1}),
         samples,
-        nano_base,
+        tiny_base,
         output,
         lambda *_: None,
         validation=validation,
     )
-    train(quick.model_copy(update={"steps": 2, "seed": 1}), samples, nano_base, output, log)
+    train(quick.model_copy(update={"steps": 2, "seed": 1}), samples, tiny_base, output, log)
     _assert_same(_scalars(tmp_path / "out"), entries)
     assert not (tmp_path / "out.work/samples").exists()
 
 
 def test_pictures_and_logs_do_not_change_a_bit_of_the_weights_also_after_resuming(
-    samples: Any, validation: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
+    samples: Any, validation: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path
 ) -> None:
     """With the moving average, which stands in for the weights while pictures are drawn."""
     shown = {"samples_every": 1, "sample_pictures": 1, "log_every": 1}
     hidden = {"samples_every": None, "trackers": (), "log_every": 4}
     settings = quick.model_copy(update={"ema_decay": 0.5, "gradient_checkpointing": True})
-    train(settings.model_copy(update=hidden), samples, nano_base, str(tmp_path / "plain"), lambda *_: None)
+    train(settings.model_copy(update=hidden), samples, tiny_base, str(tmp_path / "plain"), lambda *_: None)
     assert not list((tmp_path / "plain.work").rglob("*.*"))
     looked_at = settings.model_copy(update=shown)
     answers = iter([False, True])
@@ -212,13 +212,13 @@ def test_pictures_and_logs_do_not_change_a_bit_of_the_weights_also_after_resumin
         train(
             looked_at,
             samples,
-            nano_base,
+            tiny_base,
             str(tmp_path / "shown"),
             lambda *_: None,
             validation=validation,
             stop=lambda: next(answers),
         )
-    train(looked_at, samples, nano_base, str(tmp_path / "shown"), lambda *_: None, validation=validation)
+    train(looked_at, samples, tiny_base, str(tmp_path / "shown"), lambda *_: None, validation=validation)
     weights = [str(path.relative_to(tmp_path / "plain")) for path in (tmp_path / "plain").rglob("*.safetensors")]
     names = [*weights, "loss.csv"]
     assert len(names) == 5
@@ -226,12 +226,12 @@ def test_pictures_and_logs_do_not_change_a_bit_of_the_weights_also_after_resumin
 
 
 def test_the_sheet_shows_picture_hole_result_and_truth_of_the_first_by_key_as_the_adapters_erase_them(
-    samples: Any, validation: Any, nano_base: str, quick: TrainSettings, tmp_path: Path
+    samples: Any, validation: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path
 ) -> None:
     """The last sheet against the finished directory, loaded again: with the moving average, as it is saved."""
     output = tmp_path / "out"
     settings = quick.model_copy(update={"samples_every": 3, "sample_pictures": 2, "ema_decay": 0.5})
-    train(settings, samples, nano_base, str(output), lambda *_: None, validation=validation)
+    train(settings, samples, tiny_base, str(output), lambda *_: None, validation=validation)
     names = sorted(path.name for path in Path(f"{output}.work/samples").iterdir())
     assert names == ["step-000003.png", "step-000004.png"]
     sheet = np.asarray(Image.open(output / "samples.png"))
@@ -256,7 +256,7 @@ def test_the_sheet_shows_picture_hole_result_and_truth_of_the_first_by_key_as_th
     assert (tiles[0, 3] == 255).all() and np.array_equal(tiles[1, 3], known.background)
     assert (sheet[height : height + GAP] == 255).all()
 
-    loaded = MILDPipeline.from_pretrained(nano_base, mild=output)
+    loaded = MILDPipeline.from_pretrained(tiny_base, mild=output)
     assert loaded.layered is not None
     again = SamplePictures(loaded, loaded.layered, validation, settings)
     drawn = again.draw()
@@ -273,10 +273,10 @@ def test_the_sheet_shows_picture_hole_result_and_truth_of_the_first_by_key_as_th
 
 
 def test_sheets_hold_reduced_pictures(
-    nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
+    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
 ) -> None:
     """Small enough to be logged many times, whatever the dataset's photographs are."""
-    pipeline = load_base(nano_base)
+    pipeline = load_base(tiny_base)
     layered = LayeredUNet.create(pipeline.unet, quick.mild, seed=0)
     layered.resolution = 32
     data = in_memory([make_sample(0, height=3 * TILE, width=2 * TILE), make_sample(1)])
@@ -287,7 +287,7 @@ def test_sheets_hold_reduced_pictures(
 
 def test_without_people_to_erase_in_a_validation_split_no_pictures_are_drawn_and_one_line_says_so(
     samples: Any,
-    nano_base: str,
+    tiny_base: str,
     quick: TrainSettings,
     tmp_path: Path,
     make_sample: Callable[..., Sample],
@@ -300,7 +300,7 @@ def test_without_people_to_erase_in_a_validation_split_no_pictures_are_drawn_and
     for name, validation in [("none", None), ("covered", in_memory([covered]))]:
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="mild"):
-            train(settings, samples, nano_base, str(tmp_path / name), lambda *_: None, validation=validation)
+            train(settings, samples, tiny_base, str(tmp_path / name), lambda *_: None, validation=validation)
         assert sum("no pictures are drawn" in record.message for record in caplog.records) == 1
         assert not (tmp_path / f"{name}.work/samples").exists() and not (tmp_path / name / "samples.png").exists()
         assert "samples.png" not in (tmp_path / name / "README.md").read_text()
@@ -358,7 +358,7 @@ def test_a_validation_shard_that_is_gone_is_named(request_of: Callable[..., Trai
 
 def test_the_speed_is_that_of_all_steps_since_the_last_entry_without_what_lies_between_them(
     samples: Any,
-    nano_base: str,
+    tiny_base: str,
     quick: TrainSettings,
     tmp_path: Path,
     log: Any,
@@ -369,7 +369,7 @@ def test_the_speed_is_that_of_all_steps_since_the_last_entry_without_what_lies_b
     waits = iter([0, *(wait for step in (1, 3, 1, 1) for wait in (100, step)), 0])
     clock = itertools.accumulate(waits)
     monkeypatch.setattr("mild.training.loop.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    train(quick, samples, nano_base, str(tmp_path / "out"), log)
+    train(quick, samples, tiny_base, str(tmp_path / "out"), log)
     assert [values["samples_per_second"] for _, values in entries] == [1.0, 2.0]
 
 
@@ -382,12 +382,12 @@ def test_peak_memory_is_at_least_what_the_process_holds_now() -> None:
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_done(
-    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    samples: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda asked: None)
     with pytest.raises(UserError, match=f"trackers: {name} is not installed: pip install {name}"):
         train(
-            quick.model_copy(update={"trackers": (name,)}), samples, nano_base, str(tmp_path / "out"), lambda *_: None
+            quick.model_copy(update={"trackers": (name,)}), samples, tiny_base, str(tmp_path / "out"), lambda *_: None
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -421,7 +421,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[_WandbRun]:
 def test_weights_and_biases_gets_the_same_and_a_run_that_goes_on_is_the_same_run(
     samples: Any,
     validation: Any,
-    nano_base: str,
+    tiny_base: str,
     quick: TrainSettings,
     tmp_path: Path,
     log: Any,
@@ -433,8 +433,8 @@ def test_weights_and_biases_gets_the_same_and_a_run_that_goes_on_is_the_same_run
     )
     output, answers = str(tmp_path / "out"), iter([False, True])
     with pytest.raises(Preempted):
-        train(settings, samples, nano_base, output, log, validation=validation, stop=lambda: next(answers))
-    train(settings, samples, nano_base, output, log, validation=validation)
+        train(settings, samples, tiny_base, output, log, validation=validation, stop=lambda: next(answers))
+    train(settings, samples, tiny_base, output, log, validation=validation)
     first, second = wandb
     assert first.options["id"] == second.options["id"] and second.options["resume"] == "allow"
     assert first.options["dir"] == f"{output}.work/logs" and first.options["project"] == "mild"
@@ -446,12 +446,12 @@ def test_weights_and_biases_gets_the_same_and_a_run_that_goes_on_is_the_same_run
     (((kind, sheet),),) = [shown for step, shown in pictures if step == 4]
     assert kind == "image" and np.array_equal(sheet, np.asarray(Image.open(tmp_path / "out/samples.png")))
     assert first.ended and second.ended
-    train(settings, samples, nano_base, output, log, validation=validation)
+    train(settings, samples, tiny_base, output, log, validation=validation)
     assert wandb[2].options["id"] != first.options["id"], "a run that starts anew is another one"
 
 
 def test_a_tracker_that_cannot_start_says_why_in_one_line(
-    samples: Any, nano_base: str, quick: TrainSettings, tmp_path: Path, wandb: Any, monkeypatch: pytest.MonkeyPatch
+    samples: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path, wandb: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**_: Any) -> None:
         raise RuntimeError("api_key not configured (no-tty).\n  Call wandb.login(key=[your_api_key])")
@@ -459,5 +459,5 @@ def test_a_tracker_that_cannot_start_says_why_in_one_line(
     monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
     settings = quick.model_copy(update={"trackers": ("wandb",)})
     with pytest.raises(UserError, match=r"trackers: api_key not configured \(no-tty\). Call wandb.login"):
-        train(settings, samples, nano_base, str(tmp_path / "out"), lambda *_: None)
+        train(settings, samples, tiny_base, str(tmp_path / "out"), lambda *_: None)
     assert not (tmp_path / "out").exists()

@@ -61,10 +61,10 @@ def fixed(quick: TrainSettings) -> TrainSettings:
 
 @pytest.fixture(scope="module")
 def encoded(
-    datasets: list[ShardDataset], fixed: TrainSettings, nano_base: str, tmp_path_factory: pytest.TempPathFactory
+    datasets: list[ShardDataset], fixed: TrainSettings, tiny_base: str, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
     folder = str(tmp_path_factory.mktemp("work") / "latents")
-    encode_latents(fixed, datasets, nano_base, "v", folder)
+    encode_latents(fixed, datasets, tiny_base, "v", folder)
     return folder
 
 
@@ -81,27 +81,27 @@ def test_training_on_stored_latents_gives_the_bytes_of_training_without_and_neve
     datasets: list[ShardDataset],
     fixed: TrainSettings,
     encoded: str,
-    nano_base: str,
+    tiny_base: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mixture = Mixture(dict(zip(("composite", "real"), datasets, strict=True)), {"composite": 3, "real": 1})
     one, other = tmp_path / "one", tmp_path / "other"
-    train(fixed, mixture, nano_base, str(one), lambda *_: None)
+    train(fixed, mixture, tiny_base, str(one), lambda *_: None)
     monkeypatch.setattr("diffusers.AutoencoderKL.encode", never)
-    train(fixed, mixture, nano_base, str(other), lambda *_: None, latents=Latents(encoded, fixed))
+    train(fixed, mixture, tiny_base, str(other), lambda *_: None, latents=Latents(encoded, fixed))
     names = [name for name in files(one) if name.endswith((".safetensors", ".csv"))]
     assert len(names) == 5
     assert filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
 def test_plain_webdataset_reads_the_shards_and_finds_the_vaes_latents(
-    datasets: list[ShardDataset], quick: TrainSettings, nano_base: str, tmp_path: Path
+    datasets: list[ShardDataset], quick: TrainSettings, tiny_base: str, tmp_path: Path
 ) -> None:
     """Without crops and flips every picture is a square of the sample's: here one of nine."""
     settings = quick.model_copy(update={"cached_views": 3})
-    encode_latents(settings, datasets[:1], nano_base, "v", str(tmp_path))
-    vae = load_base(nano_base).vae
+    encode_latents(settings, datasets[:1], tiny_base, "v", str(tmp_path))
+    vae = load_base(tiny_base).vae
     found = list(webdataset.WebDataset([str(tmp_path / path) for path in SHARDS[:2]], shardshuffle=False))
     assert [row["__key__"] for row in found] == datasets[0].keys
     for row, sample in zip(found, datasets[0], strict=True):
@@ -120,9 +120,9 @@ def test_plain_webdataset_reads_the_shards_and_finds_the_vaes_latents(
 
 
 def test_a_step_sees_one_of_the_fixed_views_and_in_time_all_of_them(
-    datasets: list[ShardDataset], fixed: TrainSettings, encoded: str, nano_base: str
+    datasets: list[ShardDataset], fixed: TrainSettings, encoded: str, tiny_base: str
 ) -> None:
-    pipeline = load_base(nano_base)
+    pipeline = load_base(tiny_base)
     layered = LayeredUNet.create(pipeline.unet, fixed.mild, seed=0)
     latents = Latents(encoded, fixed)
     loss = BranchLoss(pipeline, layered, fixed, latents)
@@ -143,7 +143,7 @@ def test_a_damaged_shard_is_written_again_alone(
     datasets: list[ShardDataset],
     fixed: TrainSettings,
     encoded: str,
-    nano_base: str,
+    tiny_base: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     harm: str,
@@ -156,7 +156,7 @@ def test_a_damaged_shard_is_written_again_alone(
         path.write_bytes(data)
     with monkeypatch.context() as patch:
         patch.setattr("mild.training.latents.load_base", never)
-        encode_latents(fixed, datasets, nano_base, "v", folder)
+        encode_latents(fixed, datasets, tiny_base, "v", folder)
     before = {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in sound}
     tar, index = (Path(folder, f"composite/train-000001.{end}") for end in ("tar", "index.json"))
     data = tar.read_bytes()
@@ -168,7 +168,7 @@ def test_a_damaged_shard_is_written_again_alone(
         (tar if harm == "no tar" else index).unlink()
     Path(folder, "composite/train-000002.tar").write_bytes(b"of a dataset that was larger")
     counts: list[int] = []
-    encode_latents(fixed, datasets, nano_base, "v", folder, counts.append)
+    encode_latents(fixed, datasets, tiny_base, "v", folder, counts.append)
     assert files(folder) == sound and counts == [2, 1, 1]
     after = {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in sound}
     assert {name.split(".")[0] for name in sound if after[name] != before[name]} == {"composite/train-000001"}
@@ -178,7 +178,7 @@ def test_what_was_encoded_before_an_end_is_kept(
     datasets: list[ShardDataset],
     fixed: TrainSettings,
     encoded: str,
-    nano_base: str,
+    tiny_base: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -186,19 +186,19 @@ def test_what_was_encoded_before_an_end_is_kept(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_latents(fixed, datasets, nano_base, "v", str(tmp_path), end)
+        encode_latents(fixed, datasets, tiny_base, "v", str(tmp_path), end)
     assert sorted(files(tmp_path)) == ["composite/train-000000.index.json", "composite/train-000000.tar"]
     before = os.stat(tmp_path / SHARDS[0]).st_mtime_ns
-    encode_latents(fixed, datasets, nano_base, "v", str(tmp_path))
+    encode_latents(fixed, datasets, tiny_base, "v", str(tmp_path))
     assert files(tmp_path) == files(encoded)
     assert os.stat(tmp_path / SHARDS[0]).st_mtime_ns == before
 
 
 def test_another_vae_other_views_or_other_data_have_other_latents(
-    datasets: list[ShardDataset], fixed: TrainSettings, encoded: str, tmp_path: Path, nano_base: str
+    datasets: list[ShardDataset], fixed: TrainSettings, encoded: str, tmp_path: Path, tiny_base: str
 ) -> None:
     other_base = str(tmp_path / "base")
-    pipeline = load_base(nano_base)
+    pipeline = load_base(tiny_base)
     with torch.no_grad():
         pipeline.vae.encoder.conv_in.weight.mul_(1.1)
     pipeline.save_pretrained(other_base)
@@ -206,19 +206,19 @@ def test_another_vae_other_views_or_other_data_have_other_latents(
     told = files(encoded)
     for settings, base, digest in [
         (fixed, other_base, "other"),
-        (fixed.model_copy(update={"seed": 1}), nano_base, "v"),
+        (fixed.model_copy(update={"seed": 1}), tiny_base, "v"),
     ]:
         encode_latents(settings, datasets, base, digest, folder)
         found = files(folder)
         assert found.keys() == told.keys()
         assert all(found[name] != told[name] for name in told)
     how = fixed.model_copy(update={"steps": 9, "learning_rate": 1e-2, "warm_up": WarmUpSettings(start=0, end=0)})
-    encode_latents(how, datasets, nano_base, "v", folder)
+    encode_latents(how, datasets, tiny_base, "v", folder)
     assert files(folder) == told, "how views are trained on does not matter, and what was there before is replaced"
 
 
 def test_latents_of_other_views_or_samples_are_refused(
-    datasets: list[ShardDataset], fixed: TrainSettings, encoded: str, nano_base: str, tmp_path: Path
+    datasets: list[ShardDataset], fixed: TrainSettings, encoded: str, tiny_base: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="latents of other views"):
         Latents(encoded, fixed.model_copy(update={"seed": 1}))
@@ -226,13 +226,13 @@ def test_latents_of_other_views_or_samples_are_refused(
     with pytest.raises(UserError, match="holds no latents of sample another"):
         latents.check(["sample-1", "another"])
     with pytest.raises(UserError, match="holds no latents of sample sample-0"):
-        train(fixed, datasets[0], nano_base, str(tmp_path / "out"), never, latents=Latents(str(tmp_path), fixed))
+        train(fixed, datasets[0], tiny_base, str(tmp_path / "out"), never, latents=Latents(str(tmp_path), fixed))
 
 
 def test_latents_that_are_cut_while_training_are_named(
-    datasets: list[ShardDataset], fixed: TrainSettings, nano_base: str, tmp_path: Path
+    datasets: list[ShardDataset], fixed: TrainSettings, tiny_base: str, tmp_path: Path
 ) -> None:
-    encode_latents(fixed, datasets[:1], nano_base, "v", str(tmp_path))
+    encode_latents(fixed, datasets[:1], tiny_base, "v", str(tmp_path))
     latents = Latents(str(tmp_path), fixed)
     tar = tmp_path / SHARDS[1]
     tar.write_bytes(tar.read_bytes()[:700])
