@@ -58,7 +58,7 @@ def case_of(sample: Sample) -> Case:
 def test_mild_is_judged_with_matched_colours_or_without(erasers: dict[str, Eraser], case: Case) -> None:
     mild = erasers["mild"]
     assert isinstance(mild, MILDEraser)
-    pipeline = mild.erasing.pipeline
+    pipeline = mild.pipeline
     plain = MILDEraser(pipeline, steps=3, match_colours=False).erase(case, 0)
     given = {"pose": case.pose, "parsing": case.parsing, "label_set": case.label_set, "num_inference_steps": 3}
     expected = pipeline(
