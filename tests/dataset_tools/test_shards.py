@@ -37,6 +37,7 @@ from dataset_tools.shards import (
     read_manifest,
     verify,
     write_shard,
+    write_tar,
 )
 
 PNG = EncodingSettings(image_format="png")
@@ -320,6 +321,15 @@ def test_orders_differ_between_seeds_and_epochs_and_are_the_same_on_every_machin
 
 
 # Verifying ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tar_is_what_webdatasets_own_writer_makes_of_the_same_parts(tmp_path: Path) -> None:
+    samples = [(f"sample-{k}", {"png": bytes([k]) * 700, "annotations.json": b"{}", "b.png": b""}) for k in range(40)]
+    write_tar(str(tmp_path), "ours.tar", iter(samples))
+    with webdataset.TarWriter(str(tmp_path / "theirs.tar"), encoder=False, mtime=0, mode=0o644) as writer:
+        for key, parts in samples:
+            writer.write({"__key__": key, **parts})
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
 
 
 def problems(root: Path) -> list[str]:
