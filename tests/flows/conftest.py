@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import atexit
 import json
+import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -62,3 +65,26 @@ def _started(folder: Path, database: Path) -> dict[str, str | int]:
 def server_environment(prefect_server: None) -> dict[str, str]:
     """Environment for child processes that should use the same server."""
     return {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or "", "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+
+
+@pytest.fixture(scope="session")
+def forks(prefect_server: None) -> ForkServerContext:
+    """Starts processes that need not import a flow first, and use the same server."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flows.build_dataset", "flows.commands.build", "prefect_dask", "pandas"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", PREFECT_API_URL.value() or "")
+        patch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
+        forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture
+def forked_workers(forks: ForkServerContext) -> Iterator[None]:
+    """Dask's local workers are started so, too."""
+    # Here, as it takes a second, and before anything is set, which would else take away its defaults when it ends.
+    import dask
+    import distributed  # noqa: F401
+
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +27,9 @@ from dataset_tools.errors import UserError
 from dataset_tools.records import ImageRecord
 from dataset_tools.shards import ShardDataset, read_manifest, verify
 from dataset_tools.storage import PARTIAL_SUFFIX
+from flows import cli
 from flows.build_dataset import build_dataset
+from flows.commands.build import build
 from flows.dataset_steps import download_slot
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -36,7 +39,7 @@ KILLS = 5
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world of a few dozen pictures, in several shards of each configuration."""
+    """A world of some dozen pictures, in several shards of each configuration."""
     path = tmp_path_factory.mktemp("recipe") / "build.yaml"
     cue = {"kind": "annotated"}
     path.write_text(
@@ -45,21 +48,21 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "name": "test",
                 "source": {
                     "kind": "sample",
-                    **{"train": 20, "validation": 8, "test": 8},
-                    **{"train_backgrounds": 6, "validation_backgrounds": 2, "test_backgrounds": 2},
-                    **{"smallest": 160, "largest": 192},
+                    **{"train": 12, "validation": 4, "test": 4},
+                    **{"train_backgrounds": 3, "validation_backgrounds": 1, "test_backgrounds": 1},
+                    **{"smallest": 128, "largest": 144},
                 },
                 "curated": {"configuration": "paired"},
                 "pose": cue,
                 "parsing": cue,
                 "plate": cue,
                 "composite": {
-                    "samples": {"train": 12, "validation": 2, "test": 4},
+                    "samples": {"train": 9, "validation": 2, "test": 3},
                     "size": [96, 96],
                     "min_donor_height": 24,
                     "allow_occluded": True,
                 },
-                "samples_per_shard": 4,
+                "samples_per_shard": 3,
                 # The world's broken pictures are a third of so small a one.
                 "max_rejected_share": 0.5,
             }
@@ -171,7 +174,7 @@ def test_a_setting_of_the_compositor_rebuilds_no_curated_shard(recipe: Path, dat
 
 def test_fewer_samples_leave_no_shard_of_the_earlier_plan(recipe: Path, dataset: Path) -> None:
     """Shards that the new plan does not have are removed, the others stay cached."""
-    summary = build_dataset(str(recipe), str(dataset), {"composite.samples": {"train": 0, "validation": 2, "test": 4}})
+    summary = build_dataset(str(recipe), str(dataset), {"composite.samples": {"train": 0, "validation": 2, "test": 3}})
     assert not list(dataset.glob("composite/train-*"))
     assert summary["cached"] == summary["shards"]
     assert list(verify(str(dataset))) == []
@@ -179,7 +182,7 @@ def test_fewer_samples_leave_no_shard_of_the_earlier_plan(recipe: Path, dataset:
 
 @pytest.mark.parametrize("runner", [{"workers": 1}, {"workers": 4}, {"kind": "dask", "workers": 2}], ids=str)
 def test_the_task_runner_does_not_change_a_byte(
-    recipe: Path, undisturbed: Path, tmp_path: Path, runner: dict[str, Any]
+    recipe: Path, undisturbed: Path, tmp_path: Path, runner: dict[str, Any], forked_workers: None
 ) -> None:
     """One worker, four, threads or Dask: the same dataset."""
     copy_drawn_world(undisturbed, tmp_path / "dataset")
@@ -188,34 +191,31 @@ def test_the_task_runner_does_not_change_a_byte(
 
 
 def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
-    recipe: Path, undisturbed: Path, tmp_path: Path, server_environment: dict[str, str]
+    recipe: Path, undisturbed: Path, tmp_path: Path, forks: ForkServerContext
 ) -> None:
     """SIGKILL at random moments; each next run redoes only what was not finished."""
     output = tmp_path / "dataset"
-    command = [sys.executable, "-m", "flows.cli", "build", str(recipe), "--output", str(output)]
     chance = random.Random(20261121)
     kills = 0
     copy_drawn_world(undisturbed, output)
     while True:
         finished, times, before = finished_shards(output), written_at(output), signs_of_work(output)
-        child = subprocess.Popen(
-            command, env=server_environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-        )
+        child = forks.Process(target=build, args=(str(recipe),), kwargs={"output": str(output)})
+        child.start()
         if kills < KILLS:
-            # The moment counts from the first sign of work, so that kills do not all fall into the imports.
-            while child.poll() is None and signs_of_work(output) == before:
-                pass
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=chance.uniform(0, 1.5))
-        if kills < KILLS and child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
+            # The moment counts from the first sign of work, so that kills do not all fall into the beginning.
+            while child.is_alive() and signs_of_work(output) == before:
+                child.join(0.01)
+            child.join(chance.uniform(0, 1.5))
+        if kills < KILLS and child.is_alive():
+            child.kill()
             kills += 1
-        _, errors = child.communicate()
+        child.join()
         now = written_at(output)
         assert {path: now[path] for path in finished} == {path: times[path] for path in finished}
-        if child.returncode == -signal.SIGKILL:
+        if child.exitcode == -signal.SIGKILL:
             continue
-        assert child.returncode == 0, errors.decode()
+        assert child.exitcode == 0
         assert digests(output) == digests(undisturbed)
         if kills == KILLS:
             break
@@ -262,27 +262,40 @@ def test_bad_input_is_set_aside_with_its_reason(undisturbed: Path) -> None:
     assert any("../" in row["image_id"] for row in rows)
 
 
+def refused(recipe: Path, output: Path, key: str, value: Any) -> list[str]:
+    """Arguments of a build for which a setting is changed to one that cannot be used."""
+    return ["build", str(recipe), "--output", str(output), "--set", f"{key}={json.dumps(value)}"]
+
+
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"composit.seed": 1}, "did you mean 'composite'"),
-        ({"composite.sed": 1}, "did you mean 'seed'"),
-        ({"source": {"kind": "openimages", "root": "/nowhere/at/all"}}, "/nowhere/at/all"),
-    ],
+    ("key", "complaint"), [("composit.seed", "did you mean 'composite'"), ("composite.sed", "did you mean 'seed'")]
 )
 def test_what_cannot_be_used_is_one_line_and_leaves_nothing(
-    recipe: Path, tmp_path: Path, server_environment: dict[str, str], changes: dict[str, Any], complaint: str
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    key: str, complaint: str,
+) -> None:  # fmt: skip
+    """Exit code 2, one line on stderr, no file."""
+    monkeypatch.setattr(sys, "argv", ["mild", *refused(recipe, tmp_path / "out", key, 1)])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    errors = capfd.readouterr().err
+    assert stop.value.code == 2, errors
+    assert complaint in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_is_not_there_is_one_line_of_the_whole_process(
+    recipe: Path, tmp_path: Path, server_environment: dict[str, str]
 ) -> None:
     """Exit code 2, one line on stderr, no file."""
-    flags = [flag for key, value in changes.items() for flag in ("--set", f"{key}={json.dumps(value)}")]
+    changed = refused(recipe, tmp_path / "out", "source", {"kind": "openimages", "root": "/nowhere/at/all"})
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "build", str(recipe), "--output", str(tmp_path / "out"), *flags],
-        env=server_environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", "flows.cli", *changed], env=server_environment, capture_output=True, text=True
     )
     assert done.returncode == 2, done.stderr
-    assert complaint in done.stderr
+    assert "/nowhere/at/all" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

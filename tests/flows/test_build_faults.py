@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,7 @@ from dataset_tools.sources.sample import SampleSettings, write_mirror
 from flows import build_dataset as module
 from flows import caching
 from flows.build_dataset import build_dataset
+from flows.commands.build import build
 from flows.dataset_steps import build_curated_shard
 from flows.output_lock import HOLDER, sole_run
 
@@ -68,6 +70,26 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("drawn") / "mirror"
     write_mirror(WORLD, str(root))
     return root
+
+
+@pytest.fixture(scope="module")
+def built(drawn: Path, tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> dict[str, Any]:
+    """What a build tells that read it, with no fault anywhere."""
+    folder = tmp_path_factory.mktemp("built")
+    return build_dataset(recipe(folder, drawn), str(folder / "dataset"))
+
+
+def copy_built(built: dict[str, Any], output: Path) -> None:
+    """Let a build stand at ``output``, where the next goes on."""
+    for end in ("", ".work"):
+        shutil.copytree(f"{built['dataset']}{end}", f"{output}{end}")
+
+
+def pictures_of(built: dict[str, Any]) -> list[str]:
+    """Names of the pictures of its samples, in their order."""
+    held = [f"{built['dataset']}/{shard.path}" for shard in read_manifest(built["dataset"]).shards["real"]["train"]]
+    samples = [json.loads(Path(f"{tar[:-4]}.index.json").read_text())["samples"] for tar in held]
+    return [sample["key"].removeprefix("openimages-") for listed in samples for sample in listed]
 
 
 @pytest.fixture
@@ -151,25 +173,24 @@ def test_what_a_build_would_overwrite_is_refused_where_no_build_wrote_it(
 
 
 def test_the_second_of_two_runs_on_one_output_is_told_of_the_first_and_spoils_nothing(
-    drawn: Path, pictures: str, tmp_path: Path, server_environment: dict[str, str]
+    drawn: Path, built: dict[str, Any], pictures: str, tmp_path: Path, forks: ForkServerContext
 ) -> None:
     """Another seed, started while the first waits for its pictures; later runs give what an undisturbed one does."""
     source = {"images": pictures, "fetch": {"allow_private_addresses": True, "timeout_seconds": 600}}
     settings, output = recipe(tmp_path, drawn, source), tmp_path / "out"
-    alone = build_dataset(settings, str(tmp_path / "alone"))["digest"]
-    Pictures.asked, Pictures.held = [], threading.Event()
-    command = [sys.executable, "-m", "flows.cli", "build", settings, "--output", str(output)]
-    first = subprocess.Popen(command, env=server_environment, stderr=subprocess.PIPE, text=True)
-    while not Pictures.asked and first.poll() is None:
-        pass
+    Pictures.held = threading.Event()
+    first = forks.Process(target=build, args=(settings,), kwargs={"output": str(output)})
+    first.start()
+    while not Pictures.asked and first.is_alive():
+        first.join(0.01)
     with pytest.raises(UserError, match=f"another run is at work on it .*process {first.pid},"):
         build_dataset(settings, str(output), {"source.curation.seed": 1})
     Pictures.held.set()
-    _, errors = first.communicate()
-    assert first.returncode == 0, errors
-    assert read_manifest(str(output)).digest() == alone
-    assert build_dataset(settings, str(output), {"source.curation.seed": 1})["digest"] != alone
-    assert build_dataset(settings, str(output))["digest"] == alone
+    first.join()
+    assert first.exitcode == 0
+    assert read_manifest(str(output)).digest() == built["digest"]
+    assert build_dataset(settings, str(output), {"source.curation.seed": 1})["digest"] != built["digest"]
+    assert build_dataset(settings, str(output))["digest"] == built["digest"]
 
 
 def test_on_a_store_a_holder_that_lives_is_respected_and_one_that_died_is_taken_over() -> None:
@@ -200,31 +221,29 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return events
 
 
-@pytest.mark.parametrize(
-    ("wrong", "reason"),
-    [({"images": "/nowhere"}, "no-such-folder"), ({"fetch": {"attempts": 1}}, "private-address")],
-    ids=str,
-)
 def test_a_wrong_setting_fails_the_run_and_is_forgotten_once_it_is_right(
-    drawn: Path, pictures: str, tmp_path: Path, wrong: dict[str, Any], reason: str, ready: list[dict[str, Any]]
+    drawn: Path, built: dict[str, Any], pictures: str, tmp_path: Path, ready: list[dict[str, Any]]
 ) -> None:
     """No dataset, no event, the reasons and a file that has them; then the dataset of somebody who erred in nothing."""
     right = {"images": pictures, "fetch": {"allow_private_addresses": True, "attempts": 1}}
-    expected = build_dataset(recipe(tmp_path, drawn, right), str(tmp_path / "expected"))
-    ready.clear()
     output = tmp_path / "out"
-    with pytest.raises(UserError, match=f"{reason} [0-9]+; .*rejected.parquet") as told:
-        build_dataset(recipe(tmp_path, drawn, {**right, **wrong}), str(output))
-    (named,) = re.findall(r"; (\S+rejected\.parquet)", str(told.value))
-    assert reason in pq.read_table(named)["reason"].to_pylist()
-    assert not (output / "manifest.json").exists()
-    assert ready == []
-    assert build_dataset(recipe(tmp_path, drawn, right), str(output))["digest"] == expected["digest"]
+    for wrong, reason in (
+        ({"images": "/nowhere"}, "no-such-folder"),
+        ({"fetch": {"attempts": 1}}, "private-address"),
+    ):
+        with pytest.raises(UserError, match=f"{reason} [0-9]+; .*rejected.parquet") as told:
+            build_dataset(recipe(tmp_path, drawn, {**right, **wrong}), str(output))
+        (named,) = re.findall(r"; (\S+rejected\.parquet)", str(told.value))
+        assert reason in pq.read_table(named)["reason"].to_pylist()
+        assert not (output / "manifest.json").exists()
+        assert ready == []
+    assert build_dataset(recipe(tmp_path, drawn, right), str(output))["digest"] == built["digest"]
 
 
-def test_pictures_that_were_absent_are_found_once_they_are_there(drawn: Path, mirror: Path, tmp_path: Path) -> None:
+def test_pictures_that_were_absent_are_found_once_they_are_there(
+    built: dict[str, Any], mirror: Path, tmp_path: Path
+) -> None:
     """None of a mirror's pictures is there, or half: the run fails. One is not: it ends, and the next fetches it."""
-    expected = build_dataset(recipe(tmp_path, drawn), str(tmp_path / "expected"))
     names = sorted((mirror / "images/train").iterdir())
     settings, output = recipe(tmp_path, mirror), str(tmp_path / "out")
     for picture in names:
@@ -237,13 +256,11 @@ def test_pictures_that_were_absent_are_found_once_they_are_there(drawn: Path, mi
         build_dataset(settings, output)
     for picture in names[1::2]:
         (tmp_path / picture.name).rename(picture)
-    held = read_manifest(str(tmp_path / "expected")).shards["real"]["train"][0].path
-    index = json.loads((tmp_path / "expected" / held.replace(".tar", ".index.json")).read_text())
-    one = mirror / f"images/train/{index['samples'][0]['key'].removeprefix('openimages-')}.jpg"
+    one = mirror / f"images/train/{pictures_of(built)[0]}.jpg"
     one.rename(tmp_path / one.name)
-    assert build_dataset(settings, output)["samples"] == expected["samples"] - 1
+    assert build_dataset(settings, output)["samples"] == built["samples"] - 1
     (tmp_path / one.name).rename(one)
-    assert build_dataset(settings, output)["digest"] == expected["digest"]
+    assert build_dataset(settings, output)["digest"] == built["digest"]
 
 
 def test_backgrounds_that_are_lacking_are_told_before_a_shard_is_built(drawn: Path, tmp_path: Path) -> None:
@@ -258,19 +275,19 @@ def test_backgrounds_that_are_lacking_are_told_before_a_shard_is_built(drawn: Pa
 # What changes -------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_and_an_archive_of_masks_that_are_replaced_in_place_are_noticed(mirror: Path, tmp_path: Path) -> None:
+def test_a_picture_and_an_archive_of_masks_that_are_replaced_in_place_are_noticed(
+    built: dict[str, Any], mirror: Path, tmp_path: Path
+) -> None:
     """Their names are as before; the shards that hold them are built anew, others stay."""
     settings, output = recipe(tmp_path, mirror), tmp_path / "out"
-    before = build_dataset(settings, str(output))
-    image = read_manifest(str(output)).shards["real"]["train"][0]
-    key = json.loads((output / image.path.replace(".tar", ".index.json")).read_text())["samples"][0]["key"]
-    picture = mirror / f"images/train/{key.removeprefix('openimages-')}.jpg"
+    copy_built(built, output)
+    picture = mirror / f"images/train/{pictures_of(built)[0]}.jpg"
     with Image.open(picture) as old:
         darker = Image.fromarray((np.asarray(old.convert("RGB")) // 2).astype(np.uint8))
     darker.save(picture)
     replaced = build_dataset(settings, str(output))
-    assert (replaced["cached"], replaced["shards"]) == (before["shards"] - 1, before["shards"])
-    assert replaced["digest"] != before["digest"]
+    assert (replaced["cached"], replaced["shards"]) == (built["shards"] - 1, built["shards"])
+    assert replaced["digest"] != built["digest"]
     archive = mirror / f"v5/train-masks/train-masks-{picture.name[0]}.zip"
     with zipfile.ZipFile(archive) as read:
         members = {name: read.read(name) for name in read.namelist()}
@@ -283,22 +300,22 @@ def test_a_picture_and_an_archive_of_masks_that_are_replaced_in_place_are_notice
 
 
 def test_other_versions_of_what_decides_about_bytes_build_every_shard_anew(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: Path, built: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another Pillow may decode to other pixels."""
     settings, output = recipe(tmp_path, drawn), str(tmp_path / "out")
-    build_dataset(settings, output)
+    copy_built(built, tmp_path / "out")
     known = caching._version
     monkeypatch.setattr(caching, "_version", lambda package: "999" if package == "pillow" else known(package))
     assert build_dataset(settings, output)["cached"] == 0
 
 
 def test_a_manifest_never_stands_while_shards_change_to_others_than_it_lists(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: Path, built: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes first where pixels will differ, and stays where only the number of workers does."""
     settings, output = recipe(tmp_path, drawn), tmp_path / "out"
-    build_dataset(settings, str(output))
+    copy_built(built, output)
     stood = []
     run = module.run_steps
 
@@ -313,13 +330,13 @@ def test_a_manifest_never_stands_while_shards_change_to_others_than_it_lists(
     assert stood == [True, False]
 
 
-def test_a_dataset_that_was_copied_to_another_place_is_built_anew_nowhere(drawn: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_was_copied_to_another_place_is_built_anew_nowhere(
+    drawn: Path, built: dict[str, Any], tmp_path: Path
+) -> None:
     """Times of files are others there, bytes are not."""
-    settings = recipe(tmp_path, drawn)
-    build_dataset(settings, str(tmp_path / "out"))
     for end in ("", ".work"):
-        shutil.copytree(tmp_path / f"out{end}", tmp_path / f"copy{end}", copy_function=shutil.copyfile)
-    summary = build_dataset(settings, str(tmp_path / "copy"))
+        shutil.copytree(f"{built['dataset']}{end}", tmp_path / f"copy{end}", copy_function=shutil.copyfile)
+    summary = build_dataset(recipe(tmp_path, drawn), str(tmp_path / "copy"))
     assert summary["cached"] == summary["shards"] > 1
 
 
@@ -391,12 +408,14 @@ def test_a_build_looks_each_table_up_once(drawn: Path, tmp_path: Path, serve_fil
     assert sorted(looked_up.values()) == [1, 1, 1, 1, 3]
 
 
-def test_composites_fetch_the_backgrounds_that_they_use_and_no_more(drawn: Path, pictures: str, tmp_path: Path) -> None:
-    """Four composites on one of many backgrounds each: four pictures are asked for, not all."""
+def test_composites_fetch_the_backgrounds_that_they_use_and_no_more(
+    drawn: Path, built: dict[str, Any], pictures: str, tmp_path: Path
+) -> None:
+    """Three composites on one of many backgrounds each: three pictures are asked for, not all."""
     source = {"images": pictures, "fetch": {"allow_private_addresses": True}}
     composite = {"samples": {"train": 3}, "size": [96, 96], "min_donor_height": 24, "allow_occluded": True}
-    build_dataset(recipe(tmp_path, drawn, source), str(tmp_path / "people"))
-    people = set(Pictures.asked)
     build_dataset(recipe(tmp_path, drawn, source, composite=composite), str(tmp_path / "out"))
+    people = {f"/images/train/{name}.jpg" for name in pictures_of(built)}
+    assert people < set(Pictures.asked)
     assert len(set(Pictures.asked) - people) == 3
     assert list(verify(str(tmp_path / "out"))) == []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 import yaml
 from prefect.blocks.system import Secret
@@ -22,19 +24,28 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 TOKEN, PASSWORD = "Bearer 7f3c-not-to-be-seen-91ab", "pass-word-not-to-be-seen-4410"
 
 
-def recorded() -> str:
-    """All that the server says about flows, tasks, logs, artifacts and events."""
+@pytest.fixture
+def recorded() -> Callable[[], str]:
+    """Gives all that the server says about flows, tasks, logs, artifacts and events since the test began."""
+    begun = datetime.now(UTC)
+    return lambda: _recorded(begun.isoformat())
+
+
+def _recorded(begun: str) -> str:
     said = []
+    since = {"logs": {"logs": {"timestamp": {"after_": begun}}}}
     with get_client(sync_client=True) as client:
         for kind in ("flow_runs", "task_runs", "logs", "artifacts"):
             offset, found = 0, [None]
             while found:
-                answer = client._client.post(f"/{kind}/filter", json={"limit": 200, "offset": offset})
+                answer = client._client.post(
+                    f"/{kind}/filter", json={"limit": 200, "offset": offset, **since.get(kind, {})}
+                )
                 answer.raise_for_status()
                 found = answer.json()
                 offset += len(found)
                 said.append(answer.text)
-        answer = client._client.post("/events/filter", json={"filter": {}, "limit": 50})
+        answer = client._client.post("/events/filter", json={"filter": {"occurred": {"since": begun}}, "limit": 50})
         while True:
             answer.raise_for_status()
             said.append(answer.text)
@@ -44,7 +55,11 @@ def recorded() -> str:
 
 
 def test_a_build_from_a_mirror_that_demands_secrets_leaves_them_nowhere(
-    tmp_path: Path, serve_files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    serve_files: Callable[..., Any],
+    recorded: Callable[[], str],
+    forked_workers: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One from a block, one from the environment, looked up in the Dask worker; one picture fails, and says so."""
     sample = SampleSettings(
@@ -55,7 +70,6 @@ def test_a_build_from_a_mirror_that_demands_secrets_leaves_them_nowhere(
     next((tmp_path / "mirror/images/train").iterdir()).unlink()
     server = serve_files(tmp_path / "mirror", demands={"Authorization": TOKEN, "X-Password": PASSWORD})
     Secret(value=TOKEN).save("mirror-token", overwrite=True)
-    monkeypatch.setenv("MIRROR_PASSWORD", PASSWORD)
     opened = {"headers": {"Authorization": {"block": "secret/mirror-token"}, "X-Password": {"env": "MIRROR_PASSWORD"}}}
     source = {
         "kind": "openimages",
@@ -68,7 +82,9 @@ def test_a_build_from_a_mirror_that_demands_secrets_leaves_them_nowhere(
     }
     recipe = tmp_path / "build.yaml"
     recipe.write_text(yaml.safe_dump({"name": "secrets", "source": source, "runner": {"kind": "dask", "workers": 1}}))
-    summary = build_dataset(str(recipe), str(tmp_path / "dataset"))
+    monkeypatch.setenv("MIRROR_PASSWORD", PASSWORD)
+    with dask.config.set({"distributed.nanny.environ.MIRROR_PASSWORD": PASSWORD}):
+        summary = build_dataset(str(recipe), str(tmp_path / "dataset"))
     assert summary["samples"] > 0
     assert read_manifest(str(tmp_path / "dataset")).shards["real"]
     said = recorded()
@@ -81,7 +97,7 @@ def test_a_build_from_a_mirror_that_demands_secrets_leaves_them_nowhere(
 
 
 def test_a_wrong_secret_ends_the_build_with_a_line_that_does_not_repeat_it(
-    tmp_path: Path, serve_files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, serve_files: Callable[..., Any], recorded: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve_files(tmp_path, demands={"Authorization": TOKEN})
     monkeypatch.setenv("MIRROR_PASSWORD", PASSWORD)
@@ -113,7 +129,7 @@ def test_what_is_not_there_is_named_before_anything_is_built(
     assert [path.name for path in tmp_path.iterdir()] == ["build.yaml"]
 
 
-def test_a_plain_secret_is_refused_before_prefect_hears_of_it(tmp_path: Path) -> None:
+def test_a_plain_secret_is_refused_before_prefect_hears_of_it(tmp_path: Path, recorded: Callable[[], str]) -> None:
     """Given to the flow in Python as a change of settings, which Prefect would store with the run."""
     recipe = tmp_path / "build.yaml"
     recipe.write_text(json.dumps({"name": "secrets", "source": {"kind": "openimages", "root": str(tmp_path)}}))
