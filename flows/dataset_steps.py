@@ -53,9 +53,8 @@ from flows.settings import PictureSource
 
 DOWNLOADS = "mild-downloads"
 """Global concurrency limit that shard tasks respect while they download, where the server has one by this name."""
-PICTURES = ("numpy", "opencv-python-headless", "pillow", "pycocotools", "webdataset")
-"""Packages whose versions decide about the bytes of pictures, masks and tars. (webdataset, which wrote the tars once,
-stays: without it, datasets that exist would be built anew.)"""
+PICTURES = ("numpy", "opencv-python-headless", "pillow", "pycocotools")
+"""Packages whose versions decide about the bytes of pictures and masks."""
 
 
 MIRROR = "mirror"
