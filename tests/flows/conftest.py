@@ -52,9 +52,8 @@ def prefect_server(shared_folder: Path, prefect_database: Path) -> Iterator[None
             state.write_text(json.dumps(known))
         else:
             state.unlink()
-            server = psutil.Process(known["process"])
-            server.terminate()
-            server.wait()
+            # Not waited for: it ends for good with the process that started it, which may be another.
+            psutil.Process(known["process"]).terminate()
 
 
 def _started(folder: Path, database: Path) -> dict[str, str | int]:
