@@ -16,8 +16,8 @@ quickstart: .venv/.compiled ## build a dataset, train on it, evaluate: the whole
 test: .venv/.compiled ## all tests
 	$(PYTEST)
 
-test-fast: .venv/.compiled ## the tests that start no process and no server, for every save
-	$(PYTEST) -m "not process and not server"
+test-fast: .venv/.compiled ## the tests that start no process and no server and are not slow, for every save
+	$(PYTEST) -m "not process and not server and not slow"
 
 lint: .venv/.installed ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -210,6 +210,7 @@ def test_samples_survive_the_way_through_shard_parts() -> None:
         assert np.array_equal(one.layer, other.layer) and np.array_equal(one.augmented_mask, other.augmented_mask)
 
 
+@pytest.mark.slow
 def test_people_a_picture_and_overlap_meet_their_targets() -> None:
     target = {1: 0.3, 2: 0.4, 3: 0.2, 4: 0.1}
     samples = [

@@ -282,6 +282,7 @@ varied = settings(
 )
 
 
+@pytest.mark.slow
 @varied
 @given(mirror=mirrors, wanted=wishes)
 def test_the_choice_is_that_of_a_plain_implementation(
@@ -296,6 +297,7 @@ def test_the_choice_is_that_of_a_plain_implementation(
     assert found == reference(mirror, wanted)
 
 
+@pytest.mark.slow
 @settings(varied, max_examples=3)
 @given(mirror=mirrors, seed=st.integers(0, 2**32))
 def test_neither_row_order_nor_thread_count_changes_the_choice(
@@ -709,6 +711,7 @@ def test_ranges_that_are_empty_are_refused() -> None:
 # --- Parquet ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("types", ["inferred", "text"])
 def test_a_parquet_mirror_gives_what_the_csv_files_give(tmp_path: Path, types: str) -> None:
     """Whether its columns have types or are all text; bad rows are named by row."""

@@ -351,6 +351,7 @@ def test_pictures_on_s3_are_read_anonymously_by_default(monkeypatch: pytest.Monk
     assert seen == [{"anon": True}, {"profile": "me"}, {}]
 
 
+@pytest.mark.slow
 def test_tables_are_found_with_one_request_each_and_asked_for_once(
     mirror: str, tmp_path: Path, serve_files: Callable[..., Any]
 ) -> None:
@@ -414,6 +415,7 @@ def test_parquet_alone_is_found_where_nothing_can_be_listed(mirror: str, serve_f
     assert len(server.asked) == 6
 
 
+@pytest.mark.slow
 def test_a_table_that_its_server_cut_is_not_used_and_not_kept(
     mirror: str, tmp_path: Path, serve_files: Callable[..., Any]
 ) -> None:
@@ -442,6 +444,7 @@ def test_a_cache_that_cannot_be_written_is_named(mirror: str, tmp_path: Path, se
         source.curate()
 
 
+@pytest.mark.slow
 def test_lines_may_end_in_crlf_here_and_there(mirror: str) -> None:
     """In one row, in every one, or in the header alone: the same records, and nothing set aside."""
     source = source_of(mirror, splits=("train",))
@@ -556,6 +559,7 @@ def test_an_archive_that_cannot_be_read_settles_none_of_its_masks(mirror: str, h
     assert caught.value.transient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slashes", ["/", "//"])
 def test_slashes_at_the_end_of_a_root_change_nothing(
     mirror: str, serve_files: Callable[..., Any], slashes: str

@@ -97,6 +97,7 @@ def test_a_one_pixel_photo_is_read(tmp_path: Path) -> None:
     assert found.image.shape == (1, 1, 3) and found.people[0].shape == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(12032, 9024), (16320, 12240)])
 def test_the_108_and_200_megapixels_of_phones_are_none_too_many(tmp_path: Path, size: tuple[int, int]) -> None:
     """Of a file that is cut, not the size is said to be the fault; datasets' pictures this large are refused."""

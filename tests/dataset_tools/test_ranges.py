@@ -15,6 +15,7 @@ from dataset_tools.ranges import NoRanges, read_range
 SIZE = 64 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranges", [True, False])
 def test_of_a_large_file_only_the_part_crosses_the_wire(
     serve_files: Callable[..., Any], tmp_path: Path, ranges: bool

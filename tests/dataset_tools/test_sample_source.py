@@ -21,6 +21,8 @@ from PIL import Image
 from dataset_tools.errors import UserError
 from dataset_tools.sources.sample import BROKEN, SampleSettings, write_mirror
 
+pytestmark = pytest.mark.slow
+
 SMALL = SampleSettings(
     train=16, validation=1, test=1, train_backgrounds=2, validation_backgrounds=1, test_backgrounds=1,
     smallest=160, largest=224,

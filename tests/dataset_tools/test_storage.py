@@ -194,6 +194,7 @@ NAMES = st.text(
 """Names that a folder can have."""
 
 
+@pytest.mark.slow
 @given(st.lists(NAMES, min_size=1, max_size=3))
 def test_every_local_path_means_itself_however_it_is_written(names: list[str]) -> None:
     """Absolute, with slashes too many, relative, as a file URL by the standard library, and once more."""

@@ -18,7 +18,6 @@ from filelock import FileLock
 from prefect.context import _temporary_global_settings_context, get_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -57,6 +56,9 @@ def prefect_server(shared_folder: Path, prefect_database: Path) -> Iterator[None
 
 
 def _started(folder: Path, database: Path) -> dict[str, str | int]:
+    # Here, as it imports the whole server, which only the process that starts it has to.
+    from prefect.server.api.server import SubprocessASGIServer
+
     copy = shutil.copy(database, folder / "prefect-server.db")
     with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{copy}"}):
         server = SubprocessASGIServer()

@@ -123,6 +123,7 @@ FOLDERS = st.text(st.sampled_from("ab #%[]~+:*?é雪(/)"), min_size=1, max_size=
 """Relative folders of the characters that mean something to a shell, a URL, a pattern or a printer."""
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(FOLDERS)
 def test_a_dataset_in_any_folder_is_found_whole_and_its_path_printed_as_it_is(drawn_dataset: str, name: str) -> None:

@@ -31,6 +31,8 @@ from mild.erasing.regions import editable
 from mild.model.layered import LayeredUNet
 from mild.settings import LoraSettings, MildSettings
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = 64, 96
 LEFT, RIGHT = np.zeros((2, HEIGHT, WIDTH), bool)
 LEFT[20:50, 14:30] = True

@@ -108,6 +108,7 @@ def branches_run(pipe: MILDPipeline, *given: Any, **options: Any) -> list[tuple[
     return [(call.args[0], len(call.args[1])) for call in branch.call_args_list]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     height=st.integers(3, 150),
@@ -213,6 +214,7 @@ def test_nothing_of_a_person_reaches_the_background_branch(pipe: MILDPipeline, m
     assert np.array_equal(first.background[core], second.background[core])
 
 
+@pytest.mark.slow
 def test_nothing_of_the_others_reaches_a_foreground_branch(base_alone: MILDPipeline) -> None:
     """What is painted of person 0, whom two others hide, does not depend on their pixels; nor when only one goes."""
     image, masks = photo(), [*people(), box(90, 120, 30, 50, 20, 60)]
@@ -380,6 +382,7 @@ def test_a_saved_pipeline_loads_again_with_the_same_result(pipe: MILDPipeline, t
     assert np.array_equal(erase(again, photo(), people()).image, erase(pipe, photo(), people()).image)
 
 
+@pytest.mark.slow
 def test_half_precision_runs_and_the_vae_is_lifted_where_it_overflows(tiny_base: str, mild_folder: Path) -> None:
     pipeline = MILDPipeline.from_pretrained(tiny_base, mild=mild_folder, dtype=torch.bfloat16)
     assert pipeline.unet.dtype == torch.bfloat16
@@ -391,6 +394,7 @@ def test_half_precision_runs_and_the_vae_is_lifted_where_it_overflows(tiny_base:
     assert pipeline.vae.dtype == torch.float16
 
 
+@pytest.mark.slow
 def test_a_compiled_unet_and_vae_tiling_pass_through(tiny_base: str, mild_folder: Path, pipe: MILDPipeline) -> None:
     pipeline = MILDPipeline.from_pretrained(tiny_base, mild=mild_folder)
     pipeline.vae.enable_tiling()
@@ -408,6 +412,7 @@ def test_parts_that_are_offloaded_come_back_for_their_turn(
     assert np.array_equal(erase(pipeline, photo(), people()).image, erase(pipe, photo(), people()).image)
 
 
+@pytest.mark.slow
 def test_leakage_is_measured_in_every_block_and_step_of_a_run(nano_base: str) -> None:
     pipe = MILDPipeline.from_pretrained(nano_base)
     pipe.layered = with_every_part(pipe)

@@ -148,6 +148,7 @@ def test_working_sizes_are_multiples_of_the_wanted_area_and_of_the_windows_shape
             assert height / width == pytest.approx(window, rel=0.15)
 
 
+@pytest.mark.slow
 @given(_plans())
 @settings(max_examples=200)
 def test_holes_fill_at_most_a_twenty_fifth_of_a_window_and_windows_are_two_to_one_where_the_picture_allows(

@@ -17,6 +17,8 @@ from mild.evaluation.compare import _differences, _mean, evaluate
 from mild.metrics import METRICS, psnr_hole
 from mild.settings import EvaluateSettings
 
+pytestmark = pytest.mark.slow
+
 NO_BASE = "no/base"
 
 

@@ -461,6 +461,7 @@ def test_adapters_added_after_sma_do_not_freeze_its_alphas(tiny_unet: UNet2DCond
     assert all(alpha.grad is not None and alpha.grad.abs().max() > 0 for alpha in modulation.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # inside diffusers
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_blocks_compute_the_same_without_a_graph_break(

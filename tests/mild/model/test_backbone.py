@@ -143,6 +143,7 @@ def test_one_branch_gives_the_other_no_gradient(tiny_unet: UNet2DConditionModel,
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter_parameters(tiny_unet, branch).values())
 
 
+@pytest.mark.slow
 def test_a_stock_pipeline_loads_what_was_saved_and_computes_the_same(nano_base: str, tmp_path: Path) -> None:
     """With alpha other than the rank: a file that does not carry alpha would load with the wrong scale."""
     ours = load_base(nano_base)

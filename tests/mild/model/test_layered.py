@@ -391,6 +391,7 @@ def test_parts_that_are_left_out_have_no_file(
     assert LayeredUNet.load(make_unet(), tmp_path).parts() == {}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_stock_pipeline_loads_the_background_adapter_and_computes_what_the_adapter_alone_does(
     nano_base: str, tmp_path: Path
@@ -425,6 +426,7 @@ def test_the_card_names_the_parts_that_are_there_and_links_a_base_of_the_hub(
     assert "base_model" not in (tmp_path / "README.md").read_text(), "hubs refuse a card whose base is no id"
 
 
+@pytest.mark.slow
 def test_the_code_in_a_card_runs_as_it_stands(tmp_path: Path) -> None:
     """With the bundled base, whose name diffusers alone does not know."""
     layered = _layered(load_base(NANO).unet, MildSettings(lora=LoraSettings(rank=2), hmg=None))

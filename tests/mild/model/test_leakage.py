@@ -135,6 +135,7 @@ def test_sma_with_hard_masks_shifts_gamma_by_alpha_00_minus_alpha_01(
 # --- the measurement
 
 
+@pytest.mark.slow
 @given(attentions(), st.integers(1, 20), st.booleans())
 def test_streaming_gives_what_dense_attention_gives(
     case: tuple[torch.Tensor, torch.Tensor, torch.Tensor], tile: int, biased: bool

@@ -448,6 +448,7 @@ def test_checkpointing_computes_again_with_the_tokens_of_its_forward_pass(tiny_u
         torch.testing.assert_close(plain, checkpointed, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiled_blocks_compute_the_same_in_one_graph_for_all_tokens(tiny_unet: UNet2DConditionModel) -> None:
     """The middle block, with residual blocks around its attention."""

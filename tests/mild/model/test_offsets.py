@@ -224,6 +224,7 @@ def test_gradients_with_checkpointing_are_those_without(tiny_unet: UNet2DConditi
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiled_blocks_compute_the_same_in_one_graph_for_all_masks(tiny_unet: UNet2DConditionModel) -> None:
     """The middle block, with residual blocks around its spatial transformer."""

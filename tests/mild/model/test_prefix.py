@@ -76,6 +76,7 @@ def test_gradients_reach_the_prefix_and_nothing_else(tiny_unet: UNet2DConditionM
     assert [name for name, _ in prefix.named_parameters()] == ["delta"]
 
 
+@pytest.mark.slow
 def test_a_stock_pipeline_takes_a_prefix_beside_a_negative_prompt_without(nano_base: str) -> None:
     pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(nano_base)
     pipeline.set_progress_bar_config(disable=True)

@@ -19,6 +19,8 @@ from mild.nano.pictures import DrawingSettings, Pictures
 from mild.nano.pretraining import _standardise, encode_examples, train_unet, train_vae
 from mild.nano.settings import LoopSettings, PretrainSettings, UnetSettings, VaeSettings
 
+pytestmark = pytest.mark.slow
+
 TOY = PretrainSettings(
     drawing=DrawingSettings(scenes=3, crops=2, held_out=2, side=32),
     vae=VaeSettings(steps=16, batch_size=2, learning_rate=4e-3, warm_up=2, crop=32, checkpoint_every=8),

@@ -25,6 +25,8 @@ from mild.settings import TrainSettings, WarmUpSettings
 from mild.training.checkpoints import Checkpoints
 from mild.training.loop import Preempted, train
 
+pytestmark = pytest.mark.slow
+
 KILLS = 3
 RUN = {"settings": {"seed": 1, "steps": 9}, "dataset": "abc"}
 NUMBERS = {"scale": 0.1 + 0.2}

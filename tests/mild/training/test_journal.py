@@ -34,6 +34,8 @@ from mild.training.journal import GAP, HOLE, TILE, SamplePictures, numbers_of, p
 from mild.training.launch import TrainRequest, validation_of
 from mild.training.loop import Preempted, train
 
+pytestmark = pytest.mark.slow
+
 Entries = list[tuple[int, dict[str, float]]]
 
 

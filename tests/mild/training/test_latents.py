@@ -24,6 +24,8 @@ from mild.training.latents import Latents, encode_latents
 from mild.training.loop import BranchLoss, train
 from mild.training.mixture import Mixture
 
+pytestmark = pytest.mark.slow
+
 SHARDS = ["composite/train-000000.tar", "composite/train-000001.tar", "real/train-000000.tar"]
 
 

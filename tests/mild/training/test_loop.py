@@ -27,6 +27,8 @@ from mild.model.layered import LayeredUNet
 from mild.settings import HmgSettings, MildSettings, OffsetSettings, PrefixSettings, TrainSettings, WarmUpSettings
 from mild.training.loop import BranchLoss, Examples, Preempted, train
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PARTS = ["sma.safetensors", "hmg.safetensors"]
 

@@ -1,6 +1,6 @@
 """Training on a UNet whose frozen weights lie spread over two processes, on processors.
 
-The first test starts this file itself as a training script, told what ``accelerate launch`` would tell it.
+The first test starts this file itself as a training script, by ``accelerate launch``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pa
 from accelerate.utils.launch import prepare_multi_gpu_env
 from PIL import Image
 from torch import nn
-from torch.distributed import TCPStore
 from torch.distributed.tensor import DTensor
 
 import mild.training.loop
@@ -79,10 +78,7 @@ def _counted(unet: nn.Module) -> dict[str, int]:
 
 
 def main(dataset: str, base: str, output: str, settings: str) -> None:
-    """Both processes: this one, and one that it forks, so that all is imported once."""
-    forked = os.fork()
-    rank = "1" if forked == 0 else "0"
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+    """One of the processes."""
 
     def watched(unet: nn.Module, accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
         before = _counted(unet)
@@ -92,8 +88,6 @@ def main(dataset: str, base: str, output: str, settings: str) -> None:
 
     mild.training.loop.Accelerator, mild.training.loop.shard_frozen = _AsOnGpus, watched  # type: ignore[misc, assignment]
     _train(dataset, base, output, TrainSettings.model_validate_json(settings))
-    if forked:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]))
 
 
 @pytest.mark.process
@@ -112,12 +106,9 @@ def test_on_a_sharded_unet_training_computes_what_it_does_on_a_whole_one(
     changes: dict[str, Any] = {"samples_every": 2, "sample_pictures": 1, "gradient_checkpointing": True}
     changes |= {"ema_decay": 0.5, "mild": quick.mild.model_copy(update=parts)}
     settings = quick.model_copy(update=changes)
-    # As torchrun does it, which accelerate's launcher calls: the processes meet at a store of whoever starts them.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(PROCESSES)}
-    told |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "ACCELERATE_USE_CPU": "true"}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", _configuration(tmp_path)]
     script = [__file__, drawn_dataset, tiny_base, str(tmp_path / "sharded"), settings.model_dump_json()]
-    subprocess.run([sys.executable, *script], env=os.environ | _environment(tmp_path) | told, check=True, timeout=300)
+    subprocess.run([*launcher, *script], env=os.environ | {"ACCELERATE_USE_CPU": "true"}, check=True, timeout=300)
     alone = settings.model_copy(update={"gradient_accumulation": PROCESSES})
     _train(drawn_dataset, tiny_base, str(tmp_path / "whole"), alone)
 
