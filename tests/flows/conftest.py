@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import multiprocessing
 import os
@@ -95,3 +96,9 @@ def forked_workers(forks: ForkServerContext) -> Iterator[None]:
 
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         yield
+
+
+@pytest.fixture
+def no_download_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures over HTTP are fetched without asking for a slot: the server lets each shard wait for seconds."""
+    monkeypatch.setattr("flows.dataset_steps.concurrency", lambda name, occupy: contextlib.nullcontext())

@@ -325,6 +325,7 @@ class Pictures(SimpleHTTPRequestHandler):
         """Nothing on stderr."""
 
 
+@pytest.mark.usefixtures("no_download_limit")
 def test_a_picture_that_times_out_is_tried_again_by_the_next_run(undisturbed: Path, tmp_path: Path) -> None:
     """It is set aside as time-out; the next run redoes its shard, and no other, and finds the picture."""
     mirror = undisturbed.with_name("dataset.work") / "mirror"

@@ -100,7 +100,7 @@ def mirror(drawn: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pictures(drawn: Path) -> Iterator[str]:
+def pictures(drawn: Path, no_download_limit: None) -> Iterator[str]:
     """The pictures of the mirror by HTTP, on this machine."""
     Pictures.asked, Pictures.held = [], None
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Pictures, directory=str(drawn)))
