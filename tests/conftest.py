@@ -40,12 +40,6 @@ settings.load_profile("untimed")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are cores where processes are started, for which a worker waits a good part of its time."""
-    return (os.cpu_count() or 1) + (not config.option.markexpr)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what uses Prefect's server, so that `make test-fast` can leave it out."""
     for item in items:
