@@ -416,7 +416,8 @@ def describe(job: DescribeJob) -> Description:
 def all_rejected(root: str, work: str, curated: str, shards: Iterable[Shard]) -> pa.Table:
     """What was set aside or mended by curation (the table of that name below ``work``) and in shards."""
     tables = [read_table(work, curated)]
-    for shard in shards:
+    # Asked for after each stage of a build: most shards have nothing to tell, and each look may cost a request.
+    for shard in (each for each in shards if each.rejected):
         rows = read_index(root, shard.path)["rejected"]
         tables.append(pa.Table.from_pylist(rows, schema=REJECTION_SCHEMA))
     return pa.concat_tables(tables)
