@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from dataset_tools.errors import Rejected
 from dataset_tools.masks import AugmentSettings, augment_mask, bounds, occlusion, stratum, touching
 from dataset_tools.records import SPLITS, Split
-from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, Origin, Person, Sample, decode_rle
+from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, Makers, Origin, Person, Sample, decode_rle
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 
@@ -157,7 +157,10 @@ class Cutout:
     label_set: str
     keypoints: np.ndarray
     """(18, 3) float32 in pixels of the crop, score 0..1; 0, 0, 0 where not found."""
-    pose_by: str
+    made_by: Makers
+    """Of the sample."""
+    mask_by: str
+    mask_score: float
     category: str
     id: str
     """``SAMPLE_KEY/PERSON_ID``: unique within the dataset."""
@@ -269,7 +272,9 @@ def cut_out(sample: Sample, person: int, settings: CompositorSettings) -> Cutout
         parsing=labels,
         label_set=sample.label_set,
         keypoints=keypoints.astype(np.float32),
-        pose_by=sample.pose_by,
+        made_by=sample.made_by,
+        mask_by=donor.mask_by,
+        mask_score=donor.mask_score,
         category=donor.category,
         id=f"{sample.key}/{donor.id}",
         truncated=bottom >= height,
@@ -308,7 +313,7 @@ def compose(
 
     Raises:
         Rejected: ``background-too-small``, or ``no-placement`` where not one person can be placed.
-        ValueError: the donors differ in label set or pose estimator.
+        ValueError: the donors differ in label set or estimators.
     """
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{settings.seed}/{key}".encode()).digest()[:16], "big"))
     plate, crop = _plate(background, settings, rng)
@@ -317,7 +322,7 @@ def compose(
         raise Rejected("no-placement", f"none of {len(rows)} people could be placed on {background_origin.id}")
     for name, values in (
         ("label sets", {person.cutout.label_set for person in placed}),
-        ("pose estimators", {person.cutout.pose_by for person in placed}),
+        ("estimators", {str(person.cutout.made_by) for person in placed}),
     ):
         if len(values) > 1:
             raise ValueError(f"composite {key!r}: donors of different {name} cannot be mixed: {sorted(values)}")
@@ -342,6 +347,8 @@ def compose(
             Person(
                 id=person.cutout.id,
                 mask=person.visible,
+                mask_by=person.cutout.mask_by,
+                mask_score=person.cutout.mask_score,
                 category=person.cutout.category,
                 occluded=bool((person.visible != person.complete).any()),
                 truncated=person.cutout.truncated,
@@ -362,7 +369,7 @@ def compose(
         people=people,
         parsing=parsing,
         label_set=label_set,
-        pose_by=placed[0].cutout.pose_by,
+        made_by=placed[0].cutout.made_by,
         stratum=stratum([person.mask for person in people]),
         origins=[
             replace(background_origin, role="background", transform=_joined(background_origin.transform, crop)),

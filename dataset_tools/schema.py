@@ -74,6 +74,31 @@ class EncodingSettings(Settings):
     """Pillow's JPEG quality, 1 to 95; chroma is not subsampled at 90 and above."""
 
 
+@dataclass(frozen=True)
+class MadeBy:
+    """Who made a cue of a sample; all empty but ``name`` where it was no network."""
+
+    name: str = "none"
+    """Kind of the estimator, such as ``openpose``; ``annotated`` where the source ships the cue, ``none`` where it was
+    not computed."""
+    network: str = ""
+    """Hub id, or name, of the network."""
+    version: str = ""
+    """Package that ran it, with its version, such as ``transformers 5.23.0``."""
+    weights: str = ""
+    """sha256 (hex) of the weights."""
+
+
+@dataclass(frozen=True)
+class Makers:
+    """Who made the cues of a sample."""
+
+    masks: MadeBy = MadeBy()
+    """Who looked for people whom the source has no mask of; `Person.mask_by` says whose masks are theirs."""
+    pose: MadeBy = MadeBy()
+    parsing: MadeBy = MadeBy()
+
+
 @dataclass(eq=False)
 class Person:
     """One person of a sample. Masks are (H, W) bool at the size of the sample's image."""
@@ -82,6 +107,10 @@ class Person:
     """Id of the person in its source."""
     mask: np.ndarray
     """Visible mask."""
+    mask_by: str = "annotated"
+    """``annotated``: the source has the mask; else the kind of the network that found the person."""
+    mask_score: float = 1.0
+    """The network's score of the person, 0..1; 1 for masks that the source has."""
     category: str = "Person"
     occluded: bool = False
     """The source says that something hides part of this person."""
@@ -138,8 +167,7 @@ class Sample:
     stratum: str = ""
     background: np.ndarray | None = None
     """The clean plate; in ``paired`` and ``composite``."""
-    pose_by: str = "none"
-    """Name of the pose estimator; ``none`` where keypoints were not computed."""
+    made_by: Makers = Makers()
 
     def to_parts(self, encoding: EncodingSettings) -> dict[str, bytes]:
         """Encode as shard parts (suffix to bytes), in the order in which they stand in the shard.
@@ -200,6 +228,8 @@ class Sample:
                 Person(
                     id=name,
                     mask=masks["segmentation"],
+                    mask_by=entry["mask_by"],
+                    mask_score=entry["mask_score"],
                     category=entry["category"],
                     occluded=entry["occluded"],
                     truncated=entry["truncated"],
@@ -223,7 +253,7 @@ class Sample:
             origins=[Origin(**origin) for origin in document["origins"]],
             stratum=document["stratum"],
             background=_picture(key, parts, "background") if background else None,
-            pose_by=document["pose_by"],
+            made_by=Makers(**{cue: MadeBy(**document["made_by"][cue]) for cue in ("masks", "pose", "parsing")}),
         )
 
     def check(self) -> None:
@@ -288,6 +318,8 @@ class Sample:
                 "source_id": person.id,
                 "category": person.category,
                 "category_id": 1,
+                "mask_by": person.mask_by,
+                "mask_score": round(float(person.mask_score), 4),
                 "iscrowd": 0,
                 "segmentation": rle,
                 "bbox": [float(v) for v in coco_mask.toBbox(rle)],
@@ -314,7 +346,7 @@ class Sample:
             "width": width,
             "height": height,
             "label_set": self.label_set,
-            "pose_by": self.pose_by,
+            "made_by": asdict(self.made_by),
             "annotations": entries,
             "origins": [asdict(origin) for origin in self.origins],
         }

@@ -23,7 +23,7 @@ from filelock import FileLock
 from hypothesis import settings
 from PIL import Image, ImageCms
 
-from dataset_tools.schema import EncodingSettings, Person, Sample
+from dataset_tools.schema import EncodingSettings, MadeBy, Makers, Person, Sample
 from dataset_tools.shards import Manifest, write_shard
 
 # For torch, here and in child processes: the models are too small for more threads, rounding depends on their number,
@@ -125,7 +125,7 @@ def draw_sample(index: int, height: int = 48, width: int = 64, people: int = 2) 
         parsing=parsing,
         label_set="pascal",
         origins=[],
-        pose_by="drawn",
+        made_by=Makers(pose=MadeBy("drawn")),
         background=background,
     )
 

@@ -1,66 +1,106 @@
-"""Cues about people: pose, parsing and clean plates, each behind a small protocol.
+"""What sees people in pictures: instances, pose, parsing and clean plates, each behind a small protocol.
 
-All estimators see the upright image at its final size, and the people's clean masks at that size.
+All see upright pictures at their final size. Networks and what they need are imported when one is first run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from dataset_tools.errors import Rejected
 from dataset_tools.records import ImageRecord
+from dataset_tools.schema import MadeBy
 
 
-class PoseEstimator(Protocol):
-    """Finds 18 OpenPose keypoints a person."""
+@dataclass(eq=False)
+class FoundPeople:
+    """The people that a network found in one picture; there may be none."""
+
+    masks: list[np.ndarray]
+    """(H, W) bool each: clean, none empty, no pixel in two of them; from left to right."""
+    scores: list[float]
+    """The network's score of each, 0..1."""
+
+
+@dataclass(eq=False)
+class PeopleInPicture:
+    """A picture and the people in it, as pose and parsing estimators take it."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    masks: list[np.ndarray]
+    """(H, W) bool, clean, one a person."""
+    ids: list[str] = field(default_factory=list)
+    """``InstanceRecord.id`` of each person, in the same order; for side-cars."""
+    record: ImageRecord | None = None
+    """The image's row of the curation table; for side-cars."""
+
+
+class Estimator(Protocol):
+    """What all estimators have in common."""
 
     name: str
-    places: tuple[str, ...]
-    """Folders and URLs that messages may name."""
+    """The ``kind`` of its settings."""
+    batch_size: int
+    """How many pictures (or people) it works on at once; 1 where that gains nothing."""
 
-    def estimate_pose(
-        self,
-        image: np.ndarray,
-        masks: list[np.ndarray],
-        record: ImageRecord,
-        ids: list[str],
-    ) -> np.ndarray:
-        """Keypoints for each mask.
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Folders and URLs that messages may name."""
+        ...
 
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            masks: one (H, W) bool a person.
-            record: the image's row of the curation table.
-            ids: ``InstanceRecord.id`` of each mask, in the same order.
+    @property
+    def made_by(self) -> MadeBy:
+        """What samples say of it. Raises `UserError` as `fingerprint`."""
+        ...
 
-        Returns:
-            (len(masks), 18, 3) float32: x and y in pixels of ``image``, score in 0..1; a joint that was not
-            found is 0, 0, 0. Order of joints: `dataset_tools.schema.KEYPOINTS`.
+    def fingerprint(self) -> str:
+        """Digest of all that decides about its answers: settings, weights, versions; no paths.
 
         Raises:
-            Rejected: no estimate is possible for this image.
+            UserError: its files cannot be read, or are not what they must be.
+        """
+        ...
+
+    def check(self) -> None:
+        """Load all that it needs. Raises `UserError` where that cannot be used."""
+        ...
+
+
+class InstanceEstimator(Estimator, Protocol):
+    """Finds people and their masks."""
+
+    def find(self, images: Sequence[np.ndarray]) -> list[FoundPeople]:
+        """The people in each of several pictures, (H, W, 3) uint8 RGB of any sizes."""
+        ...
+
+
+class PoseEstimator(Estimator, Protocol):
+    """Finds 18 OpenPose keypoints a person."""
+
+    def estimate_pose(self, pictures: Sequence[PeopleInPicture]) -> list[np.ndarray | Rejected]:
+        """Keypoints of the people of each picture, or why there can be none.
+
+        Returns:
+            One (len(masks), 18, 3) float32 a picture: x and y in pixels, score in 0..1; a joint that was not found is
+            0, 0, 0, and so is every joint of a mask that no skeleton belongs to. Order of joints:
+            `dataset_tools.schema.KEYPOINTS`.
         """
         ...
 
 
-class ParsingEstimator(Protocol):
+class ParsingEstimator(Estimator, Protocol):
     """Labels body parts and clothes."""
 
-    name: str
-    places: tuple[str, ...]
-    """Folders and URLs that messages may name."""
     label_set: str
     """``lip``, ``atr`` or ``pascal``: see `dataset_tools.schema.PARSING_LABELS`."""
 
-    def estimate_parsing(
-        self,
-        image: np.ndarray,
-        masks: list[np.ndarray],
-        record: ImageRecord,
-        ids: list[str],
-    ) -> np.ndarray:
-        """(H, W) uint8 label map; 0 outside people. Arguments and errors as `PoseEstimator.estimate_pose`."""
+    def estimate_parsing(self, pictures: Sequence[PeopleInPicture]) -> list[np.ndarray | Rejected]:
+        """One (H, W) uint8 label map a picture, 0 outside its people; or why there can be none."""
         ...
 
 
@@ -68,8 +108,11 @@ class PlateProvider(Protocol):
     """Knows the scene without its people."""
 
     name: str
-    places: tuple[str, ...]
-    """Folders and URLs that messages may name."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Folders and URLs that messages may name."""
+        ...
 
     def clean_plate(self, image: np.ndarray, record: ImageRecord) -> np.ndarray:
         """(H, W, 3) uint8 RGB of the same scene without people. Raises `Rejected` where none is known."""

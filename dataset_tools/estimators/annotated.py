@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import cv2
@@ -17,8 +18,10 @@ from PIL import Image
 from pydantic import Field
 
 from dataset_tools.errors import Rejected, UserError
+from dataset_tools.estimators import PeopleInPicture
 from dataset_tools.fetch import FetchSettings, open_filesystem, read_bytes, with_retries
 from dataset_tools.records import ImageRecord
+from dataset_tools.schema import MadeBy
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.storage_options import Location, StorageOptions
 
@@ -42,12 +45,14 @@ class AnnotatedSettings(Settings):
 class Annotated:
     """Reads pose, parsing and clean plates of an image from its side-cars, scaled to the size of the image.
 
-    A side-car that is missing, broken or out of reach raises `Rejected`; a person whom the side-car does not know has
+    A side-car that is missing, broken or out of reach gives `Rejected`; a person whom the side-car does not know has
     no keypoints.
     """
 
     name = "annotated"
     label_set = "lip"
+    batch_size = 1
+    made_by = MadeBy("annotated")
 
     def __init__(self, settings: AnnotatedSettings) -> None:
         self.places: tuple[str, ...] = (settings.root,)
@@ -76,32 +81,38 @@ class Annotated:
         except Rejected as rejected:
             raise UserError(f"side-cars: {rejected.message}") from None
 
-    def estimate_pose(
-        self, image: np.ndarray, masks: list[np.ndarray], record: ImageRecord, ids: list[str]
-    ) -> np.ndarray:
+    def check(self) -> None:
+        """Nothing: `fingerprint` has looked."""
+
+    def estimate_pose(self, pictures: Sequence[PeopleInPicture]) -> list[np.ndarray | Rejected]:
         """Keypoints of the people called ``ids``. See `PoseEstimator.estimate_pose`."""
+        return [_or_why(self._pose, picture) for picture in pictures]
+
+    def estimate_parsing(self, pictures: Sequence[PeopleInPicture]) -> list[np.ndarray | Rejected]:
+        """LIP labels within ``masks``. See `ParsingEstimator.estimate_parsing`."""
+        return [_or_why(self._parsing, picture) for picture in pictures]
+
+    def _pose(self, picture: PeopleInPicture) -> np.ndarray:
+        record = _record_of(picture)
         data = self._read(record, "json")
         try:
             people = json.loads(data)["people"]
             known = {person["box_id"]: np.array(person["keypoints"], np.float32).reshape(18, 3) for person in people}
         except (ValueError, KeyError, TypeError) as error:
             raise Rejected("broken-annotation", f"side-car of {record.id}: not the expected JSON ({error})") from None
-        height, width = image.shape[:2]
-        found = np.zeros((len(ids), 18, 3), np.float32)
-        for index, person_id in enumerate(ids):
+        height, width = picture.image.shape[:2]
+        found = np.zeros((len(picture.ids), 18, 3), np.float32)
+        for index, person_id in enumerate(picture.ids):
             if person_id in known:
                 found[index] = known[person_id] * np.array([width, height, 1], np.float32)
         found[found[..., 2] <= 0] = 0
         return found
 
-    def estimate_parsing(
-        self, image: np.ndarray, masks: list[np.ndarray], record: ImageRecord, ids: list[str]
-    ) -> np.ndarray:
-        """LIP labels within ``masks``. See `ParsingEstimator.estimate_parsing`."""
-        height, width = image.shape[:2]
-        labels = self._picture(record, "parsing.png", "L")
+    def _parsing(self, picture: PeopleInPicture) -> np.ndarray:
+        height, width = picture.image.shape[:2]
+        labels = self._picture(_record_of(picture), "parsing.png", "L")
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        people = np.logical_or.reduce(masks) if masks else np.zeros((height, width), bool)
+        people = np.logical_or.reduce(picture.masks) if picture.masks else np.zeros((height, width), bool)
         return np.where(people, labels, 0).astype(np.uint8)
 
     def clean_plate(self, image: np.ndarray, record: ImageRecord) -> np.ndarray:
@@ -130,3 +141,16 @@ class Annotated:
                 message = f"there is no side-car {path}"
                 raise Rejected("no-annotation", message, transient=rejected.transient) from None
             raise
+
+
+def _record_of(picture: PeopleInPicture) -> ImageRecord:
+    if picture.record is None:
+        raise Rejected("no-annotation", "side-cars belong to the pictures of a source")
+    return picture.record
+
+
+def _or_why(estimate: Callable[[PeopleInPicture], np.ndarray], picture: PeopleInPicture) -> np.ndarray | Rejected:
+    try:
+        return estimate(picture)
+    except Rejected as why:
+        return why

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from dataset_tools.card import write_card
 from dataset_tools.records import Rejection, rejections_to_table
-from dataset_tools.schema import NO_PARSING, Configuration, EncodingSettings, Origin, Person, Sample
+from dataset_tools.schema import NO_PARSING, Configuration, EncodingSettings, MadeBy, Makers, Origin, Person, Sample
 from dataset_tools.shards import Manifest, Shard, write_shard
 from dataset_tools.storage import write_bytes
 
@@ -140,7 +140,7 @@ def _make_sample(
         origins=origins,
         stratum="one" if people == 1 else "two_or_three",
         background=None if configuration == "real" else plate,
-        pose_by="drawn",
+        made_by=Makers(pose=MadeBy("drawn")),
     )
 
 

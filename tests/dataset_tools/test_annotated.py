@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dataset_tools.errors import Rejected
+from dataset_tools.estimators import PeopleInPicture
 from dataset_tools.estimators.annotated import Annotated, AnnotatedSettings
 from dataset_tools.fetch import FetchSettings
 from dataset_tools.records import ImageRecord
@@ -40,9 +41,16 @@ def image(height: int, width: int) -> np.ndarray:
     return np.zeros((height, width, 3), np.uint8)
 
 
+def picture(
+    height: int, width: int, masks: list[np.ndarray], ids: list[str], record: ImageRecord = RECORD
+) -> list[PeopleInPicture]:
+    return [PeopleInPicture(image(height, width), masks, ids, record)]
+
+
 def test_keypoints_are_scaled_to_the_image_and_matched_by_id(annotated: Annotated) -> None:
     masks = [np.ones((40, 80), bool)] * 2
-    found = annotated.estimate_pose(image(40, 80), masks, RECORD, ["stranger", "p1"])
+    (found,) = annotated.estimate_pose(picture(40, 80, masks, ["stranger", "p1"]))
+    assert isinstance(found, np.ndarray)
     assert found.shape == (2, 18, 3) and found.dtype == np.float32
     assert not found[0].any()
     np.testing.assert_allclose(found[1, :2], [[40, 10, 1], [8, 36, 0.6]], rtol=1e-6)
@@ -53,14 +61,16 @@ def test_keypoints_are_scaled_to_the_image_and_matched_by_id(annotated: Annotate
 def test_parsing_keeps_labels_when_scaled_and_is_zero_outside_the_masks(annotated: Annotated, scale: int) -> None:
     mask = np.zeros((4 * scale, 6 * scale), bool)
     mask[: 2 * scale] = True
-    labels = annotated.estimate_parsing(image(4 * scale, 6 * scale), [mask], RECORD, ["p1"])
+    (labels,) = annotated.estimate_parsing(picture(4 * scale, 6 * scale, [mask], ["p1"]))
+    assert isinstance(labels, np.ndarray)
     expected = np.zeros_like(labels)
     expected[: 2 * scale, 3 * scale :] = 13
     assert labels.dtype == np.uint8 and np.array_equal(labels, expected)
 
 
 def test_parsing_invents_no_label_at_odd_sizes(annotated: Annotated) -> None:
-    labels = annotated.estimate_parsing(image(7, 5), [np.ones((7, 5), bool)], RECORD, ["p1"])
+    (labels,) = annotated.estimate_parsing(picture(7, 5, [np.ones((7, 5), bool)], ["p1"]))
+    assert isinstance(labels, np.ndarray)
     assert set(np.unique(labels)) == {0, 13}
 
 
@@ -73,9 +83,8 @@ def test_plates_are_averaged_when_they_shrink(annotated: Annotated) -> None:
 
 def test_a_missing_side_car_rejects_the_image(annotated: Annotated) -> None:
     other = ImageRecord(id="nobody", source="openimages", split="test", role="people", stratum="one", image="x")
-    with pytest.raises(Rejected) as caught:
-        annotated.estimate_pose(image(4, 6), [], other, [])
-    assert caught.value.reason == "no-annotation"
+    (why,) = annotated.estimate_pose(picture(4, 6, [], [], other))
+    assert isinstance(why, Rejected) and why.reason == "no-annotation"
     with pytest.raises(Rejected):
         annotated.clean_plate(image(4, 6), other)
 
@@ -83,8 +92,8 @@ def test_a_missing_side_car_rejects_the_image(annotated: Annotated) -> None:
 def test_a_broken_side_car_rejects_the_image(annotated: Annotated, tmp_path: Path) -> None:
     (tmp_path / "sidecar" / "test" / "abc.json").write_text('{"people": [{}]}')
     (tmp_path / "sidecar" / "test" / "abc.plate.png").write_bytes(b"no picture")
-    with pytest.raises(Rejected, match="broken-annotation"):
-        annotated.estimate_pose(image(4, 6), [], RECORD, [])
+    (why,) = annotated.estimate_pose(picture(4, 6, [], []))
+    assert isinstance(why, Rejected) and why.reason == "broken-annotation"
     with pytest.raises(Rejected, match="broken-annotation"):
         annotated.clean_plate(image(4, 6), RECORD)
 

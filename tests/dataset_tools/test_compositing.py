@@ -16,7 +16,17 @@ from scipy import ndimage
 
 from dataset_tools.compositing import CompositorSettings, Cutout, CutoutRow, compose, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
-from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, EncodingSettings, Origin, Person, Sample
+from dataset_tools.schema import (
+    KEYPOINTS,
+    NO_PARSING,
+    PARSING_LABELS,
+    EncodingSettings,
+    MadeBy,
+    Makers,
+    Origin,
+    Person,
+    Sample,
+)
 
 LIP = PARSING_LABELS["lip"]
 RIGHT_ARM, LEFT_ARM = LIP.index("Right-arm"), LIP.index("Left-arm")
@@ -69,7 +79,7 @@ def donor_sample(number: int, *, feet_at: int = 112, label_set: str = "lip", aro
         parsing=parsing,
         label_set=label_set,
         origins=[origin("image", f"photo-{number}")],
-        pose_by="annotated",
+        made_by=Makers(pose=MadeBy("annotated")),
     )
 
 

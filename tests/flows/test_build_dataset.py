@@ -119,7 +119,7 @@ def test_the_dataset_is_sound(undisturbed: Path) -> None:
     }
     sample = ShardDataset(str(undisturbed), "composite", "train")[0]
     assert sample.background is not None
-    assert sample.pose_by == "annotated"
+    assert sample.made_by.pose.name == "annotated"
     assert max(person.keypoints[:, 2].max() for person in sample.people) > 0
 
 
