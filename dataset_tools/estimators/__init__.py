@@ -96,8 +96,10 @@ class PoseEstimator(Estimator, Protocol):
 class ParsingEstimator(Estimator, Protocol):
     """Labels body parts and clothes."""
 
-    label_set: str
-    """``lip``, ``atr`` or ``pascal``: see `dataset_tools.schema.PARSING_LABELS`."""
+    @property
+    def label_set(self) -> str:
+        """``lip``, ``atr`` or ``pascal``: see `dataset_tools.schema.PARSING_LABELS`. Raises `UserError` as `check`."""
+        ...
 
     def estimate_parsing(self, pictures: Sequence[PeopleInPicture]) -> list[np.ndarray | Rejected]:
         """One (H, W) uint8 label map a picture, 0 outside its people; or why there can be none."""
