@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from dataset_tools.donors import Cutout, CutoutRow, DonorSettings
 from dataset_tools.errors import Rejected
-from dataset_tools.masks import AugmentSettings, augment_mask, bounds, occlusion, stratum, touching
+from dataset_tools.masks import AugmentSettings, augment_mask, bounds, occlusion, stratum
 from dataset_tools.records import SPLITS, Split
-from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, Makers, Origin, Person, Sample, decode_rle
+from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, Origin, Person, Sample
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 
@@ -73,14 +74,10 @@ class CompositorSettings(Settings):
     stature: tuple[float, float] = (0.95, 1.25)
     """Range of an adult's height relative to the camera's above the ground: at 1, heads are level with the horizon."""
     max_upscaling: float = Field(1.3, ge=1)
-    """People and backgrounds are enlarged by no more than this."""
+    """People and backgrounds are enlarged by no more than this; whom it keeps below ``height`` is not pasted."""
 
-    min_donor_height: int = Field(96, ge=8)
-    """Pixels; smaller people are not cut out, and neither are those whom ``max_upscaling`` keeps below ``height``."""
-    allow_occluded: bool = False
-    """Cut out people whose source says that something hides a part of them."""
-    allow_truncated: bool = True
-    """Cut out people whom the lower edge of their picture cuts off; they stand at the lower edge again."""
+    donors: DonorSettings = DonorSettings()
+    """Who is pasted."""
 
     edge_width: float = Field(1.2, ge=0, le=20)
     """Pixels; width of the soft edge around people."""
@@ -128,79 +125,10 @@ class CompositorSettings(Settings):
         return value
 
 
-class CutoutRow(BaseModel):
-    """One person of a curated dataset who can be cut out."""
-
-    model_config = ConfigDict(frozen=True)
-
-    sample: int
-    """Index of the sample in the split's curated dataset."""
-    person: int
-    """Index within the sample's people."""
-    key: str
-    """Key of the sample."""
-    height: int
-    """Of the person's box, in pixels."""
-    width: int
-    category: str
-
-
-@dataclass(eq=False)
-class Cutout:
-    """One person, cut out of their picture. Read-only: one cut-out may be pasted many times."""
-
-    rgba: np.ndarray
-    """(h, w, 4) uint8, straight alpha. The person's colours go on below alpha 0, so that resampling draws in
-    nothing of the old background."""
-    parsing: np.ndarray
-    """(h, w) uint8 labels of ``label_set``; 0 outside the person, `NO_PARSING` throughout where it is ``none``."""
-    label_set: str
-    keypoints: np.ndarray
-    """(18, 3) float32 in pixels of the crop, score 0..1; 0, 0, 0 where not found."""
-    made_by: Makers
-    """Of the sample."""
-    mask_by: str
-    mask_score: float
-    category: str
-    id: str
-    """``SAMPLE_KEY/PERSON_ID``: unique within the dataset."""
-    truncated: bool
-    """The lower edge of the old picture cuts this person off."""
-    origin: Origin
-
-
-def cutout_rows(index: int, document: dict[str, Any], settings: CompositorSettings) -> list[CutoutRow]:
-    """The people of a curated sample who can be cut out: large enough, standing, whole, and apart from all others.
-
-    Where the pose is known, people who sit are left out: nothing would be under them.
-
-    Args:
-        index: of the sample in the split's curated dataset.
-        document: its ``annotations.json``, as `dataset_tools.schema.annotations_of` reads it.
-        settings: what is demanded of donors.
-    """
-    width, height = document["width"], document["height"]
-    people = document["annotations"]
-    rows = []
-    for number, person in enumerate(people):
-        x, y, w, h = (round(v) for v in person["bbox"])
-        flagged = (person["occluded"] and not settings.allow_occluded) or (
-            person["truncated"] and not settings.allow_truncated
-        )
-        cut_off = x <= 0 or y <= 0 or x + w >= width or (y + h >= height and not settings.allow_truncated)
-        lowest, highest = _heights(h, person["category"], y + h >= height, settings)
-        small = h < settings.min_donor_height or highest < lowest
-        if flagged or cut_off or small or _sits(np.array(person["keypoints"]).reshape(18, 3)):
-            continue
-        neighbours = [other for other in people if other is not person and _boxes_meet(person["bbox"], other["bbox"])]
-        if neighbours:
-            mask = decode_rle(person["segmentation"])
-            if any(touching(mask, decode_rle(other["segmentation"])) for other in neighbours):
-                continue
-        rows.append(
-            CutoutRow(sample=index, person=number, key=document["key"], height=h, width=w, category=person["category"])
-        )
-    return rows
+def is_tall_enough(row: CutoutRow, settings: CompositorSettings) -> bool:
+    """Whether ``max_upscaling`` lets a donor reach the least ``height``."""
+    lowest, highest = _heights(row.height, row.category, row.truncated, settings)
+    return lowest <= highest
 
 
 def _heights(donor_height: int, category: str, truncated: bool, settings: CompositorSettings) -> tuple[float, float]:
@@ -213,77 +141,6 @@ def _heights(donor_height: int, category: str, truncated: bool, settings: Compos
     if truncated:
         lowest = (lowest + highest) / 2
     return growth * lowest, min(growth * highest, settings.max_upscaling * donor_height / settings.size[1])
-
-
-def _sits(keypoints: np.ndarray) -> bool:
-    """Whether a thigh reaches down less than half as far as the lower leg, on a side where both are known."""
-    sides = [[KEYPOINTS.index(f"{side}_{joint}") for joint in ("hip", "knee", "ankle")] for side in ("left", "right")]
-    return any(
-        (keypoints[side, 2] > 0).all() and np.diff(keypoints[side, 1])[0] < 0.5 * np.diff(keypoints[side, 1])[1]
-        for side in sides
-    )
-
-
-def _boxes_meet(a: list[float], b: list[float]) -> bool:
-    return a[0] <= b[0] + b[2] + 1 and b[0] <= a[0] + a[2] + 1 and a[1] <= b[1] + b[3] + 1 and b[1] <= a[1] + a[3] + 1
-
-
-def cut_out(sample: Sample, person: int, settings: CompositorSettings) -> Cutout:
-    """Cut ``sample.people[person]`` out, with a soft edge that keeps nothing of the old background.
-
-    The edge follows the smoothed mask, slightly inside; colours near it are carried outward from further inside
-    (normalised convolution), so no halo of the old background is left.
-    """
-    donor = sample.people[person]
-    height, width = donor.mask.shape
-    top, bottom, left, right = bounds(donor.mask)
-    sigma = max(0.6, 0.002 * (bottom - top))
-    room = int(np.ceil(4 * sigma))
-    y0, y1, x0, x1 = max(0, top - room), min(height, bottom + room), max(0, left - room), min(width, right + room)
-    window = np.s_[y0:y1, x0:x1]
-    mask, rgb = donor.mask[window], sample.image[window]
-
-    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    alpha = np.clip((soft - 0.25) / 0.6, 0, 1)
-    core = (soft > 0.9).astype(np.float32)[..., None]
-    inside = mask.astype(np.float32)[..., None]
-
-    def carry(weight: np.ndarray, blur: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        reached = blur(weight)[..., None]
-        return blur(rgb * weight) / np.maximum(reached, 1e-6), reached
-
-    border = cv2.BORDER_REPLICATE
-    near, reached = carry(core, lambda array: cv2.GaussianBlur(array, (0, 0), 1.5 * sigma, borderType=border))
-    far, _ = carry(inside, lambda array: cv2.blur(array, (4 * room + 1, 4 * room + 1), borderType=border))
-    # Fingers and the like have no core to carry colours from: within the mask they keep their own.
-    np.copyto(far, rgb, where=inside > 0)
-    far += np.minimum(50 * reached, 1) * (near - far)
-    np.copyto(far, rgb, where=core > 0)
-    rgb = np.rint(far, out=far).clip(0, 255, out=far).astype(np.uint8)
-
-    labels = np.full(mask.shape, NO_PARSING, np.uint8)
-    if sample.label_set != "none":
-        labels = np.where(mask, sample.parsing[window], 0).astype(np.uint8)
-    keypoints = donor.keypoints - np.array([x0, y0, 0], np.float32)
-    keypoints[donor.keypoints[:, 2] <= 0] = 0
-    source = sample.origins[0]
-    return Cutout(
-        rgba=np.dstack([rgb, np.rint(255 * alpha).astype(np.uint8)]),
-        parsing=labels,
-        label_set=sample.label_set,
-        keypoints=keypoints.astype(np.float32),
-        made_by=sample.made_by,
-        mask_by=donor.mask_by,
-        mask_score=donor.mask_score,
-        category=donor.category,
-        id=f"{sample.key}/{donor.id}",
-        truncated=bottom >= height,
-        origin=replace(
-            source,
-            role="person",
-            transform=_joined(source.transform, f"cut out {donor.id} {x1 - x0}x{y1 - y0}+{x0}+{y0}"),
-        ),
-    )
 
 
 def compose(

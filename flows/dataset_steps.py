@@ -20,7 +20,7 @@ from prefect.concurrency.sync import concurrency
 from pydantic import BaseModel
 
 from dataset_tools.card import write_card
-from dataset_tools.compositing import CompositorSettings, Cutout, CutoutRow, compose, cut_out, cutout_rows
+from dataset_tools.compositing import CompositorSettings, compose, is_tall_enough
 from dataset_tools.curated import (
     CuratedSettings,
     Estimators,
@@ -30,6 +30,7 @@ from dataset_tools.curated import (
     rejection_rows,
     without_folders,
 )
+from dataset_tools.donors import Cutout, CutoutRow, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators.annotated import AnnotatedSettings
 from dataset_tools.records import (
@@ -270,7 +271,8 @@ def list_cutouts(job: CutoutsJob) -> Cutouts:
     rows = [
         row.model_dump()
         for index in range(len(dataset))
-        for row in cutout_rows(index, dataset.annotations(index), job.settings)
+        for row in cutout_rows(index, dataset.annotations(index), job.settings.donors)
+        if is_tall_enough(row, job.settings)
     ]
     document = {"shards": [shard.model_dump(exclude={"tag", "index_tag"}) for shard in job.shards], "rows": rows}
     name = write_named(job, f"cutouts-{job.split}.json", json.dumps(document).encode())
@@ -319,7 +321,7 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
     decoded = lru_cache(maxsize=32)(donors.__getitem__)
 
     def load(row: CutoutRow) -> Cutout:
-        return cut_out(decoded(row.sample), row.person, job.settings)
+        return cut_out(decoded(row.sample), row.person, job.settings.donors)
 
     records = _records(job, "background", job.first_background, job.last_background)
 

@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 from pydantic import ValidationError
 from scipy import ndimage
 
-from dataset_tools.compositing import CompositorSettings, Cutout, CutoutRow, compose, cut_out, cutout_rows
+from dataset_tools.compositing import CompositorSettings, compose, is_tall_enough
+from dataset_tools.donors import Cutout, CutoutRow, DonorSettings, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
 from dataset_tools.schema import (
     KEYPOINTS,
@@ -31,7 +32,7 @@ from dataset_tools.schema import (
 LIP = PARSING_LABELS["lip"]
 RIGHT_ARM, LEFT_ARM = LIP.index("Right-arm"), LIP.index("Left-arm")
 GREEN, BLUE, MAGENTA = (20, 230, 20), (30, 30, 240), (255, 0, 255)
-SETTINGS = CompositorSettings(size=(96, 96), min_donor_height=40, max_upscaling=2, shadow=0)
+SETTINGS = CompositorSettings(size=(96, 96), max_upscaling=2, shadow=0, donors=DonorSettings(min_height=40))
 
 
 def origin(role: str, name: str) -> Origin:
@@ -69,7 +70,7 @@ def donor_sample(number: int, *, feet_at: int = 112, label_set: str = "lip", aro
         keypoints[KEYPOINTS.index(name)] = x, y + top, 0.9
     if label_set == "none":
         parsing[:] = NO_PARSING
-    person = Person(f"p{number}", mask, "Woman", keypoints=keypoints)
+    person = Person(f"p{number}", mask, category="Woman", keypoints=keypoints)
     return Sample(
         key=f"donor-{number}",
         split="train",
@@ -88,13 +89,13 @@ def document(sample: Sample) -> dict[str, object]:
 
 
 SAMPLES = [donor_sample(number) for number in range(12)]
-ROWS = [row for index, sample in enumerate(SAMPLES) for row in cutout_rows(index, document(sample), SETTINGS)]
+ROWS = [row for index, sample in enumerate(SAMPLES) for row in cutout_rows(index, document(sample), SETTINGS.donors)]
 BACKGROUND = np.random.default_rng(5).integers(90, 170, (130, 150, 3), dtype=np.uint8)
 
 
 @cache
 def cutout(sample: int, person: int) -> Cutout:
-    return cut_out(SAMPLES[sample], person, SETTINGS)
+    return cut_out(SAMPLES[sample], person, SETTINGS.donors)
 
 
 def load(row: CutoutRow) -> Cutout:
@@ -298,9 +299,13 @@ def test_augmented_masks_are_faulty_copies_of_the_visible_ones() -> None:
 def alone(sample: Sample, background: np.ndarray, key: str = "alone", **changes: object) -> Sample:
     """A composite of the one person of ``sample``."""
     settings = SETTINGS.model_copy(update={"people": {1: 1.0}, "colour_match": 0.0, **changes})
-    rows = cutout_rows(0, document(sample), settings)
+    rows = cutout_rows(0, document(sample), settings.donors)
     place = origin("background", "place")
-    return compose(key, "train", background, place, rows, lambda row: cut_out(sample, row.person, settings), settings)
+
+    def load(row: CutoutRow) -> Cutout:
+        return cut_out(sample, row.person, settings.donors)
+
+    return compose(key, "train", background, place, rows, load, settings)
 
 
 @pytest.mark.parametrize("height", [(0.4, 0.41), (0.55, 0.56)])
@@ -344,48 +349,18 @@ def test_people_cut_off_below_stand_at_the_lower_edge_again() -> None:
         assert person.truncated
         assert (person.layer[-1, :, 3] == 255).any()
         assert person.complete_mask[-1].sum() == pytest.approx(person.complete_mask[-4].sum(), abs=2)
-    assert cutout_rows(0, document(sample), SETTINGS.model_copy(update={"allow_truncated": False})) == []
 
 
-def two_people(gap: int) -> Sample:
-    """Two halves of a picture, each with one person; their boxes are ``gap`` pixels apart."""
-    one, other = donor_sample(1), donor_sample(2)
-    sample = donor_sample(1)
-    width = 57 + gap
-    for name, array in (("image", one.image), ("parsing", one.parsing)):
-        setattr(sample, name, np.concatenate([array, np.zeros_like(array)[:, : width + 10]], axis=1))
-    masks = np.zeros((2, 120, 110 + width), bool)
-    masks[0, :, :100] = one.people[0].mask
-    masks[1, :, width : width + 100] = other.people[0].mask
-    sample.people = [Person("a", masks[0]), Person("b", masks[1])]
-    return sample
-
-
-def test_donors_are_large_enough_whole_standing_and_alone() -> None:
-    def rows_of(sample: Sample, **changes: object) -> list[CutoutRow]:
-        return cutout_rows(7, document(sample), SETTINGS.model_copy(update=changes))
-
-    good = donor_sample(1)
-    (row,) = rows_of(good)
-    assert row == CutoutRow(sample=7, person=0, key="donor-1", height=95, width=57, category="Woman")
-    assert rows_of(good, min_donor_height=99) == []
-    assert rows_of(good, size=(400, 400)) != [] and rows_of(good, size=(700, 700)) == []
-    good.people[0].occluded = True
-    assert rows_of(good) == [] and rows_of(good, allow_occluded=True) == [row]
-    for shift in (-22, 21):
-        moved = donor_sample(1)
-        moved.people[0].mask = np.roll(moved.people[0].mask, shift, axis=1)
-        assert rows_of(moved) == []
-    assert rows_of(donor_sample(1, feet_at=97)) != [] and rows_of(donor_sample(1, feet_at=93)) == []
-    assert len(rows_of(two_people(gap=2))) == 2
-    assert rows_of(two_people(gap=0)) == []
-    assert rows_of(two_people(gap=-8)) == []
-    sitting = donor_sample(1)
-    for name, y in (("right_knee", 75), ("right_ankle", 108)):
-        sitting.people[0].keypoints[KEYPOINTS.index(name)] = 44, y, 1
-    assert rows_of(sitting) == []
-    sitting.people[0].keypoints[KEYPOINTS.index("right_knee")] = 44, 92, 1
-    assert len(rows_of(sitting)) == 1
+def test_donors_who_would_stay_too_small_are_told_beforehand() -> None:
+    """95 pixels twice enlarged are 47 % of 400 pixels, but 27 % of 700; an adult is to have 35 % at least."""
+    row = ROWS[0]
+    assert row.height == 95
+    assert is_tall_enough(row, SETTINGS.model_copy(update={"size": (400, 400)}))
+    assert not is_tall_enough(row, SETTINGS.model_copy(update={"size": (700, 700)}))
+    child, near = row.model_copy(update={"category": "Boy"}), row.model_copy(update={"truncated": True})
+    sizes = SETTINGS.model_copy(update={"size": (600, 600)}), SETTINGS.model_copy(update={"size": (400, 400)})
+    assert is_tall_enough(child, sizes[0]) and not is_tall_enough(row, sizes[0])
+    assert not is_tall_enough(near, sizes[1])
 
 
 def test_a_donor_that_cannot_be_loaded_is_replaced_by_another() -> None:
@@ -416,7 +391,7 @@ def test_donors_without_parsing_make_composites_without_parsing() -> None:
     samples = [donor_sample(number, label_set="none") for number in range(3)]
 
     def bare(row: CutoutRow) -> Cutout:
-        return cut_out(samples[row.sample], row.person, SETTINGS)
+        return cut_out(samples[row.sample], row.person, SETTINGS.donors)
 
     made = compose("bare", "train", BACKGROUND, origin("background", "b"), ROWS[:3], bare, SETTINGS)
     assert made.label_set == "none" and (made.parsing == NO_PARSING).all()

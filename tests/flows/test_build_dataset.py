@@ -59,8 +59,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "composite": {
                     "samples": {"train": 9, "validation": 2, "test": 3},
                     "size": [96, 96],
-                    "min_donor_height": 24,
-                    "allow_occluded": True,
+                    "donors": {"min_height": 24, "allow_occluded": True},
                 },
                 "samples_per_shard": 3,
                 # The world's broken pictures are a third of so small a one.

@@ -265,7 +265,7 @@ def test_pictures_that_were_absent_are_found_once_they_are_there(
 
 def test_backgrounds_that_are_lacking_are_told_before_a_shard_is_built(drawn: Path, tmp_path: Path) -> None:
     """Nothing was fetched for a dataset that could not come about."""
-    composite = {"samples": {"train": 4}, "size": [96, 96], "min_donor_height": 24}
+    composite = {"samples": {"train": 4}, "size": [96, 96], "donors": {"min_height": 24}}
     settings = recipe(tmp_path, drawn, {"curation": CURATION | {"backgrounds": 0}}, composite=composite)
     with pytest.raises(UserError, match="split train has no person-free background"):
         build_dataset(settings, str(tmp_path / "out"))
@@ -413,7 +413,7 @@ def test_composites_fetch_the_backgrounds_that_they_use_and_no_more(
 ) -> None:
     """Three composites on one of many backgrounds each: three pictures are asked for, not all."""
     source = {"images": pictures, "fetch": {"allow_private_addresses": True}}
-    composite = {"samples": {"train": 3}, "size": [96, 96], "min_donor_height": 24, "allow_occluded": True}
+    composite = {"samples": {"train": 3}, "size": [96, 96], "donors": {"min_height": 24, "allow_occluded": True}}
     build_dataset(recipe(tmp_path, drawn, source, composite=composite), str(tmp_path / "out"))
     people = {f"/images/train/{name}.jpg" for name in pictures_of(built)}
     assert people < set(Pictures.asked)

@@ -45,7 +45,7 @@ SMALL = {
     "source": {"kind": "sample", "smallest": 192, "largest": 224}
     | {"train": 6, "validation": 1, "test": 1}
     | {"train_backgrounds": 4, "validation_backgrounds": 1, "test_backgrounds": 1},
-    "composite": {"samples": {"train": 4, "validation": 0, "test": 0}, "size": [96, 96], "min_donor_height": 24},
+    "composite": {"samples": {"train": 4, "validation": 0, "test": 0}, "size": [96, 96], "donors": {"min_height": 24}},
     # The same pictures are broken in every world.
     "max_rejected_share": 1.0,
 }
