@@ -1,13 +1,377 @@
-"""The table of networks."""
+"""The table of every network that this project can use: where its weights are, what they must be, who may use them.
+
+A digest is None where none is published that could be read. What is fetched from a hub is then held against the digest
+that the hub itself gives (the ETag of a large file, under which its cache keeps it); small text files have no other
+check than their revision. No pickle is without a digest.
+
+Licences are those that the publishers state, and in brackets what they leave out. ``commercial`` goes by what is
+stated, but for SegFormer: its licence asks to be kept for all that is derived from it (section 3.2).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Purpose = Literal["instances", "pose", "parsing", "base"]
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One file of a network."""
+
+    path: str
+    """Below the network's folder, as on the hub."""
+    sha256: str | None = None
+    """Hex; None where it is not published."""
+    size: int | None = None
+    """Bytes; None where only a rounded size is published."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """One row."""
+    """A row of the table."""
 
     name: str
+    purpose: Purpose
+    """What it is for; ``base``: the pipeline that erases."""
+    kind: str
+    """Of the settings that run it (`dataset_tools.estimators`); empty for a base."""
     hub: str
+    """Id on the Hugging Face hub; empty for a file at `url`."""
+    url: str
+    """Address of the only file; empty for what is on the hub."""
+    revision: str
+    """On the hub: a commit where one is known to hold these files, else ``main``."""
+    files: tuple[WeightsFile, ...]
+    megabytes: int
+    """Of all files together, rounded."""
+    code_licence: str
+    weights_licence: str
+    commercial: bool
+    """Whether both licences allow commercial use."""
+    about: str
+    """One line for people."""
+
+
+_CONFIGURATION = (WeightsFile("config.json"), WeightsFile("preprocessor_config.json"))
+"""What the transformers library reads beside the weights."""
+_CMU = "CMU OpenPose (academic, non-commercial)"
+
+
+def _rf_detr(size: str, megabytes: int, precision: float) -> Network:
+    return Network(
+        name=f"rf-detr-seg-{size}",
+        purpose="instances",
+        kind="transformers",
+        hub=f"Roboflow/rf-detr-seg-{size}",
+        url="",
+        revision="main",
+        files=(*_CONFIGURATION, WeightsFile("model.safetensors")),
+        megabytes=megabytes,
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0",
+        commercial=True,
+        about=f"RF-DETR-Seg, COCO, mask AP {precision}",
+    )
+
+
+def _vitpose(
+    name: str, revision: str, sha256: str | None, size: int | None, megabytes: int, about: str, folder: str = ""
+) -> Network:
+    return Network(
+        name=name,
+        purpose="pose",
+        kind="vitpose",
+        hub=f"usyd-community/{folder or name}",
+        url="",
+        revision=revision,
+        files=(*_CONFIGURATION, WeightsFile("model.safetensors", sha256, size)),
+        megabytes=megabytes,
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0 (begun from MAE, CC BY-NC 4.0)",
+        commercial=True,
+        about=about,
+    )
+
+
+def _schp(labels: str, hub: str, path: str, sha256: str, size: int | None, about: str) -> Network:
+    return Network(
+        name=f"schp-{labels}",
+        purpose="parsing",
+        kind="schp",
+        hub=hub,
+        url="",
+        revision="main",
+        files=(WeightsFile(path, sha256, size),),
+        megabytes=267,
+        code_licence="MIT",
+        weights_licence="none stated (data for research)",
+        commercial=False,
+        about=about,
+    )
+
+
+_ROWS = (
+    Network(
+        name="maskrcnn",
+        purpose="instances",
+        kind="maskrcnn",
+        hub="",
+        url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+        revision="",
+        files=(
+            WeightsFile(
+                "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+                "73cbd0190fcbe3ba339921fbce2c3a0b6bb9126c9a133c85e43a2a8e060a109e",
+                185_828_065,
+            ),
+        ),
+        megabytes=186,
+        code_licence="BSD-3-Clause",
+        weights_licence="BSD-3-Clause",
+        commercial=True,
+        about="torchvision's Mask R-CNN v2, ResNet-50, COCO, mask AP 41.8",
+    ),
+    _rf_detr("nano", 134, 40.3),
+    _rf_detr("small", 135, 43.1),
+    _rf_detr("medium", 143, 45.3),
+    _rf_detr("large", 145, 47.1),
+    _rf_detr("xlarge", 152, 48.8),
+    _rf_detr("xxlarge", 154, 49.9),
+    Network(
+        name="eomt-large",
+        purpose="instances",
+        kind="transformers",
+        hub="tue-mps/coco_instance_eomt_large_640",
+        url="",
+        revision="main",
+        files=(*_CONFIGURATION, WeightsFile("model.safetensors")),
+        megabytes=1267,
+        code_licence="MIT",
+        weights_licence="MIT",
+        commercial=True,
+        about="EoMT, ViT-L, 640 pixels, COCO, mask AP 45.2",
+    ),
+    Network(
+        name="mask2former-swin-tiny",
+        purpose="instances",
+        kind="transformers",
+        hub="facebook/mask2former-swin-tiny-coco-instance",
+        url="",
+        revision="22c4a2f15dc88149b8b8d9f4d42c54431fbd66f6",
+        files=(*_CONFIGURATION, WeightsFile("model.safetensors")),
+        megabytes=190,
+        code_licence="MIT",
+        weights_licence="CC BY-NC 4.0",
+        commercial=False,
+        about="Mask2Former, Swin-T, COCO, mask AP 45.0",
+    ),
+    Network(
+        name="openpose",
+        purpose="pose",
+        kind="openpose",
+        hub="lllyasviel/Annotators",
+        url="",
+        revision="982e7edaec38759d914a963c48c4726685de7d96",
+        files=(
+            WeightsFile(
+                "body_pose_model.pth",
+                "25a948c16078b0f08e236bda51a385d855ef4c153598947c28c0d47ed94bb746",
+                209_267_595,
+            ),
+        ),
+        megabytes=209,
+        code_licence=_CMU,
+        weights_licence=_CMU,
+        commercial=False,
+        about="OpenPose's body network, 18 joints, COCO",
+    ),
+    _vitpose(
+        "vitpose-base",
+        "95be2991424e646950d656bb7fc15ec9be119700",
+        "cd9a4e6cefc33c51ddcc32dd509fc4114b5845256463a69a10ea2dfde402b2f8",
+        360_007_012,
+        360,
+        "ViTPose-B, COCO, AP 75.8",
+    ),
+    _vitpose(
+        "vitpose-base-simple",
+        "a93ac0c67e0b7e2c55287d21d4c460c8f3c54d45",
+        "85375373893ddd3641f3912821073e53f5435f9e966e1dca59d004454bfe4fdf",
+        None,
+        344,
+        "ViTPose-B with the simple decoder, COCO, AP 75.5",
+    ),
+    _vitpose(
+        "vitpose-plus-small",
+        "0c30b6534bb621af0162b481176742577264e36e",
+        "f7bad8ed09eeeb2a7de6b38faaa8a88d07838e23e9c06a2a782099bca7467cb9",
+        132_619_932,
+        133,
+        "ViTPose++-S, six joint sets, COCO's is used",
+    ),
+    _vitpose(
+        "vitpose-plus-base",
+        "92be54d7a29e42fad47b6e2ca01dd9e685a61e0d",
+        "640225e4a9dd544239f1da0ae36af865a6e76e21e5f33a12656aa7b77fa5a5fa",
+        501_627_628,
+        502,
+        "ViTPose++-B, six joint sets, COCO's is used",
+    ),
+    _vitpose(
+        "vitpose-plus-large",
+        "e211df377e49c89dba508ab3e83ddef13c0832b4",
+        None,
+        None,
+        1738,
+        "ViTPose++-L, six joint sets, COCO's is used",
+    ),
+    _vitpose(
+        "vitpose-plus-huge",
+        "9f36d7aec1800d23e97f10c2e74393aee92aa53f",
+        "0ecb49f1ab0b18cc2f18446b8100442cec88bd99dd53779ad5a7f8c71aa08506",
+        None,
+        3598,
+        "ViTPose++-H, six joint sets, COCO's is used",
+    ),
+    # The authors publish theirs on Google Drive only; these are copies on the hub.
+    _schp(
+        "lip",
+        "zhengchong/CatVTON",
+        "SCHP/exp-schp-201908261155-lip.pth",
+        "24fa3254ceeb74c8435458994a64b522fb439a3635b7b86ff470457e0413da00",
+        267_449_349,
+        "SCHP, 20 labels of LIP, mIoU 59.4",
+    ),
+    _schp(
+        "atr",
+        "zhengchong/CatVTON",
+        "SCHP/exp-schp-201908301523-atr.pth",
+        "e9d7c91ce3b4e7133df56b599fc817b533e3439c5e8d282a59126d2fda339a2a",
+        267_445_237,
+        "SCHP, 18 labels of ATR, mIoU 82.3",
+    ),
+    _schp(
+        "pascal",
+        "alexgenovese/reica_controlnet",
+        "exp-schp-201908270938-pascal-person-part.pth",
+        "3b03d343c39fb0696f75d45c44c67b2fc23f5d0bf0925a82c0465e415799fa85",
+        None,
+        "SCHP, 7 labels of Pascal-Person-Part, mIoU 71.5",
+    ),
+    Network(
+        name="segformer-clothes",
+        purpose="parsing",
+        kind="segformer",
+        hub="mattmdjaga/segformer_b2_clothes",
+        url="",
+        revision="584abc1e1d260e23c0fc627c5217a09b2b461046",
+        files=(
+            WeightsFile("config.json", "4b5127ca00fe61187b6cc6c232c9e19326ed228683f8f5c221790be9cc196a6e", 1_727),
+            WeightsFile(
+                "preprocessor_config.json", "a608e3a47dcfba8dc052a766babb4b6c963285ab4f176bc6c1eb2b257fd3ad93", 271
+            ),
+            WeightsFile(
+                "model.safetensors", "8f86fd90c567afd4370b3cc3a7e81ed767a632b2832a738331af660acc0c4c68", 109_493_236
+            ),
+        ),
+        megabytes=109,
+        code_licence="Apache-2.0",
+        weights_licence="MIT (begun from NVIDIA SegFormer, non-commercial)",
+        commercial=False,
+        about="SegFormer-B2, 18 labels of ATR",
+    ),
+    Network(
+        name="sdxl-inpainting",
+        purpose="base",
+        kind="",
+        hub="diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        url="",
+        revision="115134f363124c53c7d878647567d04daf26e41e",
+        files=(
+            WeightsFile("model_index.json", "308a792b15086bf89807b88729ef80d33d5b8264b14a96b57d2c92b5ab7f5a53", 690),
+            WeightsFile(
+                "scheduler/scheduler_config.json",
+                "a8e9a8517e8739938ea85819012bad195d41ccb3e11e2501cf196da64099b1f6",
+                479,
+            ),
+            WeightsFile(
+                "text_encoder/config.json", "46ae51fa8bde7817168d97faa0556cc0ac42ec0a7a53248bab4a52f8f5866f13", 746
+            ),
+            WeightsFile(
+                "text_encoder/model.fp16.safetensors",
+                "fc83cf401d930147807e7c44021c164bcc5508c9d4cc0ff35f4e354685ca9cd0",
+                246_144_867,
+            ),
+            WeightsFile(
+                "text_encoder_2/config.json", "fbcd3aad07a99e28d4c51550bd798903922083527ec69ad026f25699518af82d", 758
+            ),
+            WeightsFile(
+                "text_encoder_2/model.fp16.safetensors",
+                "a8622bd41f8d359df484fdf9de091edb9337a2fd747f0a5c9c320a62e24d1fd3",
+                1_389_382_884,
+            ),
+            WeightsFile(
+                "tokenizer/merges.txt", "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a", 524_619
+            ),
+            WeightsFile(
+                "tokenizer/special_tokens_map.json",
+                "c4864a9376a8401918425bed71fc14fc0e81f9b59ec45c1cf96cccb2df508eac",
+                472,
+            ),
+            WeightsFile(
+                "tokenizer/tokenizer_config.json",
+                "19d7b034cb0cc3ce9766c2231373ab8aa8991fc72e2c8f76558bfaae3de0d563",
+                737,
+            ),
+            WeightsFile(
+                "tokenizer/vocab.json", "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349", 1_059_962
+            ),
+            WeightsFile(
+                "tokenizer_2/merges.txt", "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a", 524_619
+            ),
+            WeightsFile(
+                "tokenizer_2/special_tokens_map.json",
+                "f118ab3a983206e4f32583448de6bd6aae4ee21869135cef1f5848a753cdaab6",
+                460,
+            ),
+            WeightsFile(
+                "tokenizer_2/tokenizer_config.json",
+                "c9d23941f76a41cbd50eda9290f57be7828f0a7a677939e9ef181f7e12bd1bdf",
+                725,
+            ),
+            WeightsFile(
+                "tokenizer_2/vocab.json", "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349", 1_059_962
+            ),
+            WeightsFile("unet/config.json", "aaedf41fbcb29d2d8725241413b8525bd97005dea3f86d8056199469032537e9", 1_932),
+            WeightsFile(
+                "unet/diffusion_pytorch_model.fp16.safetensors",
+                "6470840731e98cc16713ddf3ac7ee458c9fdbcb881a98c6727cd4a938f227d3f",
+                5_135_178_560,
+            ),
+            WeightsFile("vae/config.json", "b822341e6125efedebffb8e3f35e7288aab06bb4c49853d50a16964bf104a727", 659),
+            WeightsFile(
+                "vae/diffusion_pytorch_model.fp16.safetensors",
+                "4ad62825e5c8b31eefb77355ba6693785619bf7d669d9b1a6fd9f19dec6d65b3",
+                167_335_338,
+            ),
+        ),
+        megabytes=6941,
+        code_licence="Apache-2.0",
+        weights_licence="CreativeML Open RAIL++-M (forbids some uses)",
+        commercial=True,
+        about="SDXL inpainting 0.1, in half precision",
+    ),
+)
+
+NETWORKS: dict[str, Network] = {row.name: row for row in _ROWS}
+"""The table, by name."""
+
+SUGGESTED: dict[Purpose, str] = {
+    "instances": "rf-detr-seg-medium",
+    "pose": "vitpose-base",
+    "parsing": "segformer-clothes",
+}
+"""What is taken where nothing is chosen: needs no compiled extension, and may be used commercially as far as there is
+such a network. For parsing none is known; this one's licence is at least stated."""

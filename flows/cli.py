@@ -29,6 +29,7 @@ from flows.commands.recompose import recompose
 from flows.commands.terminal import new_console
 from flows.commands.train import train
 from flows.commands.verify import verify
+from flows.commands.weights import weights
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Base of what is wrong with a command line; typer has its own, and not under a public name."""
@@ -59,6 +60,7 @@ app = typer.Typer(
 )
 for command in (build, train, evaluate, pretrain, quickstart, erase, recompose, inspect, verify):
     app.command()(command)
+app.add_typer(weights, name="weights")
 
 
 def main() -> None:
