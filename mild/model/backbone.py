@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from dataset_tools.errors import UserError
+from dataset_tools.networks import NETWORKS
+from dataset_tools.weights import at_hand
 from mild.bases import HUB_ID, NANO, SUGGESTED_BASE, place_of
 from mild.settings import LoraSettings
 
@@ -42,7 +44,7 @@ def load_base(
         UserError: there is no such folder or hub id, the hub cannot be reached, it is no SDXL inpainting
             pipeline, or its UNet does not take noisy latents, mask and masked latents together.
     """
-    place = place_of(name_or_folder)
+    place, fetched = _fetched(name_or_folder)
     folder = Path(place)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(f"{name_or_folder} is not a diffusers pipeline folder: it has no model_index.json")
@@ -53,7 +55,7 @@ def load_base(
     try:
         with _no_progress_bars():
             precision = {} if "torch_dtype" in options else {"dtype": torch.float32}
-            given = {**precision, "use_safetensors": True, "add_watermarker": False, **options}
+            given = {**precision, "use_safetensors": True, "add_watermarker": False, **fetched, **options}
             pipeline = load(place, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
@@ -64,6 +66,14 @@ def load_base(
     check_channels(pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels, name_or_folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _fetched(name: str) -> tuple[str, dict[str, str]]:
+    """Where a base is, and how it is loaded: what ``mild weights pull`` fetched is in half precision alone."""
+    place = place_of(name)
+    row = next((row for row in NETWORKS.values() if row.purpose == "base" and row.hub == place), None)
+    folder = at_hand(row) if row else None
+    return (str(folder), {"variant": "fp16"}) if folder else (place, {})
 
 
 def check_channels(in_channels: int, latent_channels: int, name: str) -> None:

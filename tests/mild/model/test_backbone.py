@@ -13,6 +13,8 @@ from safetensors import safe_open
 from torch.func import functional_call
 
 from dataset_tools.errors import UserError
+from dataset_tools.networks import NETWORKS
+from dataset_tools.weights import FOLDER_VARIABLE
 from mild.model.backbone import (
     BRANCHES,
     activate,
@@ -210,6 +212,22 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"example/no-such-base cannot be loaded.*hub") as caught:
         load_base("example/no-such-base")
     assert "\n" not in str(caught.value)
+
+
+def test_a_base_that_was_pulled_is_loaded_from_where_it_is(
+    tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are those of half precision; the hub is not asked."""
+    row = NETWORKS["sdxl-inpainting"]
+    folder = tmp_path / row.name
+    pulled = load_base(tiny_base, torch_dtype=torch.float16)
+    pulled.save_pretrained(folder, variant="fp16")
+    for file in row.files:  # what newer tokenizers leave out
+        if not (folder / file.path).exists():
+            (folder / file.path).write_text("{}")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    weights = [pipeline.unet.conv_in.weight for pipeline in (pulled, load_base(row.hub))]
+    assert weights[1].dtype == torch.float32 and torch.equal(weights[0].float(), weights[1])
 
 
 def test_a_unet_of_a_text_to_image_model_is_refused_with_what_to_use(nano_base: str) -> None:
