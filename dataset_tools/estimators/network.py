@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -44,6 +45,22 @@ _LOADED: dict[str, _Loaded] = {}
 _LOADING = threading.Lock()
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bar and its table of keys: what matters of them is raised."""
+    from transformers.utils import logging
+
+    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
 class NetworkEstimator(ABC):
     """An estimator that runs a network: the parts of `dataset_tools.estimators.Estimator` that all of them share.
 
@@ -76,7 +93,7 @@ class NetworkEstimator(ABC):
     def made_by(self) -> MadeBy:
         """See `dataset_tools.estimators.Estimator.made_by`; a folder or file is told by its name alone."""
         row, own = self.weights.network, self.settings.weights
-        network = (row.hub or row.name) if row else own if "/" in own.strip("./") else own.rsplit("/", 1)[-1]
+        network = (row.hub or row.name) if row else Path(own).name if Path(own).exists() else own
         return MadeBy(self.name, network, f"{self.package} {version(self.package)}", self.weights.sha256)
 
     def fingerprint(self) -> str:
@@ -134,6 +151,7 @@ class NetworkEstimator(ABC):
         return torch.float16 if self.device.type == "cuda" else torch.float32
 
 
+@_quietly()
 def load_pretrained(estimator: NetworkEstimator, architecture: Any) -> Any:
     """A transformers model of the estimator's folder, with every weight that its architecture has, and no other.
 
