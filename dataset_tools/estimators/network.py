@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -125,6 +126,8 @@ class NetworkEstimator(ABC):
                     loaded.model = self.load()
                 except UserError:
                     raise
+                except pickle.UnpicklingError:  # torch's own message recommends to run whatever the pickle says
+                    raise UserError(f"{self.settings.weights} is damaged, or holds more than tensors") from None
                 except Exception as error:  # whatever a library says to files that are not its own
                     why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                     raise UserError(f"{self.settings.weights} cannot be used as {self.name}: {why}") from None
@@ -169,6 +172,7 @@ def load_pretrained(estimator: NetworkEstimator, architecture: Any) -> Any:
         dtype=estimator.dtype,
         local_files_only=True,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are told below
         output_loading_info=True,
     )
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
