@@ -85,9 +85,7 @@ class Samples:
         ]
         image, background = random.integers(0, 256, (2, side, side, 3), np.uint8)
         parsing = np.any(masks, axis=0).astype(np.uint8)
-        return Sample(
-            str(number), "train", "composite", image, people, parsing, "lip", [], background=background, pose_by="drawn"
-        )
+        return Sample(str(number), "train", "composite", image, people, parsing, "lip", [], background=background)
 
 
 class Kept(Latents):

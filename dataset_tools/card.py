@@ -272,14 +272,17 @@ CONFIGURATION_MEANINGS = {
 }
 ANNOTATION_FIELDS = """\
 `annotations.json` follows COCO where COCO has a word for it. A sample has `key`, `split`, `configuration`, `stratum`,
-`width`, `height`, `label_set`, `pose_by`, `origins` (source, id, licence, author, URL, sha256 of the source's bytes,
-what was done to it) and `annotations`, one a person:
+`width`, `height`, `label_set`, `made_by` (who looked for people without masks, and made pose and parsing: kind,
+network, package, sha256 of the weights; `none` where nobody did), `origins` (source, id, licence, author, URL, sha256
+of the source's bytes, what was done to it) and `annotations`, one a person:
 
 | field | meaning |
 |---|---|
 | `segmentation` | visible mask, COCO compressed RLE: `pycocotools.mask.decode` reads it |
+| `mask_by`, `mask_score` | `annotated` and 1 for masks of the source; else the kind of network, its score 0..1 |
 | `bbox`, `area` | box x, y, width, height and area of the visible mask, pixels |
-| `keypoints` | 18 OpenPose joints x, y, score; 0, 0, 0 where not found |
+| `keypoints`, `num_keypoints` | 18 OpenPose joints x, y, score; 0, 0, 0 where not found; how many were found, 0 for a \
+mask that no skeleton belongs to |
 | `occluded`, `truncated` | flags of the source |
 | `complete_segmentation` | composite: the mask as if nobody stood in front |
 | `augmented_segmentation` | composite: the visible mask with faults such as networks make |
@@ -305,9 +308,17 @@ def _readme(
         ),
         "## How it was made\n\n"
         + _table(
-            ["configuration", "split", "source pictures", "body-part labels", "keypoints by", "strata"],
-            [[p.configuration, p.split, *map(counted, (p.sources, p.label_sets, p.pose_by, p.strata))] for p in parts],
+            ["configuration", "split", "source pictures", "masks by", "keypoints by", "body-part labels", "strata"],
+            [
+                [
+                    p.configuration,
+                    p.split,
+                    *map(counted, (p.sources, p.masks_by, p.pose_by, p.label_sets, p.strata)),
+                ]
+                for p in parts
+            ],
         )
+        + _networks(parts)
         + "\nThese settings built the dataset; the same sources and settings give the same bytes:\n\n```yaml\n"
         + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         + "```",
@@ -333,6 +344,12 @@ def _readme(
         ),
     ]
     return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
+
+
+def _networks(parts: list[Part]) -> str:
+    """Which networks made what; empty where none did."""
+    rows = [[p.configuration, p.split, told, samples] for p in parts for told, samples in p.networks.items()]
+    return "\n" + _table(["configuration", "split", "network", "samples"], rows) if rows else ""
 
 
 def _front_matter(name: str, parts: list[Part]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Curated samples: one chosen photograph becomes one sample of ``real`` or ``paired``.
 
-fetch and decode -> clean masks -> pose, parsing and clean plate -> sample.
+fetch and decode -> clean masks, and people who have none -> pose, parsing and clean plate -> sample.
+
+Networks see several photographs at once. What one of them cannot do with one photograph sets that one aside.
 """
 
 from __future__ import annotations
@@ -8,25 +10,40 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
 
-from dataset_tools.errors import Rejected
-from dataset_tools.estimators import ParsingEstimator, PlateProvider, PoseEstimator
+from dataset_tools.errors import Rejected, UserError
+from dataset_tools.estimators import (
+    Estimator,
+    FoundPeople,
+    InstanceEstimator,
+    ParsingEstimator,
+    PeopleInPicture,
+    PlateProvider,
+    PoseEstimator,
+)
 from dataset_tools.fetch import map_in_order
-from dataset_tools.images import Decoded, DecodeSettings, decode_image
-from dataset_tools.masks import MaskSettings, clean_mask, fit_mask
-from dataset_tools.records import ImageRecord, Rejection
-from dataset_tools.schema import NO_PARSING, Origin, Person, Sample
+from dataset_tools.images import Decoded, DecodeSettings, decode_image, undo_orientation
+from dataset_tools.masks import MaskSettings, bounds, clean_mask, fit_mask, stratum
+from dataset_tools.records import ImageRecord, InstanceRecord, Rejection
+from dataset_tools.schema import NO_PARSING, Makers, Origin, Person, Sample
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 from dataset_tools.sources import Source
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+KNOWN_SHARE = 0.5
+"""A person whom a network found is known already where masks of the source cover more than this share."""
+SAME_BOX = 0.5
+"""Least intersection over union of two boxes of one person, of the source's and of a network's."""
 
 FOLDERS = re.compile(r"(?:\w+://|/)\S*/")
 """The folders of an absolute path or URL."""
@@ -57,11 +74,31 @@ class CuratedSettings(Settings):
 
 @dataclass(frozen=True)
 class Estimators:
-    """The cues to compute; None where one is not wanted."""
+    """What looks at photographs; None where that is not wanted."""
 
+    instances: InstanceEstimator | None = None
     pose: PoseEstimator | None = None
     parsing: ParsingEstimator | None = None
     plate: PlateProvider | None = None
+
+    @property
+    def places(self) -> list[str]:
+        """Folders and URLs that messages may name."""
+        used = (self.instances, self.pose, self.parsing, self.plate)
+        return [place for each in used if each is not None for place in each.places]
+
+    @property
+    def batch_size(self) -> int:
+        """How many photographs are looked at together."""
+        return max(
+            (each.batch_size for each in (self.instances, self.pose, self.parsing) if each is not None), default=1
+        )
+
+    @property
+    def made_by(self) -> Makers:
+        """What samples say of them."""
+        used: dict[str, Estimator | None] = {"masks": self.instances, "pose": self.pose, "parsing": self.parsing}
+        return Makers(**{cue: each.made_by for cue, each in used.items() if each is not None})
 
 
 @dataclass
@@ -71,8 +108,8 @@ class FetchedPhotograph:
     record: ImageRecord
     decoded: Decoded
     sha256: str
-    masks: list[np.ndarray | Rejected]
-    """One (h, w) bool an instance of the record, or why it could not be read."""
+    masks: list[np.ndarray | Rejected | None]
+    """One (h, w) bool an instance of the record, why it could not be read, or None where the source has none."""
 
     def origin(self, role: Literal["image", "background"]) -> Origin:
         """Where the picture comes from and what was done to it."""
@@ -158,83 +195,246 @@ def curated_samples(
     rejected: list[Rejection],
 ) -> Iterator[Sample]:
     """Samples of the records that can be used, in order; the others go to ``rejected`` with their reason."""
-    cues = (estimators.pose, estimators.parsing, estimators.plate)
-    places = [*source.places, *(place for cue in cues if cue is not None for place in cue.places)]
-    for photograph in photographs(records, source, settings, rejected):
-        notes = Notes(photograph.record, rejected, places)
-        try:
-            yield _sample_of(photograph, settings, estimators, notes)
-        except StageFailed as failure:
-            notes.reject(failure)
+    places = [*source.places, *estimators.places]
+    for batch in _batches(photographs(records, source, settings, rejected), estimators.batch_size):
+        drafts = [_Draft(photograph, Notes(photograph.record, rejected, places)) for photograph in batch]
+        for draft in drafts:
+            _read_masks(draft, settings, estimators.instances is not None)
+        if estimators.instances is not None:
+            _find_people([draft for draft in drafts if not draft.lost], estimators.instances, settings)
+        for draft in drafts:
+            _check_people(draft)
+        if estimators.pose is not None:
+            _estimate("pose", estimators.pose.estimate_pose, drafts, _set_keypoints)
+        if estimators.parsing is not None:
+            _estimate("parsing", estimators.parsing.estimate_parsing, drafts, _set_parsing)
+        for draft in drafts:
+            try:
+                yield _sample_of(draft, settings, estimators)
+            except StageFailed as failure:
+                draft.notes.reject(failure)
 
 
-def _sample_of(
-    photograph: FetchedPhotograph, settings: CuratedSettings, estimators: Estimators, notes: Notes
-) -> Sample:
-    record, image = photograph.record, photograph.decoded.image
-    people, lost = _people_of(photograph, settings, notes)
-    if lost:
-        transient, count = any(error.transient for error in lost), len(record.instances)
-        reason = "person-without-mask" if people else "no-usable-mask"
-        message = f"{len(lost)} of {count} masks cannot be used" if people else f"none of {count} masks can be used"
-        raise StageFailed("mask", Rejected(reason, message, transient=transient))
-    masks, ids = [person.mask for person in people], [person.id for person in people]
-    parsing, label_set, pose_by = np.full(image.shape[:2], NO_PARSING, np.uint8), "none", "none"
-    background = None
-    if estimators.pose is not None:
-        pose_by = estimators.pose.name
-        poses = _stage("pose", partial(estimators.pose.estimate_pose, image, masks, record, ids))
-        for person, keypoints in zip(people, poses, strict=True):
-            keypoints[~keypoints_in_box(keypoints, person.mask)] = 0
-            person.keypoints = keypoints
-    if estimators.parsing is not None:
-        label_set = estimators.parsing.label_set
-        parsing = _stage("parsing", partial(estimators.parsing.estimate_parsing, image, masks, record, ids))
-    if settings.configuration == "paired":
-        if estimators.plate is None:
-            raise StageFailed("plate", Rejected("no-plate", "nothing provides clean plates"))
-        background = _stage("plate", partial(estimators.plate.clean_plate, image, record))
-    return Sample(
-        key=f"{record.source}-{record.id}",
-        split=record.split,
-        configuration=settings.configuration,
-        image=image,
-        people=people,
-        parsing=parsing,
-        label_set=label_set,
-        origins=[photograph.origin("image")],
-        stratum=record.stratum,
-        background=background,
-        pose_by=pose_by,
-    )
+def person_free(
+    stream: Iterable[FetchedPhotograph],
+    instances: InstanceEstimator,
+    source: Source,
+    rejected: list[Rejection],
+) -> Iterator[FetchedPhotograph]:
+    """Those photographs in which a network finds nobody, in order; the others go to ``rejected``."""
+    places = [*source.places, *instances.places]
+    for batch in _batches(stream, instances.batch_size):
+        outcomes = _together(instances.find, [photograph.decoded.image for photograph in batch])
+        for photograph, found in zip(batch, outcomes, strict=True):
+            if not isinstance(found, Rejected) and not found.masks:
+                yield photograph
+                continue
+            stage, why = "instances", found
+            if isinstance(why, FoundPeople):
+                best = max(why.scores)
+                message = f"{instances.name} finds {len(why.masks)} people in it, with scores up to {best:.2f}"
+                stage, why = "mask", Rejected("person-in-background", message)
+            Notes(photograph.record, rejected, places).reject(StageFailed(stage, why))
 
 
-def _people_of(
-    photograph: FetchedPhotograph, settings: CuratedSettings, notes: Notes
-) -> tuple[list[Person], list[Rejected]]:
-    """The people with a usable mask, and why the others have none."""
-    people, lost = [], []
-    height, width = photograph.decoded.image.shape[:2]
+@dataclass(eq=False)
+class _Draft:
+    """A photograph on its way to become a sample."""
+
+    photograph: FetchedPhotograph
+    notes: Notes
+    people: list[Person] = field(default_factory=list)
+    lost: list[Rejected] = field(default_factory=list)
+    """Why people have no mask."""
+    wanted: list[InstanceRecord] = field(default_factory=list)
+    """People who have a box and no mask, to be found by a network."""
+    parsing: np.ndarray | None = None
+    failure: StageFailed | None = None
+
+    @property
+    def image(self) -> np.ndarray:
+        return self.photograph.decoded.image
+
+    def fail(self, stage: str, why: Rejected) -> None:
+        self.failure = StageFailed(stage, why)
+
+
+def _read_masks(draft: _Draft, settings: CuratedSettings, network: bool) -> None:
+    """The people with a usable mask of the source, and why the others have none."""
+    height, width = draft.image.shape[:2]
+    photograph = draft.photograph
     for instance, stored in zip(photograph.record.instances, photograph.masks, strict=True):
+        if stored is None and network:
+            draft.wanted.append(instance)
+            continue
         try:
+            if stored is None:
+                raise Rejected("missing-mask", "annotators drew a box around this person, and no mask")
             if isinstance(stored, Rejected):
                 raise stored
             mask = fit_mask(photograph.decoded.apply_orientation(stored), (height, width), settings.masks)
             mask = clean_mask(mask, settings.masks)
         except Rejected as error:
-            notes.reject(error, instance.id)
-            lost.append(error)
+            draft.notes.reject(error, instance.id)
+            draft.lost.append(error)
             continue
-        people.append(
-            Person(
-                id=instance.id,
-                mask=mask,
-                category=instance.category,
-                occluded=instance.occluded,
-                truncated=instance.truncated,
-            )
+        draft.people.append(_person(instance, mask))
+
+
+def _find_people(drafts: list[_Draft], instances: InstanceEstimator, settings: CuratedSettings) -> None:
+    """Add the people whom a network finds beside those whom the source has masks of."""
+    outcomes = _together(instances.find, [draft.image for draft in drafts])
+    for draft, found in zip(drafts, outcomes, strict=True):
+        if isinstance(found, Rejected):
+            draft.fail("instances", found)
+            continue
+        by_source = np.logical_or.reduce([np.zeros(draft.image.shape[:2], bool), *(p.mask for p in draft.people)])
+        new: list[tuple[np.ndarray, float]] = []
+        known: list[np.ndarray] = []
+        for mask, score in zip(found.masks, found.scores, strict=True):
+            if np.count_nonzero(mask & by_source) > KNOWN_SHARE * np.count_nonzero(mask):
+                known.append(mask)
+                continue
+            try:
+                new.append((clean_mask(mask & ~by_source, settings.masks), score))
+            except Rejected:
+                known.append(mask)  # what is left of it is nobody
+        decoded = draft.photograph.decoded
+        for instance in draft.wanted:
+            overlaps = [_overlap(instance, mask, decoded) for mask, _ in new]
+            if overlaps and max(overlaps) >= SAME_BOX:
+                mask, score = new.pop(int(np.argmax(overlaps)))
+                draft.people.append(_person(instance, mask, instances.name, score))
+            elif all(_overlap(instance, mask, decoded) < SAME_BOX for mask in known):
+                why = Rejected("missing-mask", f"annotators drew a box, and {instances.name} finds nobody in it")
+                draft.notes.reject(why, instance.id)
+                draft.lost.append(why)
+        for number, (mask, score) in enumerate(new, start=1):
+            draft.people.append(_found_person(f"found-{number}", mask, instances.name, score))
+
+
+def _check_people(draft: _Draft) -> None:
+    """Set aside a photograph in which somebody has no mask, or in which nobody is."""
+    if draft.failure is not None:
+        return
+    if draft.lost:
+        transient, count = any(error.transient for error in draft.lost), len(draft.photograph.record.instances)
+        reason = "person-without-mask" if draft.people else "no-usable-mask"
+        some = f"{len(draft.lost)} of {count} masks cannot be used"
+        message = some if draft.people else f"none of {count} masks can be used"
+        draft.fail("mask", Rejected(reason, message, transient=transient))
+    elif not draft.people:
+        draft.fail("mask", Rejected("nobody-found", "the network finds nobody in it"))
+
+
+def _estimate(
+    stage: str,
+    estimate: Callable[[Sequence[PeopleInPicture]], Sequence[np.ndarray | Rejected]],
+    drafts: Sequence[_Draft],
+    use: Callable[[_Draft, np.ndarray], None],
+) -> None:
+    """Compute one cue of all drafts that have not failed."""
+    sound = [draft for draft in drafts if draft.failure is None]
+    pictures = [
+        PeopleInPicture(
+            image=draft.image,
+            masks=[person.mask for person in draft.people],
+            ids=[person.id for person in draft.people],
+            record=draft.photograph.record,
         )
-    return people, lost
+        for draft in sound
+    ]
+    for draft, outcome in zip(sound, _together(estimate, pictures), strict=True):
+        if isinstance(outcome, Rejected):
+            draft.fail(stage, outcome)
+        else:
+            use(draft, outcome)
+
+
+def _set_keypoints(draft: _Draft, poses: np.ndarray) -> None:
+    for person, keypoints in zip(draft.people, poses, strict=True):
+        keypoints[~keypoints_in_box(keypoints, person.mask)] = 0
+        person.keypoints = keypoints
+
+
+def _set_parsing(draft: _Draft, parsing: np.ndarray) -> None:
+    draft.parsing = parsing
+
+
+def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators) -> Sample:
+    if draft.failure is not None:
+        raise draft.failure
+    photograph, record, background = draft.photograph, draft.photograph.record, None
+    if settings.configuration == "paired":
+        if estimators.plate is None:
+            raise StageFailed("plate", Rejected("no-plate", "nothing provides clean plates"))
+        background = _stage("plate", partial(estimators.plate.clean_plate, draft.image, record))
+    no_parsing = np.full(draft.image.shape[:2], NO_PARSING, np.uint8)
+    return Sample(
+        key=f"{record.source}-{record.id}",
+        split=record.split,
+        configuration=settings.configuration,
+        image=draft.image,
+        people=draft.people,
+        parsing=no_parsing if draft.parsing is None else draft.parsing,
+        label_set="none" if estimators.parsing is None else estimators.parsing.label_set,
+        origins=[photograph.origin("image")],
+        stratum=record.stratum if estimators.instances is None else stratum([p.mask for p in draft.people]),
+        background=background,
+        made_by=estimators.made_by,
+    )
+
+
+def _person(instance: InstanceRecord, mask: np.ndarray, by: str = "annotated", score: float = 1.0) -> Person:
+    return Person(
+        id=instance.id,
+        mask=mask,
+        mask_by=by,
+        mask_score=score,
+        category=instance.category,
+        occluded=instance.occluded,
+        truncated=instance.truncated,
+    )
+
+
+def _found_person(name: str, mask: np.ndarray, by: str, score: float) -> Person:
+    """Nobody says whether something hides a part of them; the picture's edge cuts off whom it touches."""
+    (top, bottom, left, right), (height, width) = bounds(mask), mask.shape
+    cut_off = top == 0 or left == 0 or bottom == height or right == width
+    return Person(id=name, mask=mask, mask_by=by, mask_score=score, truncated=cut_off)
+
+
+def _overlap(instance: InstanceRecord, mask: np.ndarray, decoded: Decoded) -> float:
+    """Intersection over union of the box that annotators drew and that of an upright mask (H, W)."""
+    stored = undo_orientation(mask, decoded.orientation)
+    (top, bottom, left, right), (height, width) = bounds(stored), stored.shape
+    x0, y0, x1, y1 = left / width, top / height, right / width, bottom / height
+    u0, v0, u1, v1 = instance.box
+    shared = max(0.0, min(x1, u1) - max(x0, u0)) * max(0.0, min(y1, v1) - max(y0, v0))
+    return shared / ((x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - shared)
+
+
+def _batches(stream: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(stream)
+    return iter(lambda: list(islice(iterator, size)), [])
+
+
+def _together(
+    estimate: Callable[[Sequence[Item]], Sequence[Result | Rejected]], items: Sequence[Item]
+) -> list[Result | Rejected]:
+    """What an estimator makes of several pictures; where it fails, one by one, so that one's fault stays its own."""
+    if not items:
+        return []
+    try:
+        return list(estimate(items))
+    except (Rejected, UserError):
+        raise
+    except Exception as error:  # whatever a network's library says to a picture
+        if len(items) > 1:
+            return [outcome for item in items for outcome in _together(estimate, [item])]
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        return [Rejected("out-of-memory" if memory else "estimator-failed", what, transient=memory)]
 
 
 def _stage(stage: str, compute: Callable[[], Result]) -> Result:
@@ -244,7 +444,9 @@ def _stage(stage: str, compute: Callable[[], Result]) -> Result:
         raise StageFailed(stage, error) from None
 
 
-def _mask_or_why(source: Source, record: ImageRecord, index: int) -> np.ndarray | Rejected:
+def _mask_or_why(source: Source, record: ImageRecord, index: int) -> np.ndarray | Rejected | None:
+    if not record.instances[index].mask:
+        return None
     try:
         return source.read_mask(record, index)
     except Rejected as error:

@@ -61,7 +61,8 @@ class CurationSettings(Settings):
     allow_depictions: bool = False
     """Choose pictures with a drawn, printed or sculpted person."""
     max_unmasked_people: int = Field(0, ge=0, le=MOST)
-    """Most people in a picture who have a box but no usable mask."""
+    """Most people in a picture who have a box but no usable mask. An instance network gives them masks; a picture in
+    which somebody then still has none is set aside."""
     min_predicted_iou: Fraction = 0.0
     """Least PredictedIoU of a usable mask. Masks without that value are usable."""
     same_person_iou: float = Field(0.9, gt=0, le=1)
@@ -291,8 +292,7 @@ class _Job:
             WHERE {allowed};
             INSERT INTO instance
             SELECT '{split}', id, box_id, label, x0, y0, x1, y1, occluded, truncated
-            FROM person WHERE box_id IS NOT NULL
-                AND id IN (SELECT id FROM candidate WHERE split = '{split}' AND role = 'people');
+            FROM person WHERE id IN (SELECT id FROM candidate WHERE split = '{split}' AND role = 'people');
             """
         )
 
@@ -335,7 +335,8 @@ class _Job:
             SELECT image, split, role, stratum, rotation, coalesce(license, ''), coalesce(author, ''),
                 coalesce(author_url, ''), coalesce(title, ''), coalesce(url, ''), coalesce(landing_url, ''), people
             FROM chosen LEFT JOIN
-                (SELECT split, id, list((box_id, label, x0, y0, x1, y1, occluded, truncated) ORDER BY box_id)
+                (SELECT split, id, list((box_id, label, x0, y0, x1, y1, occluded, truncated)
+                    ORDER BY box_id NULLS LAST, x0, y0, x1, y1, label)
                     AS people FROM instance GROUP BY split, id) USING (split, id)
             ORDER BY list_position({list(SPLITS)}, split), role DESC, place
             """
@@ -359,14 +360,14 @@ class _Job:
             ) in batch:
                 instances = tuple(
                     InstanceRecord(
-                        id=box_id,
+                        id=box_id or f"box-{number}",
                         category=category[label],
                         box=(x0, y0, x1, y1),
-                        mask=f"{image}_{label.replace('/', '')}_{box_id}.png",
+                        mask=f"{image}_{label.replace('/', '')}_{box_id}.png" if box_id else "",
                         occluded=occluded,
                         truncated=truncated,
                     )
-                    for box_id, label, x0, y0, x1, y1, occluded, truncated in people or ()
+                    for number, (box_id, label, x0, y0, x1, y1, occluded, truncated) in enumerate(people or (), 1)
                 )
                 record = ImageRecord(
                     id=image,

@@ -132,10 +132,9 @@ def cutout_rows(index: int, document: dict[str, Any], settings: DonorSettings) -
         if flagged or cut_off or h < settings.min_height or _sits(keypoints):
             continue
         if person["mask_by"] != "annotated":
-            skeleton_counts = posed and settings.whole_body
             if person["mask_score"] < settings.min_score:
                 continue
-            if skeleton_counts and not _is_whole(keypoints, decode_rle(person["segmentation"])):
+            if posed and settings.whole_body and not _is_whole(keypoints, decode_rle(person["segmentation"])):
                 continue
         neighbours = [other for other in people if other is not person and _boxes_meet(person["bbox"], other["bbox"])]
         if neighbours:

@@ -62,7 +62,11 @@ class Part(BaseModel):
     overlapping_boxes: float
     """Share of pictures in which the boxes of two people overlap, 0..1."""
     label_sets: dict[str, int]
+    masks_by: dict[str, int]
+    """Of people; what follows, of samples."""
     pose_by: dict[str, int]
+    networks: dict[str, int]
+    """Cue, kind, network, package and digest of weights, to how many samples have it of them."""
     licences: dict[str, int]
     """Licence to how many different source pictures carry it; likewise ``sources``."""
     sources: dict[str, int]
@@ -151,7 +155,7 @@ def as_tables(inspection: Inspection) -> list[Table]:
     shards = _table(f"{inspection.name}: shards", "part")
     people = _table("People a picture", "part")
     overlap = _table("Overlap", "part")
-    cues = _table("Cues", "part", "label set", "pose by", "strata")
+    cues = _table("Cues", "part", "masks by", "pose by", "label set", "strata")
     origins = _table("Source pictures", "part", "source", "licence")
     for table, headings in [
         (shards, ("shards", "samples", "people", "size", "width", "height")),
@@ -171,7 +175,9 @@ def as_tables(inspection: Inspection) -> list[Table]:
         hidden = [f"{quantiles[q]:.0%}" if quantiles else "-" for q in (0.5, 0.9, 1.0)]
         shares = (f"{share:.0%}" for share in (part.truncated, part.touching, part.overlapping_boxes))
         overlap.add_row(name, f"{part.occluded:.0%}", *hidden, *shares)
-        cues.add_row(name, *(Text(counted(counts)) for counts in (part.label_sets, part.pose_by, part.strata)))
+        cues.add_row(
+            name, *(Text(counted(counts)) for counts in (part.masks_by, part.pose_by, part.label_sets, part.strata))
+        )
         origins.add_row(name, Text(counted(part.sources)), Text(counted(part.licences)))
     rejected = _table("Set aside or mended", "stage", "reason", "outcome")
     rejected.add_column("count", justify="right")
@@ -207,7 +213,8 @@ def _part(
     samples = people = occluded = truncated = near_by = overlapping = 0
     widths, heights, occlusions = [], [], []
     counts: dict[str, Counter[Any]] = {
-        name: Counter() for name in ("people", "strata", "label_sets", "pose_by", "licences", "sources")
+        name: Counter()
+        for name in ("people", "strata", "label_sets", "masks_by", "pose_by", "networks", "licences", "sources")
     }
     seen: set[tuple[str, str]] = set()
     for document in documents:
@@ -219,7 +226,12 @@ def _part(
         counts["people"][len(persons)] += 1
         counts["strata"][document["stratum"]] += 1
         counts["label_sets"][document["label_set"]] += 1
-        counts["pose_by"][document["pose_by"]] += 1
+        counts["masks_by"].update(person["mask_by"] for person in persons)
+        counts["pose_by"][document["made_by"]["pose"]["name"]] += 1
+        for cue, maker in document["made_by"].items():
+            if maker["weights"]:
+                told = (cue, maker["name"], maker["network"], maker["version"], f"sha256 {maker['weights'][:16]}")
+                counts["networks"][", ".join(told)] += 1
         occlusions += [person["occlusion"] for person in persons if person.get("occlusion", 0) > 0]
         occluded += sum(person["occlusion"] > 0 if "occlusion" in person else person["occluded"] for person in persons)
         truncated += sum(person["truncated"] for person in persons)
@@ -261,7 +273,9 @@ def _part(
         touching=near_by / max(samples, 1),
         overlapping_boxes=overlapping / max(samples, 1),
         label_sets=_ranked(counts["label_sets"]),
+        masks_by=_ranked(counts["masks_by"]),
         pose_by=_ranked(counts["pose_by"]),
+        networks=_ranked(counts["networks"]),
         licences=_ranked(counts["licences"]),
         sources=_ranked(counts["sources"]),
     )

@@ -19,7 +19,7 @@ PEOPLE = ("Person", "Man", "Woman", "Boy", "Girl")
 
 @dataclass(frozen=True)
 class InstanceRecord:
-    """One annotated person of an image, before its mask was read."""
+    """One annotated person of an image, before their mask was read."""
 
     id: str
     """Stable id within the image (OpenImages: BoxID)."""
@@ -28,7 +28,7 @@ class InstanceRecord:
     box: tuple[float, float, float, float]
     """x0, y0, x1, y1 in 0..1 of the image as stored (before ``rotation``)."""
     mask: str
-    """Where the mask lies, in the terms of the source that wrote the record."""
+    """Where the mask lies, in the terms of the source that wrote the record; empty: the source has none."""
     occluded: bool = False
     truncated: bool = False
     digest: str = ""
@@ -71,7 +71,7 @@ class Rejection:
     instance_id: str
     """The person within the image; empty where the whole image is meant."""
     stage: str
-    """``curate``, ``fetch``, ``decode``, ``mask``, ``pose``, ``parsing``, ``plate`` or ``composite``."""
+    """``curate``, ``fetch``, ``decode``, ``mask``, ``instances``, ``pose``, ``parsing``, ``plate`` or ``composite``."""
     outcome: Literal["image-rejected", "person-rejected", "row-rejected", "mended"]
     """``mended``: the input was unusual (CMYK, EXIF rotation, other mask size) and could be used."""
     reason: str

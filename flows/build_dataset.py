@@ -21,6 +21,7 @@ from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curation import CurationSettings
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.annotated import AnnotatedSettings
+from dataset_tools.estimators.network import unload_networks
 from dataset_tools.records import SPLITS, Split
 from dataset_tools.schema import CONFIGURATIONS
 from dataset_tools.shards import Manifest, Shard
@@ -39,6 +40,7 @@ from flows.dataset_steps import (
     MIRROR,
     PICTURES,
     BuiltShard,
+    CheckNetworksJob,
     CompositeShardJob,
     Curated,
     CuratedShardJob,
@@ -50,6 +52,7 @@ from flows.dataset_steps import (
     ShardJob,
     build_composite_shard,
     build_curated_shard,
+    check_networks,
     curate,
     describe,
     digest_of_files,
@@ -64,7 +67,7 @@ from flows.output_lock import sole_run
 from flows.pages import show_dataset
 from flows.progress import Progress
 from flows.rejected import What, check_rejected
-from flows.settings import BuildSettings, PictureSource
+from flows.settings import BuildSettings, ParsingSettings, PictureSource, PoseSettings
 
 BESIDE_SHARDS = ("README.md", "croissant.json", "attribution.csv", "rejected.parquet", "card")
 """What `flows.dataset_steps.describe` writes."""
@@ -75,6 +78,7 @@ ANNOUNCED = "announced.json"
 
 P = ParamSpec("P")
 R = TypeVar("R")
+CueSettings = PoseSettings | ParsingSettings | AnnotatedSettings | None
 Shards = dict[str, dict[str, list[Shard]]]
 """Configuration to split to shards."""
 
@@ -109,20 +113,25 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
     checked = check_build(settings, output, changes)
     root = normal_place(output)
     with sole_run(root):
-        summary = build_shards.with_options(task_runner=checked.runner.open())(checked, root)
+        try:
+            summary = build_shards.with_options(task_runner=checked.runner.open())(checked, root)
+        finally:
+            unload_networks()
         # Here, not in the subflow: the event of a deployment's own run is to name the deployment.
         _announce(checked.name, root, summary["digest"])
     return summary
 
 
 def check_build(settings: str, output: str, changes: dict[str, Any] | None = None) -> BuildSettings:
-    """The settings, where they, the output and the source's files can be used; leaves nothing behind.
+    """The settings, where they, the output, weights and the source's files can be used; leaves nothing behind.
 
     Raises:
         UserError: they cannot.
     """
     checked = BuildSettings.load(settings, changes)
     check_writable(normal_place(output))
+    for network in checked.networks().values():
+        network.open().fingerprint()
     if not isinstance(checked.source, SampleSettings):
         checked.source.open().check()
     return checked
@@ -135,6 +144,7 @@ def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
         build = _Build(settings, root, progress)
         build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS)
         source, mirror = build.source()
+        build.networks()
         curated = build.curate(source)
         shards: Shards = {settings.curated.configuration: build.curated_shards(source, mirror, curated)}
         if settings.composite is not None:
@@ -152,6 +162,8 @@ class _Build:
         self.place = {"root": root, "work": self.work}
         self.storage = result_storage(self.work)
         self.cached = 0
+        self.fingerprints: dict[str, str] = {}
+        """Of the networks."""
         self.output = OutputFiles(root, self.work)
 
     def source(self) -> tuple[PictureSource, str]:
@@ -164,6 +176,16 @@ class _Build:
         root = f"{self.work}/{MIRROR}"
         everything = CurationSettings(images_per_stratum=None, backgrounds=None)
         return OpenImagesSettings(root=root, images=f"{root}/images", curation=everything), mirror.digest
+
+    def networks(self) -> None:
+        """See that the networks can be used, unless they were used before. Raises `UserError` where one cannot."""
+        networks = self.settings.networks()
+        self.fingerprints = {name: network.open().fingerprint() for name, network in networks.items()}
+        if networks:
+            self.progress.stage("networks")
+            self._run(
+                check_networks, [CheckNetworksJob(**self.place, networks=networks, fingerprints=self.fingerprints)]
+            )
 
     def curate(self, source: PictureSource) -> Curated:
         """Choose images.
@@ -185,12 +207,12 @@ class _Build:
         """Build the shards of ``real`` or ``paired``."""
         self.progress.stage("curated shards")
         settings, opened, jobs = self.settings, source.open(), []
-        cues = [_cue(cue, source) for cue in (settings.pose, settings.parsing, settings.plate)]
-        pose, parsing, plate = cues
+        cues = {name: _cue(getattr(settings, name), source) for name in ("pose", "parsing", "plate")}
+        side_cars = {name: cue for name, cue in cues.items() if isinstance(cue, AnnotatedSettings)}
         # Often one folder holds all three; a drawn world's are covered by its mirror.
-        places = {} if mirror else {cue.root: cue for cue in cues if cue is not None}
-        fingerprints = {root: cue.open().fingerprint() for root, cue in places.items()}
-        side_cars = [cue and fingerprints.get(cue.root, "") for cue in cues]
+        places = {} if mirror else {cue.root: cue for cue in side_cars.values()}
+        read = {root: cue.open().fingerprint() for root, cue in places.items()}
+        fingerprints = self.fingerprints | {name: read.get(cue.root, "") for name, cue in side_cars.items()}
         for split in SPLITS:
             table, size = rows_of(self.work, curated.records, split, "people"), settings.samples_per_shard
             count = len(table)
@@ -203,10 +225,9 @@ class _Build:
                         source=source,
                         mirror=mirror,
                         settings=settings.curated,
-                        pose=pose,
-                        parsing=parsing,
-                        plate=plate,
-                        side_cars=side_cars,
+                        instances=settings.instances,
+                        **cues,
+                        fingerprints=fingerprints,
                         encoding=settings.curated_encoding,
                         split=split,
                         start=start,
@@ -274,6 +295,8 @@ class _Build:
                         records=digest_of_rows(table, first, last),
                         files="" if mirror else digest_of_files(table, first, last, opened),
                         cutouts=listed.name,
+                        instances=self.settings.instances,
+                        instances_fingerprint=self.fingerprints.get("instances"),
                     )
                 )
         return self._shards(build_composite_shard, jobs, curated, "composites")
@@ -349,9 +372,9 @@ def _too_few(split: str, missing: str) -> UserError:
     return UserError(f"composite: split {split} has no {missing}; give some, or set composite.samples.{split} to 0")
 
 
-def _cue(cue: AnnotatedSettings | None, source: PictureSource) -> AnnotatedSettings | None:
+def _cue(cue: CueSettings, source: PictureSource) -> CueSettings:
     """Side-cars that lie beside the source's own files are found there."""
-    if cue is None or cue.root:
+    if not isinstance(cue, AnnotatedSettings) or cue.root:
         return cue
     if isinstance(source, FolderSettings):
         raise UserError("folder: side-cars are read from a root that the settings must name")

@@ -26,6 +26,7 @@ from dataset_tools.curated import (
     Estimators,
     FetchedPhotograph,
     curated_samples,
+    person_free,
     photographs,
     rejection_rows,
     without_folders,
@@ -50,7 +51,7 @@ from dataset_tools.sources import Source
 from dataset_tools.sources.sample import SampleSettings, write_mirror
 from dataset_tools.storage import is_unaltered, open_root
 from flows.caching import Files, Job, cached_step, write_named
-from flows.settings import PictureSource
+from flows.settings import InstancesSettings, Network, ParsingSettings, PictureSource, PoseSettings
 
 DOWNLOADS = "mild-downloads"
 """Global concurrency limit that shard tasks respect while they download, where the server has one by this name."""
@@ -134,6 +135,37 @@ def curate(job: CurateJob) -> Curated:
     )
 
 
+class CheckNetworksJob(Job):
+    """Load the networks, before the first picture is fetched for them."""
+
+    step: ClassVar[str] = "check-networks"
+    version: ClassVar[int] = 1
+    networks: dict[str, Network]
+    """By what they are for."""
+    fingerprints: dict[str, str]
+    """Of `dataset_tools.estimators.Estimator.fingerprint`."""
+
+    def determines(self) -> Any:
+        """The weights' digests among them, not where they lie."""
+        return self.fingerprints
+
+
+class CheckedNetworks(BaseModel):
+    """All of them can be used."""
+
+    def is_sound(self, job: Job) -> bool:
+        """Whether they could be loaded, which is remembered."""
+        return True
+
+
+@cached_step
+def check_networks(job: CheckNetworksJob) -> CheckedNetworks:
+    """Load each. Raises `UserError` where one cannot be used."""
+    for settings in job.networks.values():
+        settings.open().check()
+    return CheckedNetworks()
+
+
 class BuiltShard(BaseModel):
     """Result of a step that writes a shard."""
 
@@ -153,7 +185,7 @@ class BuiltShard(BaseModel):
 class ShardJob(Job):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     source: PictureSource
@@ -195,11 +227,12 @@ class CuratedShardJob(ShardJob):
 
     step: ClassVar[str] = "build-curated-shard"
     settings: CuratedSettings
-    pose: AnnotatedSettings | None
-    parsing: AnnotatedSettings | None
+    instances: InstancesSettings | None
+    pose: PoseSettings | None
+    parsing: ParsingSettings | None
     plate: AnnotatedSettings | None
-    side_cars: list[str | None]
-    """Fingerprints of what the three read; empty where ``mirror`` covers it."""
+    fingerprints: dict[str, str]
+    """Of each of the four that there is; empty for side-cars that ``mirror`` covers."""
     encoding: EncodingSettings
 
     def determines(self) -> Any:
@@ -208,8 +241,8 @@ class CuratedShardJob(ShardJob):
             self.path,
             self.mirror,
             self.settings.model_dump(mode="json", exclude={"fetch_workers"}),
-            [cue and cue.kind for cue in (self.pose, self.parsing, self.plate)],
-            self.side_cars,
+            [cue and cue.kind for cue in (self.instances, self.pose, self.parsing, self.plate)],
+            self.fingerprints,
             self.encoding.model_dump(mode="json"),
             self.records,
             self.files,
@@ -218,9 +251,10 @@ class CuratedShardJob(ShardJob):
 
 @cached_step
 def build_curated_shard(job: CuratedShardJob) -> BuiltShard:
-    """fetch and decode -> clean masks -> pose, parsing, plate -> write."""
+    """fetch and decode -> clean masks, people without -> pose, parsing, plate -> write."""
     rejected: list[Rejection] = []
     estimators = Estimators(
+        instances=job.instances.open() if job.instances else None,
         pose=job.pose.open() if job.pose else None,
         parsing=job.parsing.open() if job.parsing else None,
         plate=job.plate.open() if job.plate else None,
@@ -235,7 +269,7 @@ class CutoutsJob(Job):
     """List the people of a split that can be cut out."""
 
     step: ClassVar[str] = "list-cutouts"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: Split
     shards: list[Shard]
     settings: CompositorSettings
@@ -291,6 +325,9 @@ class CompositeShardJob(ShardJob):
     """Backgrounds ``first`` to ``last`` (exclusive) of the split are this shard's own."""
     cutouts: str
     """Name of the list of cut-outs, whose digest covers the shards that hold them."""
+    instances: InstancesSettings | None
+    """Keeps pictures with people from being backgrounds."""
+    instances_fingerprint: str | None
 
     def determines(self) -> Any:
         """Settings and digests; the background's numbers do not matter, their rows do."""
@@ -304,6 +341,7 @@ class CompositeShardJob(ShardJob):
             self.records,
             self.files,
             self.cutouts,
+            self.instances_fingerprint,
         ]
 
 
@@ -353,12 +391,16 @@ def _backgrounds(
     places = [number * len(records) // count for number in range(count)]
     at = {record.id: place for place, record in enumerate(records)}
     source = job.source.open()
-    wanted = [records[place] for place in dict.fromkeys(places)]
-    stream = photographs(wanted, source, job.curated, rejected)
+    instances = job.instances.open() if job.instances else None
+
+    def usable(some: Sequence[ImageRecord]) -> Iterator[FetchedPhotograph]:
+        fetched = photographs(some, source, job.curated, rejected)
+        return fetched if instances is None else person_free(fetched, instances, source, rejected)
+
+    stream = usable([records[place] for place in dict.fromkeys(places)])
     following = next(stream, None)
     if following is None:
-        left = [record for place, record in enumerate(records) if place not in set(places)]
-        stream = photographs(left, source, job.curated, rejected)
+        stream = usable([record for place, record in enumerate(records) if place not in set(places)])
         following = next(stream, None)
     current: FetchedPhotograph | None = None
     for place in places:
@@ -371,7 +413,7 @@ class DescribeJob(Job):
     """Write what stands beside the shards."""
 
     step: ClassVar[str] = "describe"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     packages: ClassVar[tuple[str, ...]] = ("pillow", "pyarrow")
     name: str
     description: str

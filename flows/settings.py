@@ -6,11 +6,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from prefect.blocks.system import Secret
 from prefect.task_runners import R, TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curated import CuratedSettings
 from dataset_tools.estimators.annotated import AnnotatedSettings
+from dataset_tools.estimators.maskrcnn import MaskRCNNSettings
+from dataset_tools.estimators.openpose import OpenPoseSettings
+from dataset_tools.estimators.schp import SCHPSettings
+from dataset_tools.estimators.segformer import SegformerSettings
+from dataset_tools.estimators.segmentation import SegmentationSettings
+from dataset_tools.estimators.vitpose import ViTPoseSettings
 from dataset_tools.schema import EncodingSettings
 from dataset_tools.settings import Settings
 from dataset_tools.sources.folder import FolderSettings
@@ -22,6 +28,14 @@ PictureSource = Annotated[OpenImagesSettings | FolderSettings, Field(discriminat
 """Sources of files that exist."""
 SourceSettings = Annotated[SampleSettings | OpenImagesSettings | FolderSettings, Field(discriminator="kind")]
 """Those, and the drawn world, which is written first and then read as ``openimages``."""
+
+InstancesSettings = Annotated[SegmentationSettings | MaskRCNNSettings, Field(discriminator="kind")]
+PoseSettings = Annotated[AnnotatedSettings | OpenPoseSettings | ViTPoseSettings, Field(discriminator="kind")]
+ParsingSettings = Annotated[AnnotatedSettings | SCHPSettings | SegformerSettings, Field(discriminator="kind")]
+Network = Annotated[
+    SegmentationSettings | MaskRCNNSettings | OpenPoseSettings | ViTPoseSettings | SCHPSettings | SegformerSettings,
+    Field(discriminator="kind"),
+]
 
 
 class Threads(ThreadPoolTaskRunner[R]):
@@ -94,9 +108,12 @@ class BuildSettings(Settings):
     """Where pictures come from; ``kind`` chooses."""
     curated: CuratedSettings = CuratedSettings()
     """How chosen photographs become samples of ``real`` or ``paired``."""
-    pose: AnnotatedSettings | None = None
+    instances: InstancesSettings | None = None
+    """Network that finds people whom the source has no masks of, and keeps pictures with people from being
+    backgrounds; null: the source is believed."""
+    pose: PoseSettings | None = None
     """Pose estimator; null leaves keypoints uncomputed."""
-    parsing: AnnotatedSettings | None = None
+    parsing: ParsingSettings | None = None
     """Parsing estimator; null leaves parsing uncomputed."""
     plate: AnnotatedSettings | None = None
     """What provides clean plates; needed for ``paired``."""
@@ -115,12 +132,37 @@ class BuildSettings(Settings):
     runner: RunnerSettings = RunnerSettings()
     """What runs the tasks."""
 
+    @model_validator(mode="after")
+    def _somebody_finds_people(self) -> BuildSettings:
+        if isinstance(self.source, FolderSettings) and self.source.masks is None and self.instances is None:
+            raise ValueError(
+                "source.masks is not set, and neither is instances: name the masks of the photographs, or a network "
+                "that finds people, such as instances.kind=transformers"
+            )
+        return self
+
+    def networks(self) -> dict[str, Network]:
+        """The networks that see the pictures, by what they are for."""
+        used = {"instances": self.instances, "pose": self.pose, "parsing": self.parsing}
+        return {name: cue for name, cue in used.items() if cue is not None and not isinstance(cue, AnnotatedSettings)}
+
     def recorded(self) -> dict[str, Any]:
         """What decides about the data; not where files lie, how they are come by, nor what opens storage."""
-        cue = {"root", "root_options", "fetch"}
-        source = {*cue, "images", "images_options", "cache", "photos", "masks", "backgrounds"}
+        # Which weights they were is said by each sample and by the card, with their digest.
+        cue = {"root", "root_options", "fetch", "weights", "sha256"}
+        source = {
+            "root",
+            "root_options",
+            "fetch",
+            "images",
+            "images_options",
+            "cache",
+            "photos",
+            "masks",
+            "backgrounds",
+        }
         left_out: dict[str, Any] = {
             **{"runner": True, "max_rejected_share": True, "source": source, "curated": {"fetch_workers"}},
-            **{"pose": cue, "parsing": cue, "plate": cue},
+            **{"instances": cue, "pose": cue, "parsing": cue, "plate": cue},
         }
         return self.model_dump(mode="json", exclude=left_out)

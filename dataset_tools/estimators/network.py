@@ -154,6 +154,12 @@ class NetworkEstimator(ABC):
         return torch.float16 if self.device.type == "cuda" else torch.float32
 
 
+def unload_networks() -> None:
+    """Forget the networks of this process, so that what comes after them has their memory."""
+    with _LOADING:
+        _LOADED.clear()
+
+
 @_quietly()
 def load_pretrained(estimator: NetworkEstimator, architecture: Any) -> Any:
     """A transformers model of the estimator's folder, with every weight that its architecture has, and no other.

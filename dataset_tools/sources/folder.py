@@ -1,4 +1,4 @@
-"""Source ``folder``: own photographs with masks of the people in them, on any fsspec root.
+"""Source ``folder``: own photographs, with masks of the people in them or without, on any fsspec root.
 
 How masks may be stored is said in `dataset_tools.photo_masks`. An optional ``attribution.csv`` beside the
 photographs (columns ``file``, ``licence``, ``author``, ``title``, ``url``) says whose they are.
@@ -48,13 +48,14 @@ _READERS = 8
 
 
 class FolderSettings(Settings):
-    """Own photographs and masks."""
+    """Own photographs, and masks."""
 
     kind: Literal["folder"] = "folder"
     photos: Location
     """Folder of photographs, searched with its subfolders: a path or fsspec URL."""
-    masks: Location
-    """Folder of mask files with the photographs' names and subfolders, or the path of one COCO json."""
+    masks: Location | None = None
+    """Folder of mask files with the photographs' names and subfolders, or the path of one COCO json; null: there are
+    none, and an instance network finds the people."""
     backgrounds: Location | None = None
     """Folder of photographs without any person, for composites."""
     splits: dict[Split, float] = Field({"train": 0.8, "validation": 0.1, "test": 0.1})
@@ -89,7 +90,7 @@ class FolderSource:
     def places(self) -> tuple[str, ...]:
         """The folders of photographs, masks and backgrounds."""
         settings = self.settings
-        return (settings.photos, settings.masks, *([settings.backgrounds] if settings.backgrounds else []))
+        return tuple(place for place in (settings.photos, settings.masks, settings.backgrounds) if place)
 
     def check(self) -> None:
         """See `dataset_tools.sources.Source.check`."""
@@ -108,15 +109,20 @@ class FolderSource:
     def curate(self) -> Curation:
         """All photographs of which everybody has a usable mask, in the order of their names, then the backgrounds.
 
+        Without masks: all photographs.
+
         Raises:
             UserError: a folder is missing or holds no photograph; the COCO json or attribution.csv is unusable.
         """
-        photos, masks = Place(self.settings.photos), Place(self.settings.masks)
+        photos = Place(self.settings.photos)
         rejected: list[Rejection] = []
         names = _photographs(photos, rejected)
-        if masks.path == photos.path:
-            raise UserError(f"masks: {self.settings.masks} is the folder of the photographs; masks need their own")
-        finder = open_masks(masks, names, rejected)
+        finder = None
+        if self.settings.masks is not None:
+            masks = Place(self.settings.masks)
+            if masks.path == photos.path:
+                raise UserError(f"masks: {self.settings.masks} is the folder of the photographs; masks need their own")
+            finder = open_masks(masks, names, rejected)
         chosen = _Chosen(self.settings, rejected)
         places: list[tuple[Role, Place, PhotoMasks | None]] = [("people", photos, finder)]
         if self.settings.backgrounds is not None:
@@ -151,7 +157,7 @@ class FolderSource:
             height, width, counts = found.where.split(":", 2)
             mask = decode_rle({"size": [int(height), int(width)], "counts": counts})
         else:
-            file = decode_mask_file(Place(self.settings.masks).read(found.where), MAX_PIXELS)
+            file = decode_mask_file(Place(self.settings.masks or "").read(found.where), MAX_PIXELS)
             if found.id and found.id not in file.people:
                 raise Rejected("missing-mask", f"mask {found.where} has no person of value {file.value(found.id)} now")
             mask = file.people[found.id] if found.id else file.whole()
@@ -219,7 +225,7 @@ class _Chosen:
         error = read.failure
         if error is None and read.sha256 in self.first:
             error = Rejected("duplicate-image", f"{read.name} has the same bytes as {self.first[read.sha256]}")
-        if error is None and role == "people" and not read.instances:
+        if error is None and role == "people" and self.settings.masks is not None and not read.instances:
             error = Rejected("no-mask", f"there is no usable mask for {read.name}")
         if error is None and read.unusable:
             whom = ", ".join(person for person, _ in read.unusable)

@@ -19,7 +19,13 @@ def build(
         str | None, typer.Option(help="sample, openimages or folder; instead of a settings file.")
     ] = None,
     photos: Annotated[str | None, typer.Option(help="--source folder: folder of photographs.")] = None,
-    masks: Annotated[str | None, typer.Option(help="--source folder: folder of masks, or a COCO json.")] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            help="--source folder: folder of masks, or a COCO json; without, networks find the people, their pose and "
+            "body parts (mild weights list)."
+        ),
+    ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="Folder or URL of the dataset.")] = "build/dataset",
     set_: Changes = None,
     verbose: Verbose = False,
@@ -33,7 +39,8 @@ def build(
     if (settings is None) == (source is None):
         raise UserError("give either a settings file or --source")
     if source is not None:
-        settings = recipe_path("build", source)
+        alone = source == "folder" and masks is None and "source.masks" not in changes
+        settings = recipe_path("build", "photographs" if alone else source)
         changes |= {f"source.{key}": value for key, value in [("photos", photos), ("masks", masks)] if value}
     show_build(build_dataset(str(settings), output, changes))
 

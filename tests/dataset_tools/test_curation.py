@@ -154,8 +154,8 @@ def touching(a: Coordinates, b: Coordinates) -> bool:
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
-def people_of(picture: Picture, wanted: CurationSettings) -> tuple[list[Somebody], int] | None:
-    """People with a mask, and the number of those without; None where something rules the picture out."""
+def people_of(picture: Picture, wanted: CurationSettings) -> tuple[list[Somebody], list[Somebody]] | None:
+    """People with a mask, and those without; None where something rules the picture out."""
     boxes = {s for s in picture.people if s.name in wanted.people_classes}
     if not any(s.mask for s in boxes):
         return None
@@ -175,12 +175,11 @@ def people_of(picture: Picture, wanted: CurationSettings) -> tuple[list[Somebody
         merged = [o for o in everyone if o.mask is None and overlap(s.box, o.box) >= wanted.same_person_iou]
         flags = {flag: max([0, *(getattr(o, flag) for o in merged)]) for flag in ("occluded", "truncated")}
         kept.append(replace(s, **flags))
-    masked = [s for s in kept if s.mask]
-    return masked, len(kept) - len(masked)
+    return [s for s in kept if s.mask], [s for s in kept if not s.mask]
 
 
 def reference(splits: Mapping[Split, Sequence[Picture]], wanted: CurationSettings) -> list[tuple[Any, ...]]:
-    """(split, id, role, stratum, (BoxID, occluded, truncated) of each person) of the images to choose, in order."""
+    """(split, id, role, stratum, (BoxID or number, occluded, truncated) of each person) of the chosen images."""
     candidates: list[tuple[Split, str, str, Picture, list[Somebody]]] = []
     for split, pictures in splits.items():
         for p in pictures:
@@ -197,8 +196,8 @@ def reference(splits: Mapping[Split, Sequence[Picture]], wanted: CurationSetting
                     stratum = "one" if len(masked) == 1 else "two_or_three" if len(masked) < 4 else "four_or_more"
                     if any(touching(a.box, b.box) for a, b in pairs):
                         stratum = "overlapping"
-                    if fits and unmasked <= wanted.max_unmasked_people:
-                        candidates.append((split, "people", stratum, p, masked))
+                    if fits and len(unmasked) <= wanted.max_unmasked_people:
+                        candidates.append((split, "people", stratum, p, [*masked, *unmasked]))
             hints = {s.name for s in p.people} | {name for name, value in p.labels if value}
             if ("Person", 0) in p.labels and not any(name in PEOPLE or name == "Human face" for name in hints):
                 candidates.append((split, "background", "", p, []))
@@ -217,8 +216,10 @@ def reference(splits: Mapping[Split, Sequence[Picture]], wanted: CurationSetting
             for c in sorted((c for c in kept.values() if c[:2] == (split, role)), key=place):
                 counts[c[:3]] = counts.get(c[:3], 0) + 1
                 if most is None or counts[c[:3]] <= most:
-                    people = sorted((s.mask, s.occluded > 0, s.truncated > 0) for s in c[4])
-                    result.append((split, c[3].id, role, c[2], people))
+                    people = sorted(c[4], key=lambda s: (s.mask is None, s.mask or "", s.box, MIDS[s.name]))
+                    named = enumerate(people, start=1)
+                    told = [(s.mask or f"box-{k}", s.occluded > 0, s.truncated > 0) for k, s in named]
+                    result.append((split, c[3].id, role, c[2], told))
     return result
 
 
@@ -295,6 +296,8 @@ def test_the_choice_is_that_of_a_plain_implementation(
         for r in curation.records
     ]
     assert found == reference(mirror, wanted)
+    for record in curation.records:
+        assert all((i.mask == "") == i.id.startswith("box-") for i in record.instances)
 
 
 @pytest.mark.slow

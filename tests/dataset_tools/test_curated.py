@@ -1,0 +1,310 @@
+"""Photographs become samples: whose masks, whose cues, and what is set aside."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from dataset_tools.curated import (
+    CuratedSettings,
+    Estimators,
+    curated_samples,
+    person_free,
+    photographs,
+)
+from dataset_tools.errors import Rejected
+from dataset_tools.estimators import FoundPeople, PeopleInPicture
+from dataset_tools.images import DecodeSettings, undo_orientation
+from dataset_tools.records import Curation, ImageRecord, InstanceRecord, Rejection
+from dataset_tools.schema import MadeBy, Sample, encode_png
+
+SIZE = (96, 128)
+SETTINGS = CuratedSettings(decode=DecodeSettings(min_side=16), fetch_workers=2)
+
+
+def block(top: int, left: int, height: int = 30, width: int = 14) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+ANN, BOB, CARL = block(20, 10), block(30, 50), block(40, 90)
+
+
+def picture(*people: np.ndarray) -> np.ndarray:
+    """People are white on grey."""
+    image = np.full((*SIZE, 3), 90, np.uint8)
+    for mask in people:
+        image[mask] = 255
+    return image
+
+
+def instance(name: str, mask: np.ndarray, *, masked: bool = True, orientation: int = 1) -> InstanceRecord:
+    stored = undo_orientation(mask, orientation)
+    rows, columns = np.nonzero(stored)
+    height, width = stored.shape
+    box = (columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height)
+    return InstanceRecord(name, "Woman", box, name if masked else "", occluded=True)
+
+
+@dataclass
+class Pictures:
+    """A source in memory."""
+
+    images: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    name = "memory"
+    applies_exif = False
+    places = ()
+
+    def read_image(self, record: ImageRecord) -> bytes:
+        return encode_png(self.images[record.image])
+
+    def read_mask(self, record: ImageRecord, index: int) -> np.ndarray:
+        return self.masks[record.instances[index].mask]
+
+    def check(self) -> None: ...
+    def tables(self) -> dict[str, list[str]]:
+        return {}
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def curate(self) -> Curation:
+        return Curation([])
+
+    def state(self, record: ImageRecord) -> list[str]:
+        return []
+
+
+@dataclass
+class Blobs:
+    """Finds white blobs. Fails where one pixel is pure red, as networks fail on some pictures."""
+
+    batch_size: int = 4
+    name = "blobs"
+    places = ()
+    made_by = MadeBy("blobs", "threshold", "numpy 2", "f" * 64)
+    failure: Exception = field(default_factory=lambda: RuntimeError("no memory for\nthis one"))
+    seen: list[int] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        return "blobs"
+
+    def check(self) -> None: ...
+
+    def find(self, images: Sequence[np.ndarray]) -> list[FoundPeople]:
+        self.seen.append(len(images))
+        if any((image == (255, 0, 0)).all(axis=2).any() for image in images):
+            raise self.failure
+        found = []
+        for image in images:
+            number, labels = cv2.connectedComponents((image.min(axis=2) == 255).astype(np.uint8))
+            masks = [labels == label for label in range(1, number)]
+            masks.sort(key=lambda mask: np.nonzero(mask)[1].mean())
+            found.append(FoundPeople(masks, [0.9 - 0.1 * k for k in range(len(masks))]))
+        return found
+
+
+@dataclass
+class Everywhere:
+    """Pose and parsing that tell which picture they saw."""
+
+    batch_size: int = 4
+    name = "everywhere"
+    places = ()
+    label_set = "pascal"
+    made_by = MadeBy("everywhere")
+    seen: list[int] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def check(self) -> None: ...
+
+    def estimate_pose(self, pictures: Sequence[PeopleInPicture]) -> list[np.ndarray | Rejected]:
+        self.seen.append(len(pictures))
+        if any(each.image[0, 0, 0] == 7 for each in pictures):
+            raise ValueError("an odd picture")
+        return [np.stack([self._inside(mask) for mask in each.masks]) for each in pictures]
+
+    def _inside(self, mask: np.ndarray) -> np.ndarray:
+        rows, columns = np.nonzero(mask)
+        return np.tile(np.float32([columns.mean(), rows.mean(), 0.5]), (18, 1))
+
+    def estimate_parsing(self, pictures: Sequence[PeopleInPicture]) -> list[np.ndarray | Rejected]:
+        if len(pictures) == 1 and pictures[0].image[0, 0, 0] == 8:
+            return [Rejected("no-crop", "nothing to see")]
+        return [np.logical_or.reduce(each.masks).astype(np.uint8) for each in pictures]
+
+
+def record(name: str, *instances: InstanceRecord, rotation: int = 0) -> ImageRecord:
+    return ImageRecord(name, "memory", "train", "people", "one", name, rotation, instances=instances)
+
+
+def curated(source: Pictures, *records: ImageRecord, **estimators: Any) -> tuple[dict[str, Sample], list[Rejection]]:
+    rejected: list[Rejection] = []
+    samples = curated_samples(records, source, SETTINGS, Estimators(**estimators), rejected)
+    return {sample.key.removeprefix("memory-"): sample for sample in samples}, rejected
+
+
+def told(rejected: list[Rejection]) -> set[tuple[str, str, str, str]]:
+    return {(row.image_id, row.instance_id, row.stage, row.reason) for row in rejected}
+
+
+def test_people_without_a_mask_of_the_source_are_added_and_marked_by_who_found_them() -> None:
+    source = Pictures({"a": picture(ANN, BOB, CARL)}, {"bob": BOB})
+    samples, rejected = curated(source, record("a", instance("bob", BOB)), instances=Blobs())
+    people = samples["a"].people
+    assert [person.id for person in people] == ["bob", "found-1", "found-2"]
+    assert [person.mask_by for person in people] == ["annotated", "blobs", "blobs"]
+    assert [person.mask_score for person in people] == [1.0, 0.9, pytest.approx(0.7)]
+    for person, mask in zip(people, (BOB, ANN, CARL), strict=True):
+        assert np.array_equal(person.mask, mask)
+    assert samples["a"].made_by.masks == Blobs.made_by and samples["a"].stratum == "two_or_three"
+    assert not rejected
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_a_person_with_a_box_alone_gets_the_mask_that_is_found_there_however_the_picture_is_turned(
+    rotation: int,
+) -> None:
+    """Boxes are those of the stored pixels, masks of the upright ones."""
+    orientation = {0: 1, 90: 8, 180: 3, 270: 6}[rotation]
+    stored = np.ascontiguousarray(undo_orientation(picture(ANN, CARL), orientation))
+    carl = instance("carl", CARL, masked=False, orientation=orientation)
+    samples, _ = curated(Pictures({"a": stored}), record("a", carl, rotation=rotation), instances=Blobs())
+    first, second = samples["a"].people
+    assert (first.id, first.category, first.occluded, first.mask_by) == ("carl", "Woman", True, "blobs")
+    assert np.array_equal(first.mask, CARL)
+    assert (second.id, second.category) == ("found-1", "Person") and np.array_equal(second.mask, ANN)
+
+
+def test_a_picture_in_which_somebody_has_a_box_and_no_mask_is_set_aside() -> None:
+    """Without a network, and with one that finds nobody there."""
+    source = Pictures({"a": picture(ANN)}, {"ann": ANN})
+    only = record("a", instance("ann", ANN), instance("box-2", CARL, masked=False))
+    for estimators in ({}, {"instances": Blobs()}):
+        samples, rejected = curated(source, only, **estimators)
+        assert not samples
+        assert told(rejected) == {
+            ("a", "box-2", "mask", "missing-mask"),
+            ("a", "", "mask", "person-without-mask"),
+        }
+
+
+def test_a_box_of_somebody_whose_mask_the_source_has_asks_for_nobody_else() -> None:
+    source = Pictures({"a": picture(ANN)}, {"ann": ANN})
+    wider = block(18, 8, 36, 18)
+    samples, rejected = curated(
+        source, record("a", instance("ann", ANN), instance("box-2", wider, masked=False)), instances=Blobs()
+    )
+    assert [person.id for person in samples["a"].people] == ["ann"] and not rejected
+
+
+def test_a_picture_without_masks_becomes_a_sample_of_whom_the_network_finds_or_is_set_aside() -> None:
+    source = Pictures({"a": picture(CARL, ANN), "b": picture()})
+    samples, rejected = curated(source, record("a"), record("b"), instances=Blobs())
+    assert [person.id for person in samples["a"].people] == ["found-1", "found-2"]
+    assert np.array_equal(samples["a"].people[0].mask, ANN)
+    assert told(rejected) == {("b", "", "mask", "nobody-found")}
+
+
+def test_somebody_whom_the_edge_cuts_off_is_found_as_truncated() -> None:
+    at_the_edge = block(66, 30)
+    samples, _ = curated(Pictures({"a": picture(ANN, at_the_edge)}), record("a"), instances=Blobs())
+    assert [person.truncated for person in samples["a"].people] == [False, True]
+
+
+def test_pictures_go_through_networks_in_batches() -> None:
+    names = [f"p{number}" for number in range(10)]
+    blobs, pose = Blobs(batch_size=4), Everywhere(batch_size=4)
+    samples, _ = curated(Pictures(dict.fromkeys(names, picture(ANN))), *map(record, names), instances=blobs, pose=pose)
+    assert list(samples) == names
+    assert blobs.seen == pose.seen == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("mark", "stage", "reason"),
+    [((255, 0, 0), "instances", "estimator-failed"), ((7, 7, 7), "pose", "estimator-failed")],
+)
+def test_an_estimator_that_fails_on_one_picture_sets_that_picture_aside_alone(
+    mark: tuple[int, int, int], stage: str, reason: str
+) -> None:
+    images = {f"p{number}": picture(ANN) for number in range(4)}
+    images["p2"] = picture(ANN)
+    images["p2"][0, 0] = mark
+    samples, rejected = curated(Pictures(images), *map(record, images), instances=Blobs(), pose=Everywhere())
+    assert list(samples) == ["p0", "p1", "p3"]
+    assert told(rejected) == {("p2", "", stage, reason)}
+    assert "\n" not in rejected[0].message and not rejected[0].transient
+
+
+def test_a_lack_of_memory_may_pass() -> None:
+    image = picture(ANN)
+    image[0, 0] = (255, 0, 0)
+    for error in (MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("GPU")):
+        _, rejected = curated(Pictures({"a": image}), record("a"), instances=Blobs(failure=error))
+        assert (rejected[0].reason, rejected[0].transient) == ("out-of-memory", True)
+
+
+def test_a_picture_that_an_estimator_refuses_is_set_aside_with_its_reason() -> None:
+    image = picture(ANN)
+    image[0, 0] = 8
+    _, rejected = curated(Pictures({"a": image}), record("a"), instances=Blobs(), parsing=Everywhere())
+    assert told(rejected) == {("a", "", "parsing", "no-crop")}
+
+
+def test_samples_say_who_made_each_cue() -> None:
+    samples, _ = curated(
+        Pictures({"a": picture(ANN)}), record("a"), instances=Blobs(), pose=Everywhere(), parsing=Everywhere()
+    )
+    made_by = samples["a"].made_by
+    assert (made_by.masks, made_by.pose, made_by.parsing) == (Blobs.made_by, *[Everywhere.made_by] * 2)
+    assert samples["a"].label_set == "pascal" and samples["a"].people[0].keypoints[:, 2].all()
+
+
+def test_a_background_in_which_a_network_finds_somebody_is_set_aside() -> None:
+    source = Pictures({"a": picture(), "b": picture(ANN), "c": picture()})
+    rejected: list[Rejection] = []
+    blobs = Blobs(batch_size=2)
+    stream = photographs(map(record, source.images), source, SETTINGS, rejected)
+    kept = [photograph.record.id for photograph in person_free(stream, blobs, source, rejected)]
+    assert kept == ["a", "c"] and blobs.seen == [2, 1]
+    assert told(rejected) == {("b", "", "mask", "person-in-background")}
+
+
+def test_a_thousand_pictures_are_held_a_few_at_a_time() -> None:
+    """Counted, not weighed: what is alive at once does not grow with their number."""
+    found: weakref.WeakSet[FoundPeople] = weakref.WeakSet()
+    made: weakref.WeakSet[Sample] = weakref.WeakSet()
+    total = most_found = most_made = 0
+
+    class Counting(Blobs):
+        def find(self, images: Sequence[np.ndarray]) -> list[FoundPeople]:
+            nonlocal most_found
+            answer = super().find(images)
+            found.update(answer)
+            most_found = max(most_found, len(found))
+            return answer
+
+    names = [f"p{number}" for number in range(1000)]
+    rejected: list[Rejection] = []
+    for sample in curated_samples(
+        map(record, names),
+        Pictures(dict.fromkeys(names, picture(ANN))),
+        SETTINGS,
+        Estimators(instances=Counting()),
+        rejected,
+    ):
+        total += 1
+        made.add(sample)
+        most_made = max(most_made, len(made))
+    assert total == 1000 and not rejected
+    assert most_found <= 2 * Counting.batch_size and most_made <= 2 * Counting.batch_size
