@@ -38,9 +38,9 @@ class Network:
     kind: str
     """Of the settings that run it (`dataset_tools.estimators`); empty for a base."""
     hub: str
-    """Id on the Hugging Face hub; empty for a file at `url`."""
+    """Id on the Hugging Face hub; empty for a file at `url`, and for what comes with this package."""
     url: str
-    """Address of the only file; empty for what is on the hub."""
+    """Address of the only file; empty for what is on the hub or comes with this package."""
     revision: str
     """On the hub: a commit where one is known to hold these files, else ``main``."""
     files: tuple[WeightsFile, ...]

@@ -2,7 +2,7 @@
 
 A network of the table (`dataset_tools.networks`) lies, in this order of preference, in the folder of its name in the
 one that the environment variable ``MILD_WEIGHTS`` names, or where the libraries that run it look themselves: in the
-Hugging Face hub's cache, and what is not from the hub among torch's checkpoints.
+Hugging Face hub's cache, and what is not from the hub among torch's checkpoints. One comes with this package.
 
 What pickles hold is run when they are loaded. So none is used whose digest is neither in the table nor given.
 """
@@ -27,6 +27,8 @@ from dataset_tools.storage import held, local_place
 
 FOLDER_VARIABLE = "MILD_WEIGHTS"
 """Environment variable that names a folder with one sub-folder a network of the table."""
+BUNDLED = Path(__file__).parent / "estimators"
+"""Networks of the table that come with this package lie below it."""
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 USUAL_FILES = (
     "config.json",
@@ -148,6 +150,8 @@ def pull(name: str, to: Path | None, progress: Progress) -> None:
         UserError: the name is not in the table, the network cannot be reached, or sends something else than it should.
     """
     network = known_network(name)
+    if not network.hub and not network.url:
+        return  # it came with this package
     own = to / name if to else _own_folder(network)
     there = at_hand(network) if to is None else own
     if there and _has_all(there, network) and damage(network, there) is None:
@@ -212,7 +216,7 @@ def _folders(network: Network) -> Iterator[Path]:
     if own := _own_folder(network):
         yield own
     if not network.hub:
-        yield _torch_checkpoints()
+        yield _torch_checkpoints() if network.url else BUNDLED / network.name
         return
     from huggingface_hub import try_to_load_from_cache
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -42,6 +43,9 @@ class _Loaded:
     model: Any = None
 
 
+_WITHOUT_EFFECT = re.compile(r"\.swin\.layernorm\.(weight|bias)$|\.relative_position_index$")
+"""Weights that published checkpoints on a Swin backbone lack, and nothing that is computed uses
+(``SwinBackbone._keys_to_ignore_on_load_missing``); and a table that they hold, and that is computed now."""
 _LOADED: dict[str, _Loaded] = {}
 _LOADING = threading.Lock()
 
@@ -182,10 +186,10 @@ def load_pretrained(estimator: NetworkEstimator, architecture: Any) -> Any:
         output_loading_info=True,
     )
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if told[kind]:
-            first = sorted(str(key) for key in told[kind])[0]
+        keys = sorted(str(key) for key in told[kind] if not _WITHOUT_EFFECT.search(str(key)))
+        if keys:
             raise UserError(
                 f"{estimator.settings.weights}: its weights are not those of {type(model).__name__}: "
-                f"{len(told[kind])} {kind.replace('_', ' ')}, such as {first}"
+                f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}"
             )
     return model.eval().to(estimator.device)

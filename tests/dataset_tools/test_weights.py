@@ -195,7 +195,7 @@ def test_the_table_is_sound() -> None:
     for name, row in NETWORKS.items():
         assert row.name == name and re.fullmatch("[a-z0-9-]+", name)
         assert row.kind in kinds[row.purpose]
-        assert bool(row.hub) != bool(row.url) and bool(row.revision) == bool(row.hub)
+        assert not (row.hub and row.url) and bool(row.revision) == bool(row.hub)
         assert row.url == "" or (row.url.endswith(f"/{row.files[0].path}") and len(row.files) == 1)
         assert row.code_licence and row.weights_licence and row.about and "\n" not in row.about
         assert len({file.path for file in row.files}) == len(row.files)

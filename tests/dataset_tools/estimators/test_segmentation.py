@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 from transformers.models.eomt.modeling_eomt import EomtForUniversalSegmentationOutput
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
@@ -343,3 +343,23 @@ def test_files_that_are_cut_off_or_not_there_are_refused(
     weights.unlink()
     refusal(place, capfd)
     refusal(tmp_path / "nowhere", capfd)
+
+
+def test_a_swin_checkpoint_as_published_is_loaded(folder: Folders, tmp_path: Path) -> None:
+    """They lack a norm that nothing uses, and hold a table that is computed; the people found are the same."""
+    published = shutil.copytree(folder("mask2former"), tmp_path / "published")
+    weights = load_file(published / "model.safetensors")
+    unused = [key for key in weights if ".swin.layernorm." in key]
+    assert len(unused) == 2
+    for key in unused:
+        weights[key] += 1  # were it used, this would be seen
+    whole = shutil.copytree(published, tmp_path / "whole")
+    save_file(weights, whole / "model.safetensors", {"format": "pt"})
+    stray = f"{unused[0].partition('layernorm')[0]}encoder.layers.0.blocks.0.attention.self.relative_position_index"
+    kept = {key: value for key, value in weights.items() if key not in unused} | {stray: torch.zeros(4, 4)}
+    save_file(kept, published / "model.safetensors", {"format": "pt"})
+    images = pictures((48, 64))
+    answers = [opened(place, min_score=0.01).find(images)[0] for place in (whole, published, folder("mask2former"))]
+    for answer in answers[1:]:
+        assert len(answer.masks) > 0 and answer.scores == answers[0].scores
+        assert all(map(np.array_equal, answer.masks, answers[0].masks))
