@@ -81,8 +81,9 @@ class Segmentation(PeopleFinder):
     def _see(self, network: _Network, images: Sequence[np.ndarray]) -> list[Seen]:
         import torch
 
+        # Of copies, as torch complains of pictures that may not be written to.
         inputs = [
-            network.processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
+            network.processor(image.copy(), return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
             for image in images
         ]
         seen: list[Seen] = [([], [])] * len(images)

@@ -73,7 +73,8 @@ class ViTPose(NetworkEstimator):
         """COCO's joints (n, 17, 3): x, y in pixels of the picture, score, of n pictures' (H, W, 3) people in a box."""
         import torch
 
-        images, boxes = [image for image, _ in people], [[box] for _, box in people]
+        # Of copies, as torch complains of pictures that may not be written to.
+        images, boxes = [image.copy() for image, _ in people], [[box] for _, box in people]
         pixels = processor(images, boxes=boxes, return_tensors="pt", input_data_format="channels_last").pixel_values
         told = network(
             pixels.to(self.device, self.dtype),

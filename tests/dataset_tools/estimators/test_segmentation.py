@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,6 +139,18 @@ def test_a_network_of_its_own_files_sees_pictures_of_any_size_and_each_as_if_alo
         assert np.array_equal(alone.masks, found.masks)
         # Products of more rows at once may add in another order.
         assert alone.scores == pytest.approx(found.scores, abs=1e-5)
+
+
+def test_pictures_that_may_not_be_written_to_are_seen_without_a_word(
+    folder: Folders, request: pytest.FixtureRequest
+) -> None:
+    (image,) = pictures((40, 60))
+    image.setflags(write=False)
+    request.addfinalizer(lambda: torch.set_warn_always(False))
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened(folder("mask2former")).find([image])
 
 
 @every_kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +162,18 @@ def test_people_of_several_pictures_share_batches_and_nothing_else(folder: Path)
             (alone,) = estimator.estimate_pose([PeopleInPicture(picture.image, [mask])])
             np.testing.assert_allclose(skeleton, alone[0], rtol=1e-3, atol=1e-3)
     assert estimator.estimate_pose([]) == []
+
+
+def test_pictures_that_may_not_be_written_to_are_seen_without_a_word(
+    with_answers: Callable[..., ViTPose], request: pytest.FixtureRequest
+) -> None:
+    picture = PeopleInPicture(np.zeros((HEIGHT, WIDTH, 3), np.uint8), [mask_of(*BOXES[0])])
+    picture.image.setflags(write=False)
+    request.addfinalizer(lambda: torch.set_warn_always(False))
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_answers(by_colour).estimate_pose([picture])
 
 
 def test_the_answer_is_that_of_the_network_and_its_processor_as_transformers_documents_them(folder: Path) -> None:
