@@ -2,8 +2,8 @@
 
 Masks of a photograph ``NAME.jpg`` are either
 
-- files of the same name: ``NAME.png`` with everybody in it, or ``NAME_0.png``, ``NAME_1.png``, ... or all files in a
-  folder ``NAME`` with one person each; of any of `PHOTO_SUFFIXES`,
+- files of the same name: ``NAME.png`` or ``NAME-mask.png`` with everybody in it, or ``NAME_0.png``, ``NAME_1.png``, ...
+  or all files in a folder ``NAME`` with one person each; of any of `PHOTO_SUFFIXES`,
 - or in one COCO json for all photographs: polygons or RLE, of category person where categories exist.
 
 For a single photograph the mask files may also be named one by one (`NamedMasks`). What a file says is told by
@@ -254,6 +254,8 @@ def _claims(name: str) -> Iterator[tuple[str, str, str]]:
     """Stems of the photographs that a mask file may belong to, the way of naming, and the person."""
     stem = _stem(name)
     yield stem, "all", ""
+    if stem.endswith("-mask"):
+        yield stem.removesuffix("-mask"), "all", ""
     if numbered := re.fullmatch(r"(.+)_(\d+)", stem):
         yield numbered[1], "numbered", numbered[2]
     folder, _, file = stem.rpartition("/")

@@ -57,16 +57,10 @@ def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
         masks: must have the photograph's size, upright or as its file stores it.
 
     Raises:
-        Rejected: ``not-found`` or ``read-failed``; as `decode_image`, for photograph or mask; ``no-mask``,
-            ``not-a-mask``, ``ambiguous-masks``, ``empty-mask``, ``mask-size``. The message names the mask that is
-            meant.
+        Rejected: as `read_file`; as `decode_image`, for photograph or mask; ``no-mask``, ``not-a-mask``,
+            ``ambiguous-masks``, ``empty-mask``, ``mask-size``. The message names the mask that is meant.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise Rejected("not-found", "there is no such file") from None
-    except OSError as error:
-        raise Rejected("read-failed", f"it cannot be read: {error.strerror}") from None
+    data = read_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF
         decoded = decode_image(data, DecodeSettings(min_side=1, max_pixels=MOST_PIXELS), keep_profile=True)
@@ -96,6 +90,16 @@ def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
         notes.append(f"not taken over from its metadata: {', '.join(left_out)}")
     notes += [f"{one.where}: {one.note}" for one in found if one.note]
     return Photograph(decoded.image, people, numbers, unusable, decoded.profile, metadata, notes)
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes. Raises `Rejected` with ``not-found`` or ``read-failed``."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Rejected("not-found", "there is no such file") from None
+    except OSError as error:
+        raise Rejected("read-failed", f"it cannot be read: {error.strerror}") from None
 
 
 def _upright_mask(found: FoundMask, decoded: Decoded) -> np.ndarray:
