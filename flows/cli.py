@@ -23,6 +23,7 @@ from flows.commands.build import build
 from flows.commands.erase import erase
 from flows.commands.evaluate import evaluate
 from flows.commands.inspect import inspect
+from flows.commands.mask import mask
 from flows.commands.pretrain import pretrain
 from flows.commands.quickstart import quickstart
 from flows.commands.recompose import recompose
@@ -58,7 +59,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands, pretty_exceptions_enable=False, help="Erase people from pictures: build datasets, train, evaluate."
 )
-for command in (build, train, evaluate, pretrain, quickstart, erase, recompose, inspect, verify):
+for command in (build, train, evaluate, pretrain, quickstart, mask, erase, recompose, inspect, verify):
     app.command()(command)
 app.add_typer(weights, name="weights")
 

@@ -1,4 +1,4 @@
-"""``mild erase``; `flows.commands.photo_files` does the work."""
+"""``mild erase``; `flows.commands.erase_photos` does the work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from dataset_tools.errors import UserError
 from dataset_tools.storage import is_url, local_path, normal_place
-from flows.commands.terminal import console, new_console, stopped_in_one_line
+from flows.commands.terminal import Instances, console, new_console, stopped_in_one_line
 
 
 def erase(
@@ -18,14 +18,31 @@ def erase(
         typer.Option(
             metavar="PATH",
             help="Masks of the people: for one photograph an index PNG, or a PNG a person (repeat the option); for "
-            "any number a folder of PNGs with the photographs' names (NAME.png, or NAME_0.png, NAME_1.png, ...), or "
-            "a COCO json. Where people overlap, later masks are in front.",
+            "any number a folder of PNGs with the photographs' names (NAME.png or NAME-mask.png, or NAME_0.png, "
+            "NAME_1.png, ...), or a COCO json. Where people overlap, later masks are in front. Without, a "
+            "network finds the people.",
         ),
     ] = None,
     remove: Annotated[
         str | None,
-        typer.Option(metavar="1,3", help="Who vanishes, counted from 1 in the order of the masks; default: everybody."),
+        typer.Option(
+            metavar="1,3",
+            help="Who vanishes, counted from 1 in the order of the masks, or from left to right as mild mask shows "
+            "them; default: everybody.",
+        ),
     ] = None,
+    click: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Who vanishes: the person at this pixel of the photograph as it is seen, from its top left. "
+            "Repeatable.",
+        ),
+    ] = None,
+    largest: Annotated[bool, typer.Option("--largest", help="The largest person vanishes.")] = False,
+    keep_largest: Annotated[
+        bool, typer.Option("--keep-largest", help="Everybody but the largest person vanishes.")
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option(
@@ -53,6 +70,18 @@ def erase(
     steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 25,
     seed: Annotated[int, typer.Option(help="Of the noise, below 2**64; the same seed gives the same picture.")] = 0,
     prompt: Annotated[str, typer.Option(help="What is to be seen where people were.")] = "",
+    instances: Instances = None,
+    pose: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NETWORK",
+            help="What finds joints, where the adapters were trained with them: as --instances.",
+        ),
+    ] = None,
+    parsing: Annotated[
+        str | None,
+        typer.Option(metavar="NETWORK", help="What labels body parts and clothes, likewise: as --instances."),
+    ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
@@ -66,24 +95,27 @@ def erase(
 
     Of several photographs, those whose results are there are passed over, so that a run that was stopped can go on.
     """
-    if not mask:
-        raise UserError("say where the people are: --mask MASK.png, a folder of masks, or a COCO json")
+    if mask and instances is not None:
+        raise UserError("--instances says what finds the people, --mask where they are: give one of them")
     photos = [local_path(photo, "photographs") for photo in photos]
     # Masks are read from anywhere.
-    mask = [place if is_url(place := normal_place(path)) else local_path(path, "masks") for path in mask]
+    mask = [place if is_url(place := normal_place(path)) else local_path(path, "masks") for path in mask or []]
     output = None if output is None else local_path(output, "results")
     layers = None if layers is None else local_path(layers, "layers")
     with stopped_in_one_line():
-        from flows.commands.photo_files import EraseOptions
-        from flows.commands.photo_files import erase as erase_people
+        from flows.commands.chosen_people import Chosen, parse_clicks, parse_numbers
+        from flows.commands.erase_photos import EraseOptions
+        from flows.commands.erase_photos import erase as erase_people
         from mild.erasing.regions import MARGIN
 
-        options = EraseOptions(base, mild, steps, seed, prompt, MARGIN if margin is None else margin)
+        numbers = None if remove is None else parse_numbers(remove, "--remove")
         if erase_people(
             photos,
             mask,
-            options,
-            remove=remove,
+            EraseOptions(
+                base, mild, steps, seed, prompt, MARGIN if margin is None else margin, instances, pose, parsing
+            ),
+            Chosen(numbers, parse_clicks(click or []), largest, keep_largest),
             output=output,
             layers=layers,
             force=force,

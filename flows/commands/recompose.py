@@ -1,4 +1,4 @@
-"""``mild recompose``; `flows.commands.photo_files` does the work."""
+"""``mild recompose``; `flows.commands.erase_photos` does the work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def recompose(
 ) -> None:
     """Put a picture together again with some of its people."""
     with stopped_in_one_line():
-        from flows.commands.photo_files import recompose as recompose_picture
+        from flows.commands.erase_photos import recompose as recompose_picture
 
         note = recompose_picture(local_path(layers, "layers"), keep, local_path(output, "results"), force=force)
     if note is not None:

@@ -28,20 +28,19 @@ from typing import Any, Self
 
 import torch
 from diffusers import UNet2DConditionModel
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dataset_tools.errors import UserError
-from mild.bases import HUB_ID, place_of
 from mild.model.attention import SpatialModulation, install_sma, remove_sma
 from mild.model.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
 from mild.model.card import model_card
 from mild.model.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
 from mild.model.offsets import Offsets, install_offsets, remove_offsets
 from mild.model.prefix import PromptPrefix
-from mild.model.saved import CONFIG, FORMAT, SavedConfig, one_line, read_config
+from mild.model.saved import CONFIG, FORMAT, SavedConfig, fetched, one_line, read_config
 from mild.seeds import derived_seed
 from mild.settings import MildSettings
 
@@ -109,7 +108,7 @@ class LayeredUNet:
             UserError: there is no such folder or hub id, the hub cannot be reached, a file is missing or broken, or
                 the parts were made for another base or by another version. The UNet is then as it was.
         """
-        folder = _fetched(folder_or_hub_id)
+        folder = fetched(folder_or_hub_id)
         config = read_config(folder)
         layered = cls(unet, config.mild, seed=0)
         try:
@@ -260,25 +259,6 @@ def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, p
             f"{folder} cannot be uploaded to {repo_id}: {one_line(error)}; check the name, the network and the token"
         ) from error
     return str(commit.commit_url)
-
-
-def _fetched(folder_or_hub_id: str | Path) -> Path:
-    """A local folder of the directory: itself, or fetched from the hub into its cache."""
-    name = str(folder_or_hub_id)
-    folder = Path(place_of(name))
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError(f"{name} is a file; name the MILD directory that it lies in")
-    if HUB_ID.fullmatch(name) is None:
-        raise UserError(f"MILD directory {name} does not exist; give a folder that training wrote, or a hub id")
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, "*.safetensors", "fg/*.safetensors"]))
-    except Exception as error:  # The hub's errors have no common base class.
-        raise UserError(
-            f"{name} is no folder here and cannot be fetched from the hub: {one_line(error)}; check the name and the "
-            "network, or download it and give the folder"
-        ) from error
 
 
 def _read_into(tensors: dict[str, torch.Tensor], path: Path, base: str) -> None:

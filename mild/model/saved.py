@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from dataset_tools.errors import UserError
 from dataset_tools.settings import Settings
+from mild.bases import HUB_ID, place_of
 from mild.settings import MildSettings
 
 FORMAT = 2
@@ -27,6 +28,31 @@ class SavedConfig(Settings):
     """Pixels of the training crops' side."""
     mild: MildSettings
     """Which parts there are, and their sizes."""
+
+
+def fetched(folder_or_hub_id: str | Path) -> Path:
+    """A local folder of a MILD directory: itself, or fetched from the hub into its cache.
+
+    Raises:
+        UserError: there is no such folder or hub id, or the hub cannot be reached.
+    """
+    name = str(folder_or_hub_id)
+    folder = Path(place_of(name))
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{name} is a file; name the MILD directory that it lies in")
+    if HUB_ID.fullmatch(name) is None:
+        raise UserError(f"MILD directory {name} does not exist; give a folder that training wrote, or a hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, "*.safetensors", "fg/*.safetensors"]))
+    except Exception as error:  # The hub's errors have no common base class.
+        raise UserError(
+            f"{name} is no folder here and cannot be fetched from the hub: {one_line(error)}; check the name and the "
+            "network, or download it and give the folder"
+        ) from error
 
 
 def read_config(folder: Path) -> SavedConfig:

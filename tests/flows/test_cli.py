@@ -52,7 +52,19 @@ def test_help_names_every_command_without_loading_prefect_or_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     text, _, modules = done.stdout.rpartition("\n['")
-    for command in ("build", "train", "evaluate", "pretrain", "quickstart", "erase", "recompose", "inspect", "verify"):
+    commands = (
+        "build",
+        "train",
+        "evaluate",
+        "pretrain",
+        "quickstart",
+        "mask",
+        "erase",
+        "recompose",
+        "inspect",
+        "verify",
+    )
+    for command in commands:
         assert f" {command} " in text
     loaded = set(modules.split("', '"))
     assert not loaded & {"prefect", "torch", "cv2", "duckdb"}

@@ -1,0 +1,397 @@
+"""``mild erase`` and ``mild recompose``: who is in the photographs and who of them vanishes; then the pipeline on each.
+
+No Prefect here: a person with a photograph should not wait for a server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from dataset_tools.errors import Rejected, UserError
+from dataset_tools.estimators import Estimator
+from dataset_tools.estimators.choose import choose
+from dataset_tools.estimators.photographs import CueNetworks, Cues, NetworkMasks
+from dataset_tools.images import without_pillows_limit
+from dataset_tools.masks import why_inverted, why_much
+from dataset_tools.photo_masks import NamedMasks, PhotoMasks, Place, open_masks
+from dataset_tools.photographs import Photograph, read_photograph
+from dataset_tools.records import Rejection
+from dataset_tools.storage import check_writable
+from flows.commands.batch import Batch
+from flows.commands.chosen_people import Chosen, check_numbers, parse_numbers
+from flows.commands.photo_files import ERASED, find_photos, result_paths
+from flows.commands.results import check_free, check_size, encoded, exists, result_file, write_result
+from mild.bases import NANO_ADAPTERS, SUGGESTED_BASE, place_of
+from mild.erasing.layers import INDEX as LAYERS_INDEX
+from mild.erasing.regions import editable
+from mild.model.saved import fetched, read_config
+
+if TYPE_CHECKING:
+    from mild.erasing.pipeline import MILDPipeline
+
+E = TypeVar("E", bound=Estimator)
+
+MOST_STEPS = 1000
+"""All that there are in the noise schedule of SDXL."""
+
+DRAWN_ONLY = f"erasing with {NANO_ADAPTERS}, which know drawn pictures only: for photographs name others with --mild"
+"""Said where neither base nor adapters are named."""
+
+
+@dataclass(frozen=True)
+class EraseOptions:
+    """How the pipeline is run, and which networks look at the photographs before.
+
+    Raises:
+        UserError: steps or seed are out of range.
+    """
+
+    base: str | None
+    """Folder or hub id; None: the base that the parts of ``mild`` were trained on."""
+    mild: str | None
+    """Folder or hub id; None: the base alone or, where none is named, the adapters that come with the package."""
+    steps: int
+    seed: int
+    """Of the noise of every photograph: a photograph's result does not depend on those beside it."""
+    prompt: str
+    margin: float
+    """How far beyond masks pixels may change: see `mild.erasing.regions.editable`."""
+    instances: str | None = None
+    """The network that finds people where there are no masks; see `dataset_tools.estimators.choose`, as for the others:
+    None for what is at hand."""
+    pose: str | None = None
+    """The network that finds joints, for parts of ``mild`` that were trained with them."""
+    parsing: str | None = None
+    """The network that labels body parts, likewise."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UserError(f"--steps {self.steps}: give 1 to {MOST_STEPS}")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"--seed {self.seed}: give 0 to {2**64 - 1}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photograph and where its results go."""
+
+    name: str
+    """By which masks know the photograph."""
+    photo: Path
+    output: Path
+    layers: Path | None
+
+    @property
+    def results(self) -> list[Path]:
+        """The files that are there when it is done."""
+        return [self.output] if self.layers is None else [self.output, self.layers / LAYERS_INDEX]
+
+
+def erase(
+    photos: Sequence[str],
+    masks: Sequence[str],
+    options: EraseOptions,
+    chosen: Chosen,
+    *,
+    output: str | None,
+    layers: str | None,
+    force: bool,
+    console: Console,
+    complaints: Console,
+) -> int:
+    """Erase people from photographs and save the results.
+
+    A photograph's result is written whole and after its layers: where it is there, the photograph is done. Several
+    photographs can thus be continued: those that are done are passed over.
+
+    Args:
+        photos: files, folders and globs.
+        masks: files of one photograph's people, or one folder of masks or COCO json for all photographs; none: a
+            network finds the people.
+        options: of the pipeline and the networks.
+        chosen: who vanishes.
+        output: file for a single photograph, else a folder; None for beside the photographs.
+        layers: folder for the layers; with several photographs, each gets a subfolder of it.
+        force: overwrite what is there.
+        console: is told where the results are.
+        complaints: is told what was set aside or passed over, and shows the progress.
+
+    Returns:
+        How many of several photographs were set aside.
+
+    Raises:
+        UserError: there is nothing to work on, a result has no place or no room, the only photograph cannot be used, or
+            a network cannot.
+        KeyboardInterrupt: the user stopped it; the message says how far it came.
+    """
+    drawn_only = options.base is None and options.mild is None
+    if drawn_only:
+        options = replace(options, mild=NANO_ADAPTERS)
+    jobs, several = _plan(photos, masks, output, layers)
+    rejected: list[Rejection] = []
+    finder = _open_masks(masks, jobs, rejected) if masks else _find_masks(options.instances, drawn_only, jobs)
+    _check_layers(jobs)
+    for folder in sorted({place.parent for job in jobs for place in (job.output, job.layers) if place is not None}):
+        check_writable(folder)
+    batch = Batch(jobs, several=several, force=force, verb="erase", console=console, complaints=complaints)
+    for row in rejected:
+        if row.reason != "missing-image":  # a json or folder may well hold masks of more photographs than these
+            batch.complain(masks[0], row.message)
+    if not batch.waiting:
+        return 0
+    by = ""
+    if isinstance(finder, NetworkMasks):
+        finder.network.check()
+        by = f", found by {finder.network.made_by.network}"
+    networks = _cue_networks(options, complaints)
+    pipeline: MILDPipeline | None = None
+    with batch.at_work() as waiting:
+        for job in waiting:
+            ready = batch.attempt(job, partial(_ready, job, finder, networks, chosen, options, batch.complain))
+            if ready is None:
+                continue
+            if pipeline is None:  # once there is something to erase
+                if drawn_only:
+                    complaints.print(DRAWN_ONLY, soft_wrap=True, highlight=False)
+                pipeline = _load(options)
+                pipeline.set_progress_bar_config(desc="erase", disable=several or not complaints.is_terminal)
+            lost = batch.attempt(job, partial(_erase_one, pipeline, job, ready, options))
+            if lost is None:
+                continue
+            for what in lost:
+                batch.complain(job.output, what)
+            erased = f"{len(ready.chosen)} of {len(ready.photograph.people)} people erased"
+            batch.finish(f"{job.output}: {erased}{by}")
+    return batch.aside
+
+
+def _plan(
+    photos: Sequence[str], masks: Sequence[str], output: str | None, layers: str | None
+) -> tuple[list[Job], bool]:
+    """The photographs, and whether they are to be treated as several."""
+    found, several = find_photos(photos, [text for text in (*masks, output, layers) if text is not None])
+    results = result_paths(found, several, ERASED, output)
+    jobs = []
+    for name, photo in found.items():
+        apart = Path(name).with_suffix("") if several else ""
+        jobs.append(Job(name, photo, results[name], None if layers is None else Path(layers, apart)))
+    return jobs, several
+
+
+def _find_masks(name: str | None, drawn_only: bool, jobs: Sequence[Job]) -> NetworkMasks:
+    try:
+        network = choose("instances", name, drawn=drawn_only).open()
+    except UserError as error:
+        raise UserError(f"without --mask, a network has to find the people: {error}") from None
+    return NetworkMasks(network, {job.name: job.photo for job in jobs})
+
+
+def _open_masks(masks: Sequence[str], jobs: Sequence[Job], rejected: list[Rejection]) -> PhotoMasks:
+    place = Place(masks[0])
+    if not place.filesystem.exists(place.path):
+        raise UserError(f"--mask {masks[0]} does not exist")
+    if len(masks) == 1 and place.is_file:
+        return open_masks(place, [job.name for job in jobs], rejected)
+    if len(masks) == 1 and place.filesystem.isdir(place.path):
+        inside = [job.photo for job in jobs if os.path.abspath(job.photo.parent) == os.path.abspath(place.path)]
+        if inside:
+            raise UserError(f"--mask {masks[0]} is the folder of {inside[0].name}; masks need a folder of their own")
+        return open_masks(place, [job.name for job in jobs], rejected)
+    if len(jobs) > 1:
+        raise UserError(
+            f"{len(jobs)} photographs with --mask {masks[0]}: several need one folder of masks, or one COCO json; for "
+            "one photograph repeat --mask before each file"
+        )
+    return NamedMasks(masks)
+
+
+def _check_layers(jobs: Sequence[Job]) -> None:
+    layers = {job.layers: job.photo for job in jobs if job.layers is not None}
+    for folder, photo in layers.items():
+        if outer := next((above for above in folder.parents if above in layers), None):
+            raise UserError(
+                f"the layers of {photo} would lie in those of {layers[outer]}, {outer}; erase them one by one"
+            )
+        if exists(folder) and not folder.is_dir():
+            raise UserError(f"--layers {folder} is a file; name a folder")
+        if exists(folder) and any(folder.iterdir()) and not (folder / LAYERS_INDEX).is_file():
+            # Saving replaces the whole folder.
+            raise UserError(f"--layers {folder} holds something else than layers; name a new folder")
+
+
+def _cue_networks(options: EraseOptions, complaints: Console) -> CueNetworks:
+    """The networks that show the model what it was shown in training; says which of them are not here.
+
+    Raises:
+        UserError: one that was named cannot be used.
+    """
+    if options.mild is None or read_config(fetched(options.mild)).mild.hmg is None:
+        for cue, name in (("pose", options.pose), ("parsing", options.parsing)):
+            if name is not None:
+                model = options.mild or options.base
+                raise UserError(f"--{cue} {name}: {model} was trained without such cues (HMG); leave it out")
+        return CueNetworks()
+
+    def usable(cue: str, name: str | None, opened: Callable[[], E]) -> E | None:
+        try:
+            network = opened()
+            network.check()
+        except UserError as error:
+            if name is not None:
+                raise UserError(f"--{cue}: {error}") from None
+            if options.mild != NANO_ADAPTERS:
+                complaints.print(Text(f"without {cue}, which {options.mild} was trained with: {error}"), soft_wrap=True)
+            return None
+        return network
+
+    return CueNetworks(
+        usable("pose", options.pose, lambda: choose("pose", options.pose).open()),
+        usable("parsing", options.parsing, lambda: choose("parsing", options.parsing).open()),
+    )
+
+
+@dataclass(eq=False)
+class _Ready:
+    """A photograph that can be given to the pipeline."""
+
+    photograph: Photograph
+    chosen: list[int]
+    cues: Cues
+
+
+def _ready(
+    job: Job,
+    finder: PhotoMasks,
+    networks: CueNetworks,
+    chosen: Chosen,
+    options: EraseOptions,
+    complain: Callable[[object, str], None],
+) -> _Ready:
+    """Read a photograph, and look who is in it. Raises `Rejected` or `UserError`."""
+    try:
+        photograph = read_photograph(job.photo, job.name, finder)
+    except Rejected as error:
+        if error.reason == "nobody-found":
+            raise Rejected(error.reason, f"{error.message}; say where people are with --mask") from None
+        raise
+    for note in photograph.notes:
+        complain(job.photo, note)
+    check_size(photograph.image, job.output)
+    wanted = chosen.among(photograph)
+    _check_people(wanted, photograph, job.layers is not None, options.margin)
+    if much := why_much([photograph.people[k] for k in wanted]):
+        complain(job.photo, much)
+    cues = networks.look(photograph)
+    for note in cues.notes:
+        complain(job.photo, note)
+    return _Ready(photograph, wanted, cues)
+
+
+def _check_people(chosen: Sequence[int], photograph: Photograph, layers: bool, margin: float) -> None:
+    """Raise `Rejected` where the people who are to be painted out cannot be."""
+    if layers and photograph.unusable:
+        number, why = next(iter(photograph.unusable.items()))
+        raise Rejected("unusable-person", f"--layers needs everybody: person {number} cannot be used: {why}")
+    painted = range(len(photograph.people)) if layers else chosen
+    if editable(np.stack(photograph.people), painted, margin).all():
+        raise Rejected("nothing-left", "the masks cover the whole picture; leave some background to go by")
+    for k in painted:
+        if inverted := why_inverted(photograph.people[k]):
+            raise Rejected("mask-covers-everything", f"the mask of person {photograph.numbers[k]}: {inverted}")
+
+
+def _load(options: EraseOptions) -> MILDPipeline:
+    with _collector_at_rest():
+        import torch
+
+        from mild.erasing.pipeline import MILDPipeline
+
+        base = options.base
+        if base is None:
+            own = Path(place_of(str(options.mild)))
+            base = read_config(own).base if own.is_dir() else SUGGESTED_BASE
+        cuda = torch.cuda.is_available()
+        pipeline = MILDPipeline.from_pretrained(base, mild=options.mild, dtype=torch.float16 if cuda else torch.float32)
+        return pipeline.to("cuda" if cuda else "cpu")
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Python looks for garbage among all that imports and loading make, again and again, for a fifth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # nor later: it stays
+        gc.enable()
+
+
+def _erase_one(pipeline: MILDPipeline, job: Job, ready: _Ready, options: EraseOptions) -> list[str]:
+    """Write the results of one photograph; gives what its owner should know about how they were saved."""
+    import torch
+
+    photograph, cues = ready.photograph, ready.cues
+    try:
+        result = pipeline(
+            photograph.image,
+            photograph.people,
+            ready.chosen,
+            prompt=options.prompt,
+            pose=cues.pose,
+            parsing=cues.parsing,
+            label_set=cues.label_set,
+            layers=job.layers is not None,
+            margin=options.margin,
+            num_inference_steps=options.steps,
+            generator=torch.Generator("cpu").manual_seed(options.seed),
+            output_type="np",
+        )
+    except torch.OutOfMemoryError:
+        raise Rejected("out-of-memory", "the GPU's memory does not suffice for it") from None
+    data, note = encoded(result.image, job.output, photograph.icc_profile, photograph.metadata)
+    if job.layers is not None:
+        result.parts.icc_profile, result.parts.metadata = photograph.icc_profile, photograph.metadata
+        result.parts.save(job.layers)
+    write_result(data, job.output)  # last: where it is, everything is
+    return [] if note is None else [note]
+
+
+def recompose(folder: str, keep: str, output: str, *, force: bool) -> str | None:
+    """Put a picture together again from its layers.
+
+    Args:
+        folder: of layers.
+        keep: people who stay, such as ``1,3``, or ``none``.
+        output: file.
+        force: overwrite what is there.
+
+    Returns:
+        What its owner should know about how it was saved, if anything.
+
+    Raises:
+        UserError: the folder holds no layers, there is no such person, or the result has no place.
+    """
+    numbers = () if keep == "none" else parse_numbers(keep, "--keep")
+    target = result_file(output)
+    check_free([target], force)
+    check_writable(target.parent)
+    from mild.erasing.layers import LayeredPicture
+
+    with without_pillows_limit():
+        picture = LayeredPicture.load(folder)
+    check_numbers(numbers, len(picture.layers), "--keep")
+    image = picture.recompose([number - 1 for number in numbers])
+    data, note = encoded(image, target, picture.icc_profile, picture.metadata)
+    write_result(data, target)
+    return note
