@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset_tools.drawn_world import draw_scene
 from flows.commands import erase_photos
 from mild.bases import NANO_ADAPTERS
 from mild.erasing.regions import editable
@@ -282,3 +284,22 @@ def test_what_the_user_must_mend_is_one_line(
     missing = "without --mask, a network has to find the people: weights are missing: mild weights pull instances"
     assert mild_anew("erase", gone, *base)[::2] == (2, f"error: {missing}\n")
     assert not pipeline.calls
+
+
+@pytest.mark.slow
+def test_drawn_people_are_found_by_a_network_and_erased(tmp_path: Path, mild_anew: Command) -> None:
+    """From a picture alone, with the networks of the package and no stand-in, of a scene that they never saw."""
+    scene = draw_scene("holiday/4", 2026, (320, 240), 2)
+    file = save(scene.image, tmp_path / "one.png")
+    finder = ["--instances", files("dataset_tools.estimators") / "drawn_people"]
+    assert mild_anew("mask", file, *finder)[0] == 0
+    code, out, _ = mild_anew("erase", file, *finder, "--steps", 1)
+    assert (code, out) == (0, f"{tmp_path}/one-erased.png: 2 of 2 people erased, found by drawn_people\n")
+    with Image.open(tmp_path / "one-mask.png") as mask, Image.open(tmp_path / "one-erased.png") as result:
+        found = np.asarray(mask)
+        differs = (np.asarray(result) != scene.image).any(axis=2)
+    people = sorted((person.mask for person in scene.people), key=lambda mask: np.nonzero(mask)[1].mean())
+    for number, person in enumerate(people, start=1):
+        assert (person & (found == number)).sum() > 0.6 * (person | (found == number)).sum()
+    assert not (differs & ~editable(np.stack([found == 1, found == 2]), [0, 1])).any()
+    assert differs[found > 0].mean() > 0.9
