@@ -18,6 +18,11 @@ Seen: TypeAlias = tuple[list[np.ndarray], list[float]]
 """Masks (H, W) bool, as a network gives them, and scores 0..1."""
 
 
+LEAST_LEFT = 0.5
+"""What must be left of a mask that gave pixels to better ones, as in the merging of Kirillov et al., Panoptic
+Segmentation (2019): less is a second view of the same people."""
+
+
 class InstancesSettings(NetworkSettings):
     """Whom to believe, and how masks are cleaned."""
 
@@ -56,7 +61,8 @@ def found_people(masks: Sequence[np.ndarray], scores: Sequence[float], settings:
     """Make people of what a network saw in one picture, whatever the order it saw them in.
 
     The higher score goes first: it suppresses masks of the same person (non-maximum suppression by mask IoU) and keeps
-    the pixels that others claim too. Who then has no usable mask, by `dataset_tools.masks.clean_mask`, is left out.
+    the pixels that others claim too. Who then has no usable mask, by `dataset_tools.masks.clean_mask`, or less than
+    `LEAST_LEFT` of their own, is left out.
 
     Args:
         masks: (H, W) bool each, all of one size; they may overlap, and be empty.
@@ -81,6 +87,8 @@ def found_people(masks: Sequence[np.ndarray], scores: Sequence[float], settings:
             # Cleaning fills holes, and in a hole there may be somebody.
             own = clean_mask(mask & ~taken, settings.masks) & ~taken
         except Rejected:
+            continue
+        if np.count_nonzero(own) < LEAST_LEFT * np.count_nonzero(mask):
             continue
         whole.append(mask)
         people.append((own, float(scores[k])))

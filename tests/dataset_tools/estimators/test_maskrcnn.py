@@ -170,6 +170,8 @@ def test_a_picture_gives_the_same_people_alone_and_among_others_of_other_sizes(s
 
 def test_in_half_precision_boxes_keep_theirs(small: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures((90, 120), (120, 90))
+    # Masks of a random network are noise, of which rounding decides what is left.
+    monkeypatch.setattr("dataset_tools.estimators.found_people.LEAST_LEFT", 0)
     full = small(min_score=0).find(images)
     monkeypatch.setattr(network, "_LOADED", {})
     monkeypatch.setattr(MaskRCNN, "dtype", torch.float16)
