@@ -168,6 +168,28 @@ _ROWS = (
         about="Mask2Former, Swin-T, COCO, mask AP 45.0",
     ),
     Network(
+        name="drawn-people",
+        purpose="instances",
+        kind="transformers",
+        hub="",
+        url="",
+        revision="",
+        files=(
+            WeightsFile("config.json", "9e049ece71d69fb2bb0da2f6323f30990d930ac86b7f49d6e52a4f2f9ac67350", 1_976),
+            WeightsFile(
+                "preprocessor_config.json", "73d163a5042dc2f73e6e8d56a2ce847aabb6175bae88f169c48896a2fb9a8c0c", 396
+            ),
+            WeightsFile(
+                "model.safetensors", "424f22ddab8a0e1577994bf53274673df02b1010416c624dced296edb2589b8d", 2_583_024
+            ),
+        ),
+        megabytes=3,
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0",
+        commercial=True,
+        about="comes with this package; knows drawn pictures only",
+    ),
+    Network(
         name="openpose",
         purpose="pose",
         kind="openpose",

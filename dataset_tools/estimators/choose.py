@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -35,27 +36,25 @@ _MODEL_TYPES: dict[Cue, str] = {"pose": "vitpose", "parsing": "segformer"}
 
 
 @overload
-def choose(
-    cue: Literal["instances"], name: str | None, *, drawn: bool = False
-) -> MaskRCNNSettings | SegmentationSettings: ...
+def choose(cue: Literal["instances"], name: str | None) -> MaskRCNNSettings | SegmentationSettings: ...
 @overload
 def choose(cue: Literal["pose"], name: str | None) -> OpenPoseSettings | ViTPoseSettings: ...
 @overload
 def choose(cue: Literal["parsing"], name: str | None) -> SCHPSettings | SegformerSettings: ...
-def choose(cue: Cue, name: str | None, *, drawn: bool = False) -> Any:
+def choose(cue: Cue, name: str | None) -> Any:
     """Settings of the network that is to find a cue.
 
     Args:
         cue: what it is to find.
         name: of the table (`dataset_tools.networks`), hub id, folder or file; None for the network of the table whose
-            weights are on this machine, the suggested one first. Networks of the table are never fetched.
-        drawn: without a name, the network that comes with this package will do, which knows drawn pictures only.
+            weights are on this machine, the suggested one first. Networks of the table are never fetched, and what
+            comes with this package, which knows drawn pictures only, is taken by its name alone.
 
     Raises:
         UserError: there is no such network, it finds something else or, with what to pull, its weights are not here.
     """
     if name is None:
-        name = next((row.name for row in _by_preference(cue, drawn) if at_hand(row)), None)
+        name = _at_hand(cue)
         if name is None:
             raise UserError(missing_message([SUGGESTED[cue]]))
     row = NETWORKS.get(name) or _of_hub(cue, name)
@@ -73,14 +72,18 @@ def choose(cue: Cue, name: str | None, *, drawn: bool = False) -> Any:
     return _SETTINGS[_MODEL_TYPES.get(cue, "transformers")](weights=name)
 
 
+def not_at_hand(cues: Sequence[Cue]) -> list[str]:
+    """The suggested networks of those cues for which none of the table is on this machine."""
+    return [SUGGESTED[cue] for cue in cues if _at_hand(cue) is None]
+
+
 def _rows(cue: Cue) -> list[Network]:
     return [row for row in NETWORKS.values() if row.purpose == cue]
 
 
-def _by_preference(cue: Cue, drawn: bool) -> list[Network]:
+def _at_hand(cue: Cue) -> str | None:
     rows = sorted(_rows(cue), key=lambda row: row.name != SUGGESTED[cue])
-    own = [row for row in rows if not (row.hub or row.url)]
-    return [row for row in rows if row not in own] + (own if drawn else [])
+    return next((row.name for row in rows if (row.hub or row.url) and at_hand(row)), None)
 
 
 def _of_hub(cue: Cue, name: str) -> Network | None:

@@ -51,8 +51,8 @@ _LOADING = threading.Lock()
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' progress bar and its table of keys: what matters of them is raised."""
+def quietly() -> Iterator[None]:
+    """Without transformers' progress bars, warnings and tables of keys: what matters of them is raised."""
     from transformers.utils import logging
 
     bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -164,7 +164,7 @@ def unload_networks() -> None:
         _LOADED.clear()
 
 
-@_quietly()
+@quietly()
 def load_pretrained(estimator: NetworkEstimator, architecture: Any) -> Any:
     """A transformers model of the estimator's folder, with every weight that its architecture has, and no other.
 

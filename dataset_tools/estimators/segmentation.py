@@ -12,7 +12,7 @@ import numpy as np
 
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.found_people import InstancesSettings, PeopleFinder, Seen, alike
-from dataset_tools.estimators.network import load_pretrained
+from dataset_tools.estimators.network import load_pretrained, quietly
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,7 @@ class Segmentation(PeopleFinder):
 
     package = "transformers"
 
+    @quietly()
     def load(self) -> Any:
         """See `NetworkEstimator.load`."""
         import transformers

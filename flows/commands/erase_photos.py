@@ -20,7 +20,7 @@ from rich.text import Text
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import Estimator
-from dataset_tools.estimators.choose import choose
+from dataset_tools.estimators.choose import Cue, choose, not_at_hand
 from dataset_tools.estimators.photographs import CueNetworks, Cues, NetworkMasks
 from dataset_tools.images import without_pillows_limit
 from dataset_tools.masks import why_inverted, why_much
@@ -28,6 +28,7 @@ from dataset_tools.photo_masks import NamedMasks, PhotoMasks, Place, open_masks
 from dataset_tools.photographs import Photograph, read_photograph
 from dataset_tools.records import Rejection
 from dataset_tools.storage import check_writable
+from dataset_tools.weights import missing_message
 from flows.commands.batch import Batch
 from flows.commands.chosen_people import Chosen, check_numbers, parse_numbers
 from flows.commands.photo_files import ERASED, find_photos, result_paths
@@ -140,7 +141,7 @@ def erase(
         options = replace(options, mild=NANO_ADAPTERS)
     jobs, several = _plan(photos, masks, output, layers)
     rejected: list[Rejection] = []
-    finder = _open_masks(masks, jobs, rejected) if masks else _find_masks(options.instances, drawn_only, jobs)
+    finder = _open_masks(masks, jobs, rejected) if masks else _find_masks(options, jobs)
     _check_layers(jobs)
     for folder in sorted({place.parent for job in jobs for place in (job.output, job.layers) if place is not None}):
         check_writable(folder)
@@ -189,12 +190,22 @@ def _plan(
     return jobs, several
 
 
-def _find_masks(name: str | None, drawn_only: bool, jobs: Sequence[Job]) -> NetworkMasks:
+def _find_masks(options: EraseOptions, jobs: Sequence[Job]) -> NetworkMasks:
+    why = "without --mask, a network has to find the people"
+    if options.instances is None and not_at_hand(["instances"]):
+        # Whoever fetches one network will want those that are missed next.
+        cues: list[Cue] = ["pose", "parsing"] if _wants_cues(options) and options.mild != NANO_ADAPTERS else []
+        raise UserError(f"{why}: {missing_message(not_at_hand(['instances', *cues]))}")
     try:
-        network = choose("instances", name, drawn=drawn_only).open()
+        network = choose("instances", options.instances).open()
     except UserError as error:
-        raise UserError(f"without --mask, a network has to find the people: {error}") from None
+        raise UserError(f"{why}: {error}") from None
     return NetworkMasks(network, {job.name: job.photo for job in jobs})
+
+
+def _wants_cues(options: EraseOptions) -> bool:
+    """Whether the adapters were trained with pose and parsing."""
+    return options.mild is not None and read_config(fetched(options.mild)).mild.hmg is not None
 
 
 def _open_masks(masks: Sequence[str], jobs: Sequence[Job], rejected: list[Rejection]) -> PhotoMasks:
@@ -236,7 +247,7 @@ def _cue_networks(options: EraseOptions, complaints: Console) -> CueNetworks:
     Raises:
         UserError: one that was named cannot be used.
     """
-    if options.mild is None or read_config(fetched(options.mild)).mild.hmg is None:
+    if not _wants_cues(options):
         for cue, name in (("pose", options.pose), ("parsing", options.parsing)):
             if name is not None:
                 model = options.mild or options.base

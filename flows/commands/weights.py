@@ -72,8 +72,6 @@ def check_networks() -> None:
             console.print(Text.assemble((network.name, "red"), f": {fault}; {cure}"), soft_wrap=True)
         else:
             say(f"{network.name}: sound, in {folder}")
-    if not here:
-        say("no network is here; see mild weights list")
     if damaged:
         raise typer.Exit(1)
 

@@ -22,8 +22,9 @@ from safetensors.numpy import save
 from dataset_tools import weights
 from dataset_tools.errors import UserError
 from dataset_tools.networks import NETWORKS, SUGGESTED, Network, WeightsFile
-from dataset_tools.weights import PICKLES, at_hand, damage, find_weights, missing_message, pull
+from dataset_tools.weights import PICKLES, at_hand, damage, find_weights, licence_of, missing_message, pull, size_of
 
+README = Path(__file__).parents[2] / "README.md"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIGURATION = b'{"model_type": "small"}'
 TENSORS = save({"weight": np.arange(20_000, dtype=np.float32)})
@@ -207,6 +208,14 @@ def test_the_table_is_sound() -> None:
             assert row.megabytes == pytest.approx(sum(size or 0 for size in sizes) / 1e6, abs=1)
     assert len({file.sha256 for row in NETWORKS.values() for file in row.files if file.path.endswith(".pth")}) == 5
     assert {NETWORKS[name].purpose for name in SUGGESTED.values()} == set(SUGGESTED)
+
+
+def test_the_readme_says_of_networks_what_the_table_says() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\w+) \| (.+) \| (yes|no) \| (.+) \|$", README.read_text(), re.MULTILINE)
+    assert {NETWORKS[name].kind for name, *_ in rows} == {row.kind for row in NETWORKS.values()} - {""}
+    for name, *told in rows:
+        row = NETWORKS[name]
+        assert told == [row.purpose, licence_of(row), "yes" if row.commercial else "no", size_of(row)]
 
 
 @pytest.mark.process

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from dataset_tools.errors import UserError
-from dataset_tools.estimators.choose import Cue, choose
+from dataset_tools.estimators.choose import Cue, choose, not_at_hand
 from dataset_tools.networks import NETWORKS, SUGGESTED, Network
 from dataset_tools.weights import missing_message
 
@@ -61,18 +60,16 @@ def test_without_a_name_it_is_what_is_here_and_what_is_suggested_goes_first(weig
     assert choose(cue, None).weights == SUGGESTED[cue]
 
 
-def test_what_comes_with_the_package_is_taken_for_drawn_pictures_where_nothing_else_is_here(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is always here, and finds nobody in photographs."""
-    monkeypatch.setitem(NETWORKS, "bundled", replace(NETWORKS["maskrcnn"], name="bundled", url=""))
-    put(weights, "bundled")
-    assert choose("instances", None, drawn=True).weights == "bundled"
-    assert choose("instances", "bundled").weights == "bundled"
+def test_what_comes_with_the_package_is_taken_by_its_name_alone(weights: Path) -> None:
+    """It is always here, and knows no photographs."""
+    assert choose("instances", "drawn-people").weights == "drawn-people"
     with pytest.raises(UserError, match="mild weights pull"):
         choose("instances", None)
-    put(weights, "eomt-large")
-    assert choose("instances", None, drawn=True).weights == "eomt-large"
+
+
+def test_of_several_cues_those_are_named_of_which_nothing_is_here(weights: Path) -> None:
+    put(weights, "openpose")
+    assert not_at_hand(["instances", "pose", "parsing"]) == [SUGGESTED["instances"], SUGGESTED["parsing"]]
 
 
 def test_a_hub_id_of_the_table_is_its_network() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import FoundPeople, PeopleInPicture
+from dataset_tools.networks import SUGGESTED
 from dataset_tools.schema import MadeBy
 from flows import cli
 from flows.commands import erase_photos, mask_photos
@@ -120,7 +121,10 @@ class Networks:
         """Those that look at people whose masks are known are at hand as well."""
         self.pose, self.parsing = Centres("centres"), Torsos("torsos")
 
-    def choose(self, cue: str, name: str | None, *, drawn: bool = False) -> Any:
+    def not_at_hand(self, cues: Sequence[str]) -> list[str]:
+        return [SUGGESTED[cue] for cue in cues if getattr(self, cue) is None]
+
+    def choose(self, cue: str, name: str | None) -> Any:
         self.asked[cue] = name
         network = getattr(self, cue)
         if network is None:
@@ -134,4 +138,5 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> Networks:
     networks = Networks()
     for module in (erase_photos, mask_photos):
         monkeypatch.setattr(module, "choose", networks.choose)
+    monkeypatch.setattr(erase_photos, "not_at_hand", networks.not_at_hand)
     return networks

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 from PIL import Image
 
 from dataset_tools.drawn_world import draw_scene
+from dataset_tools.networks import SUGGESTED
+from dataset_tools.weights import missing_message
 from flows.commands import erase_photos
 from mild.bases import NANO_ADAPTERS
 from mild.erasing.regions import editable
@@ -281,8 +282,12 @@ def test_what_the_user_must_mend_is_one_line(
     networks.instances.broken = "spots.pth ends early"
     assert mild_anew("erase", gone, *base)[::2] == (2, "error: spots.pth ends early\n")
     networks.instances = None
-    missing = "without --mask, a network has to find the people: weights are missing: mild weights pull instances"
-    assert mild_anew("erase", gone, *base)[::2] == (2, f"error: {missing}\n")
+    names = [SUGGESTED[cue] for cue in ("instances", "pose", "parsing")]
+    # Adapters that were trained with cues will want networks for them next.
+    for model, missing in ((base, names[:1]), (["--mild", guided], names)):
+        code, out, err = mild_anew("erase", gone, *model)
+        said = f"error: without --mask, a network has to find the people: {missing_message(missing)}\n"
+        assert (code, out, err) == (2, "", said)
     assert not pipeline.calls
 
 
@@ -291,10 +296,10 @@ def test_drawn_people_are_found_by_a_network_and_erased(tmp_path: Path, mild_ane
     """From a picture alone, with the networks of the package and no stand-in, of a scene that they never saw."""
     scene = draw_scene("holiday/4", 2026, (320, 240), 2)
     file = save(scene.image, tmp_path / "one.png")
-    finder = ["--instances", files("dataset_tools.estimators") / "drawn_people"]
+    finder = ["--instances", "drawn-people"]
     assert mild_anew("mask", file, *finder)[0] == 0
     code, out, _ = mild_anew("erase", file, *finder, "--steps", 1)
-    assert (code, out) == (0, f"{tmp_path}/one-erased.png: 2 of 2 people erased, found by drawn_people\n")
+    assert (code, out) == (0, f"{tmp_path}/one-erased.png: 2 of 2 people erased, found by drawn-people\n")
     with Image.open(tmp_path / "one-mask.png") as mask, Image.open(tmp_path / "one-erased.png") as result:
         found = np.asarray(mask)
         differs = (np.asarray(result) != scene.image).any(axis=2)

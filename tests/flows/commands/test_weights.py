@@ -65,7 +65,7 @@ def test_the_list_says_who_may_use_what_and_whether_it_is_here(
     for name, network in NETWORKS.items():
         row = row_of(name, out)
         assert network.weights_licence in row and network.code_licence in row
-        assert row.split()[-1] == "no"
+        assert row.split()[-1] == ("no" if network.hub or network.url else "yes")
         assert f" {'yes' if network.commercial else 'no'} " in row
     file.parent.mkdir(parents=True)
     file.write_bytes(BODY)
@@ -83,6 +83,12 @@ def test_pull_puts_networks_into_a_folder_of_choice(mild: Command, file: Path, t
     assert mild("pull", "small", "--to", tmp_path / "own")[0] == 0
     assert (tmp_path / "own" / "small" / "small.pth").read_bytes() == BODY
     assert not file.exists()
+
+
+def test_what_comes_with_the_package_is_here_and_sound(mild: Command) -> None:
+    assert mild("pull", "drawn-people")[0] == 0
+    code, out, _ = mild("check")
+    assert code == 0 and "drawn-people: sound" in out
 
 
 def test_pull_fetches_nothing_where_one_of_the_names_is_wrong(mild: Command, file: Path) -> None:
@@ -110,9 +116,10 @@ def test_a_pull_that_is_stopped_says_that_it_can_go_on(
     assert code == 130 and "the next pull goes on from there" in err
 
 
-def test_check_finds_what_is_damaged_and_says_how_to_mend_it(mild: Command, file: Path) -> None:
-    code, out, _ = mild("check")
-    assert code == 0 and "no network is here" in out
+def test_check_finds_what_is_damaged_and_says_how_to_mend_it(
+    mild: Command, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(NETWORKS, "drawn-people")  # which is always here
     mild("pull", "small")
     code, out, _ = mild("check")
     assert code == 0 and out == f"small: sound, in {file.parent}\n"
