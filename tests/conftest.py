@@ -41,10 +41,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses Prefect's server, so that `make test-fast` can leave it out."""
+    """Marks what uses Prefect's server, so that `make test-fast` can leave it out.
+
+    Files that use it, or start processes, take longest, and go first: else one worker would still be at work on one
+    while the others have nothing left.
+    """
     for item in items:
         if "prefect_server" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
+    long = {item.path for item in items if {"process", "server"} & {mark.name for mark in item.iter_markers()}}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)
