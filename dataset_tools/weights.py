@@ -116,6 +116,13 @@ def missing_message(names: Sequence[str]) -> str:
     return f"weights are missing: {', '.join(told)}; fetch them: mild weights pull {' '.join(names)}"
 
 
+def check_at_hand(names: Iterable[str]) -> None:
+    """Raise one `UserError` that names all networks of the table, of those given, that are not here."""
+    missing = [name for name in names if name in NETWORKS and at_hand(NETWORKS[name]) is None]
+    if missing:
+        raise UserError(missing_message(missing))
+
+
 def size_of(network: Network) -> str:
     """How large the files of a network are together, for people."""
     return f"{network.megabytes} MB" if network.megabytes < 1000 else f"{network.megabytes / 1000:.1f} GB"

@@ -35,6 +35,7 @@ from dataset_tools.storage import (
     open_root,
     write_bytes,
 )
+from dataset_tools.weights import check_at_hand
 from flows.caching import JobT, ResultT, result_storage, run_steps
 from flows.dataset_steps import (
     MIRROR,
@@ -130,7 +131,9 @@ def check_build(settings: str, output: str, changes: dict[str, Any] | None = Non
     """
     checked = BuildSettings.load(settings, changes)
     check_writable(normal_place(output))
-    for network in checked.networks().values():
+    networks = checked.networks().values()
+    check_at_hand(network.weights for network in networks)
+    for network in networks:
         network.open().fingerprint()
     if not isinstance(checked.source, SampleSettings):
         checked.source.open().check()

@@ -28,6 +28,7 @@ from dataset_tools.schema import PARSING_LABELS, Sample
 from dataset_tools.shards import ShardDataset, read_manifest, verify
 from dataset_tools.sources.folder import FolderSource
 from dataset_tools.sources.sample import SampleSettings, write_mirror
+from dataset_tools.weights import missing_message
 from flows import cli
 from flows.build_dataset import build_dataset
 
@@ -262,6 +263,17 @@ def test_weights_that_cannot_be_used_are_one_line_before_the_first_picture_is_fe
         build_dataset(str(recipe), str(tmp_path / "dataset"), changes)
     message = str(caught.value)
     assert str(folder) in message and said in message and "\n" not in message
+
+
+def test_all_weights_that_have_to_be_pulled_are_named_at_once(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("MILD_WEIGHTS", raising=False)
+    changes = {"instances.weights": "rf-detr-seg-medium", "parsing.weights": "segformer-clothes"}
+    with pytest.raises(UserError) as caught:
+        build_dataset(str(recipe), str(tmp_path / "dataset"), changes)
+    assert str(caught.value) == missing_message(["rf-detr-seg-medium", "segformer-clothes"])
 
 
 def test_a_network_of_another_kind_is_named(recipe: Path, networks: dict[str, dict[str, Any]], tmp_path: Path) -> None:
