@@ -25,6 +25,8 @@ from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.networks import NETWORKS, Network, WeightsFile
 from dataset_tools.storage import held, local_place
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+"""``owner/name`` on the Hugging Face hub."""
 FOLDER_VARIABLE = "MILD_WEIGHTS"
 """Environment variable that names a folder with one sub-folder a network of the table."""
 BUNDLED = Path(__file__).parent / "estimators"
@@ -42,7 +44,6 @@ USUAL_FILES = (
 Progress = Callable[[str, int, int | None], None]
 """Is told a file's name, how many bytes of it are there, and how many it has, where that is known."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -245,7 +246,7 @@ def _torch_checkpoints() -> Path:
 
 def _from_hub(name: str, patterns: Sequence[str], download: bool) -> Path:
     """The folder of a hub id in the hub's cache; fetched only where it is not there."""
-    if _HUB_ID.fullmatch(name) is None:
+    if HUB_ID.fullmatch(name) is None:
         near = difflib.get_close_matches(name, NETWORKS, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         raise UserError(f"weights {name} are no network of the table, no folder, file or hub id{hint}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from dataset_tools.storage import normal_place
+from dataset_tools.weights import HUB_ID
 
 NANO = "mild-nano"
 """What the trained nano base is called, on every machine."""
 NANO_ADAPTERS = "mild-nano-adapters"
 """What its trained adapters are called."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-"""``owner/name`` on the Hugging Face hub."""
 _BUNDLED = {name: Path(__file__).parent / "nano" / "bundled" / name for name in (NANO, NANO_ADAPTERS)}
 SUGGESTED_BASE = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
 

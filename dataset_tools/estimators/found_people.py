@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -95,14 +95,6 @@ def found_people(masks: Sequence[np.ndarray], scores: Sequence[float], settings:
         taken |= own
     people.sort(key=lambda person: _centroid(person[0]))
     return FoundPeople([mask for mask, _ in people], [score for _, score in people])
-
-
-def alike(kinds: Sequence[Hashable]) -> list[list[int]]:
-    """Indices of equal kinds together, in order of their first ones."""
-    groups: dict[Hashable, list[int]] = {}
-    for index, kind in enumerate(kinds):
-        groups.setdefault(kind, []).append(index)
-    return list(groups.values())
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from dataset_tools.errors import UserError
-from dataset_tools.estimators.found_people import InstancesSettings, PeopleFinder, Seen, alike
+from dataset_tools.estimators.found_people import InstancesSettings, PeopleFinder, Seen
+from dataset_tools.estimators.network import alike
 
 
 class MaskRCNNSettings(InstancesSettings):

@@ -7,7 +7,7 @@ import pickle
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -94,7 +94,7 @@ class NetworkEstimator(ABC):
         """The files on this machine. Raises `UserError` where there are none, or not those that are asked for."""
         return find_weights(self.settings.weights, files=self.files, sha256=self.settings.sha256)
 
-    @property
+    @cached_property
     def made_by(self) -> MadeBy:
         """See `dataset_tools.estimators.Estimator.made_by`; a folder or file is told by its name alone."""
         row, own = self.weights.network, self.settings.weights
@@ -162,6 +162,14 @@ def unload_networks() -> None:
     """Forget the networks of this process, so that what comes after them has their memory."""
     with _LOADING:
         _LOADED.clear()
+
+
+def alike(kinds: Sequence[Hashable]) -> list[list[int]]:
+    """Indices of equal kinds together, in order of their first ones."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        groups.setdefault(kind, []).append(index)
+    return list(groups.values())
 
 
 @quietly()

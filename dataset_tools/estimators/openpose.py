@@ -8,7 +8,7 @@ CMU licenses it for non-commercial use only. Its ``Body`` as a whole sees one pi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators import PeopleInPicture
-from dataset_tools.estimators.network import NetworkEstimator, NetworkSettings
+from dataset_tools.estimators.network import NetworkEstimator, NetworkSettings, alike
 from dataset_tools.estimators.skeletons import match_skeletons
 
 if TYPE_CHECKING:
@@ -92,11 +92,13 @@ class OpenPose(NetworkEstimator):
         with self.model() as network:
             for scale in self.settings.scales:
                 inputs = [_network_input(image, scale) for image in images]
-                for batch in _of_one_shape(inputs, self.batch_size):
-                    pixels = torch.from_numpy(np.stack([inputs[index] for index in batch]))
-                    maps = torch.cat(network(pixels.to(self.device, self.dtype)), 1).float().cpu().numpy()
-                    for index, own in zip(batch, maps, strict=True):
-                        found[index].append(own)
+                for group in alike([seen.shape for seen in inputs]):
+                    for start in range(0, len(group), self.batch_size):
+                        batch = group[start : start + self.batch_size]
+                        pixels = torch.from_numpy(np.stack([inputs[index] for index in batch]))
+                        maps = torch.cat(network(pixels.to(self.device, self.dtype)), 1).float().cpu().numpy()
+                        for index, own in zip(batch, maps, strict=True):
+                            found[index].append(own)
         return found
 
     def _skeletons(self, maps: Sequence[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
@@ -142,16 +144,6 @@ def _network_input(image: np.ndarray, scale: float) -> np.ndarray:
     seen = util.smart_resize(np.ascontiguousarray(image[..., ::-1]), _seen_size(image.shape, scale))
     padded, _ = util.padRightDownCorner(seen, _STRIDE, _GREY)
     return padded.astype(np.float32).transpose(2, 0, 1) / 256 - 0.5
-
-
-def _of_one_shape(arrays: Sequence[np.ndarray], size: int) -> Iterator[list[int]]:
-    """Indices of arrays of the same shape, at most ``size`` at once."""
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for index, array in enumerate(arrays):
-        shapes.setdefault(array.shape, []).append(index)
-    for alike in shapes.values():
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size]
 
 
 class _KnownMaps:

@@ -8,6 +8,7 @@ people.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
@@ -47,7 +48,7 @@ class SCHP(CropParsing):
     package = "torch"
     files = ("*.pth",)
 
-    @property
+    @cached_property
     def label_set(self) -> str:
         """See `dataset_tools.estimators.ParsingEstimator.label_set`."""
         with self.model() as network:

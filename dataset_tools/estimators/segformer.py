@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -46,7 +47,7 @@ class Segformer(CropParsing):
     package = "transformers"
     files = ("config.json", "model.safetensors", "preprocessor_config.json")
 
-    @property
+    @cached_property
     def label_set(self) -> str:
         """See `dataset_tools.estimators.ParsingEstimator.label_set`."""
         with self.model() as loaded:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dataset_tools.errors import UserError
-from dataset_tools.estimators.found_people import InstancesSettings, PeopleFinder, Seen, alike
-from dataset_tools.estimators.network import load_pretrained, quietly
+from dataset_tools.estimators.found_people import InstancesSettings, PeopleFinder, Seen
+from dataset_tools.estimators.network import alike, load_pretrained, quietly
 
 if TYPE_CHECKING:
     import torch

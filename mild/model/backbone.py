@@ -19,8 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from dataset_tools.errors import UserError
 from dataset_tools.networks import NETWORKS
-from dataset_tools.weights import at_hand
-from mild.bases import HUB_ID, NANO, SUGGESTED_BASE, place_of
+from dataset_tools.weights import HUB_ID, at_hand
+from mild.bases import NANO, SUGGESTED_BASE, place_of
 from mild.settings import LoraSettings
 
 Branch = Literal["fg", "bg"]

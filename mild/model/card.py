@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mild.bases import HUB_ID, NANO
+from dataset_tools.weights import HUB_ID
+from mild.bases import NANO
 from mild.settings import MildSettings
 
 CARD = """\

@@ -9,7 +9,8 @@ from pydantic import ConfigDict, Field
 
 from dataset_tools.errors import UserError
 from dataset_tools.settings import Settings
-from mild.bases import HUB_ID, place_of
+from dataset_tools.weights import HUB_ID
+from mild.bases import place_of
 from mild.settings import MildSettings
 
 FORMAT = 2

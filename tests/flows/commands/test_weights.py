@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dataset_tools.networks import NETWORKS, WeightsFile
-from flows import cli
 from flows.commands import weights as command
 
 BODY = bytes(range(256)) * 300
@@ -21,17 +20,9 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def mild(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command as the shell starts it; gives exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mild", "weights", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        said = capsys.readouterr()
-        return int(stop.value.code or 0), said.out, said.err
-
-    return run
+def mild(mild_anew: Command) -> Command:
+    """``mild weights``; gives exit code, stdout and stderr."""
+    return partial(mild_anew, "weights")
 
 
 @pytest.fixture
@@ -44,9 +35,6 @@ def file(tmp_path: Path, serve_files: Callable[..., Any], monkeypatch: pytest.Mo
     files = (WeightsFile("small.pth", hashlib.sha256(BODY).hexdigest(), len(BODY)),)
     row = replace(NETWORKS["maskrcnn"], name="small", url=url, files=files, about="a small one")
     monkeypatch.setitem(NETWORKS, "small", row)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv("MILD_WEIGHTS", raising=False)
     return tmp_path / "torch" / "hub" / "checkpoints" / "small.pth"
 
 
