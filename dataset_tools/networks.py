@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Purpose = Literal["instances", "pose", "parsing", "base"]
+Purpose = Literal["instances", "pose", "parsing", "base", "eraser", "metric"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Network:
 
     name: str
     purpose: Purpose
-    """What it is for; ``base``: the pipeline that erases."""
+    """What it is for; ``base``: the pipeline that erases; ``eraser``: another method, to compare with."""
     kind: str
     """Of the settings that run it (`dataset_tools.estimators`); empty for a base."""
     hub: str

@@ -83,7 +83,7 @@ def find_weights(name: str, *, files: Sequence[str] = (), sha256: str | None = N
         folder, there = _of_the_table(network, files)
     else:
         folder, there = _of_ones_own(name, files or USUAL_FILES, download)
-    digests = {file: _digest(path) for file, path in sorted(there.items())}
+    digests = {file: file_digest(path) for file, path in sorted(there.items())}
     whole = next(iter(digests.values()))
     if len(digests) > 1:
         whole = hashlib.sha256("".join(f"{digests[file]}  {file}\n" for file in digests).encode()).hexdigest()
@@ -286,7 +286,7 @@ def _fault(path: Path, file: WeightsFile) -> str | None:
     if file.path.endswith(".safetensors") and (fault := _safetensors_fault(path, size)):
         return fault
     expected = file.sha256 or _told_by_hub(path)
-    if expected is not None and (found := _digest(path)) != expected:
+    if expected is not None and (found := file_digest(path)) != expected:
         return f"{path} has the sha256 {found}, and not {expected}"
     return None
 
@@ -310,7 +310,7 @@ def _told_by_hub(path: Path) -> str | None:
     return kept.name if kept.parent.name == "blobs" and _SHA256.fullmatch(kept.name) else None
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """sha256 (hex) of a file, computed once a process as long as it is not touched."""
     stat = path.stat()
     return _computed_digest(str(path), stat.st_size, stat.st_mtime_ns)

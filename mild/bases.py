@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataset_tools.settings import digest_of
 from dataset_tools.storage import normal_place
-from dataset_tools.weights import HUB_ID
+from dataset_tools.weights import HUB_ID, file_digest
 
 NANO = "mild-nano"
 """What the trained nano base is called, on every machine."""
@@ -28,3 +29,12 @@ def place_of(name: str) -> str:
 def normal_name(name: str) -> str:
     """What a base or MILD directory is called, wherever one stands: `place_of` of all that has no name of its own."""
     return name if name in _BUNDLED else place_of(name)
+
+
+def digest_of_place(name: str) -> str:
+    """sha256 (hex) over the names and contents of a base's or MILD directory's files; a hub id as it is."""
+    folder = Path(place_of(name))
+    if not folder.is_dir():
+        return name
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest_of({str(path.relative_to(folder)): file_digest(path) for path in files})

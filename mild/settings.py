@@ -1,4 +1,4 @@
-"""Settings of training and evaluation, in a module that imports no torch, so that flows read them at once."""
+"""Settings of training, in a module that imports no torch, so that flows read them at once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dataset_tools.settings import Settings
-
-Method = Literal["telea", "navier-stokes", "sdxl-inpaint", "mild"]
-Masks = Literal["exact", "augmented"]
 
 
 class LoraSettings(Settings):
@@ -34,6 +31,8 @@ class HmgSettings(Settings):
     """Longer side of the maps that cues are drawn on, in pixels; the shorter one keeps the picture's aspect."""
     joint_width: float = Field(0.015, gt=0, le=0.5)
     """Standard deviation of a joint's or limb's Gaussian profile, as a share of ``map_side``."""
+    cues: tuple[Literal["pose", "parsing"], ...] = Field(("pose", "parsing"), min_length=1)
+    """What it is given of the people; without one of them the model is a rung of table 6."""
     dropout: float = Field(0.1, ge=0, le=1)
     """Probability that a cue of a sample is withheld in training, each by itself, so that every one stays optional."""
 
@@ -229,42 +228,4 @@ class TrainSettings(Settings):
                 f"protect_background ({self.protect_background}) leaves no adapter to train before step "
                 f"{self.protect_background}: set warm_up.start ({self.warm_up.start}) to 0"
             )
-        return self
-
-
-class EvaluateSettings(Settings):
-    """What is compared, on how many samples, and how the diffusion methods are run."""
-
-    methods: tuple[Method, ...] = Field(("telea", "navier-stokes", "sdxl-inpaint", "mild"), min_length=1)
-    """``telea`` and ``navier-stokes``: OpenCV; ``sdxl-inpaint``: the base as it is; ``mild``: `MILDPipeline`."""
-    samples: int = Field(100, ge=1)
-    """How many samples are drawn from the split; all of them where it holds fewer."""
-    masks: tuple[Masks, ...] = Field(("exact",), min_length=1)
-    """Kinds of masks that the methods are given, each sample with each. ``augmented``: faulty ones (too narrow,
-    shifted, limbs missing), as annotators and networks make them."""
-    inference_steps: int = Field(25, ge=2)
-    """DDIM (or the base's scheduler) steps."""
-    guidance_scale: float = Field(7.5, ge=1)
-    """Classifier-free guidance of ``sdxl-inpaint``. MILD is trained on one prompt and runs without guidance."""
-    strength: float = Field(0.9999, gt=0, le=1)
-    """Of ``sdxl-inpaint``: below 1 it leaves out the noisiest step and begins from the noised picture, people included,
-    of which more shines through the fewer steps there are. SDXL's own UNet paints worse at exactly 1, says its card."""
-    prompt: str = ""
-    """Text for the diffusion methods."""
-    match_colours: bool = True
-    """Whether ``mild`` brings the colours that it paints nearer to those around the hole (`mild.erasing.regions`);
-    without, it is the paper's method alone."""
-    resolution: int = Field(512, ge=8)
-    """Shorter side at which ``sdxl-inpaint`` works, in pixels; its result is brought back to the image's size. MILD
-    works at the resolution that it was trained at."""
-    seed: int = Field(0, ge=0)
-    """Decides which samples are drawn, the noise of each, and the bootstrap."""
-    resamples: int = Field(2000, ge=100)
-    """Bootstrap resamples behind each 95 % interval."""
-
-    @model_validator(mode="after")
-    def _nothing_twice(self) -> Self:
-        for name, values in (("methods", self.methods), ("masks", self.masks)):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} names one of them twice")
         return self

@@ -118,6 +118,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     """What MILD adds to the UNet; None: the base alone."""
     base: str = ""
     """Folder or hub id that the base was loaded from."""
+    working_resolution: int | None = None
+    """Pixels of the side of the square that the base alone is to work at, where that is not its own."""
 
     @classmethod
     def from_pretrained(cls, base: str, *, mild: str | Path | None = None, **options: Any) -> Self:
@@ -265,7 +267,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         """Pixels of the side of the square that the model works at: that of MILD's training, or else the base's."""
         if self.layered is not None and self.layered.resolution is not None:
             return self.layered.resolution
-        return int(self.unet.config.sample_size * self.vae_scale_factor)
+        return self.working_resolution or int(self.unet.config.sample_size * self.vae_scale_factor)
 
     def _layered(self) -> LayeredUNet:
         if self.layered is None:

@@ -2,41 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
+
+from dataset_tools.settings import Settings, digest_of
+
+Region = Literal["hole", "picture", "outside", "border"]
+"""Where a metric looks: at what was to be filled and what those who go really cover; everywhere; at what no method may
+change; or at the line between both."""
 
 
 class NotComputed(Exception):
     """A metric has no value here; the message is the reason, for a person to read."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric as tables show it. Infinite values are possible (PSNR of identical pictures)."""
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A result, and all that a metric may look at. All of one size."""
 
-    name: str
-    title: str
-    """For headings."""
-    larger_is_better: bool
-    digits: int
-    """Decimals that mean something."""
-    score: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
-    """result, truth, hole (H, W) bool to value; raises `NotComputed`."""
-
-
-def check_sizes(result: np.ndarray, truth: np.ndarray) -> None:
-    """Raise `NotComputed` unless both pictures, (H, W, 3) uint8, are of one size."""
-    if result.shape != truth.shape:
-        raise NotComputed(
-            f"the result is {result.shape[1]}x{result.shape[0]}, the truth {truth.shape[1]}x{truth.shape[0]}"
-        )
+    key: str
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB: the picture before."""
+    result: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    truth: np.ndarray | None
+    """(H, W, 3) uint8 RGB: the clean background; None where none is known."""
+    given: np.ndarray
+    """(H, W) bool: the mask that the method was given, all that it may change."""
+    hole: np.ndarray
+    """(H, W) bool: that, and all that those who go really cover; not empty."""
+    staying: np.ndarray
+    """(H, W) bool: people who stay."""
 
 
-def check_hole(hole: np.ndarray, truth: np.ndarray) -> None:
-    """Raise `NotComputed` unless the hole, (H, W) bool, is of the picture's size and holds something."""
-    if hole.shape != truth.shape[:2]:
-        raise NotComputed(f"the hole is {hole.shape[1]}x{hole.shape[0]}, the picture {truth.shape[1]}x{truth.shape[0]}")
-    if not hole.any():
-        raise NotComputed("the hole is empty")
+class MetricSettings(Settings, ABC):
+    """One metric. Subclasses add ``kind``, a literal, and whatever can be set."""
+
+    kind: str
+    batch_size: int = Field(8, ge=1, le=1024)
+    """Pictures that its network sees at once."""
+
+    @property
+    def name(self) -> str:
+        """Column of tables: the kind, and what of its settings makes it another metric."""
+        return self.kind
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """For headings, short, with its unit."""
+        ...
+
+    @property
+    @abstractmethod
+    def larger_is_better(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def digits(self) -> int:
+        """Decimals that mean something."""
+        ...
+
+    @property
+    @abstractmethod
+    def region(self) -> Region: ...
+
+    @property
+    def network(self) -> str:
+        """Network with its checkpoint, preprocessing and size, as tables name it; empty where it needs none."""
+        return ""
+
+    @property
+    def reference(self) -> str:
+        """What results are compared with, as tables name it; ``none`` for metrics without a reference."""
+        return "clean background"
+
+    def missing(self) -> str | None:
+        """Why it cannot be computed on this machine, and what to pull; None where it can. Loads nothing."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides about its values: settings, weights, versions of packages.
+
+        Raises:
+            UserError: weights are not here, or damaged.
+        """
+        return digest_of([self.model_dump(mode="json", exclude={"batch_size"})])
+
+
+class PictureMetric(MetricSettings):
+    """A metric that gives each result a value of its own."""
+
+    @abstractmethod
+    def score(self, judged: Sequence[Judged]) -> list[float | NotComputed]:
+        """The value of each result; infinite ones are possible (PSNR of identical pictures). Where it has none, why.
+
+        Args:
+            judged: `batch_size` at most, of any sizes; ``truth`` is there unless `reference` is ``none``.
+        """
+        ...
+
+
+class DistributionMetric(MetricSettings):
+    """A metric that compares all results of a method with a set of reference pictures."""
+
+    @abstractmethod
+    def features_fingerprint(self) -> str:
+        """Digest of what decides about `features`, so that metrics on the same features share them."""
+        ...
+
+    @abstractmethod
+    def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """(N, D) float32 of pictures (H, W, 3) uint8, `batch_size` at most, of any sizes."""
+        ...
+
+    @abstractmethod
+    def distance(self, results: Iterable[np.ndarray], reference: Iterable[np.ndarray], seed: int) -> float:
+        """Compare two sets, each given as parts (n, D) float32 that are gone through once.
+
+        Args:
+            seed: decides what is drawn, if anything.
+
+        Raises:
+            NotComputed: a set is too small.
+        """
+        ...

@@ -9,12 +9,13 @@ Torch is imported when it is needed: whoever wants the other metrics does withou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mild.metrics.metric import NotComputed, check_hole, check_sizes
+from mild.metrics.metric import Judged, NotComputed, PictureMetric, Region
 
 if TYPE_CHECKING:
     from efficientnet_lite_pytorch import EfficientNet
@@ -22,6 +23,49 @@ if TYPE_CHECKING:
 
 SMALLEST = 32
 """The coarsest features are of a 32nd of the picture's side."""
+
+
+class PerceptualDistance(PictureMetric):
+    """In the hole; needs no weights but those of a package."""
+
+    kind: Literal["perceptual_hole"] = "perceptual_hole"
+
+    @property
+    def title(self) -> str:
+        """See `MetricSettings.title`."""
+        return "Perceptual distance hole"
+
+    @property
+    def larger_is_better(self) -> bool:
+        """See `MetricSettings.larger_is_better`."""
+        return False
+
+    @property
+    def digits(self) -> int:
+        """See `MetricSettings.digits`."""
+        return 4
+
+    @property
+    def region(self) -> Region:
+        """See `MetricSettings.region`."""
+        return "hole"
+
+    @property
+    def network(self) -> str:
+        """See `MetricSettings.network`."""
+        return "EfficientNet-Lite0 (ImageNet), picture's own size; not LPIPS"
+
+    def score(self, judged: Sequence[Judged]) -> list[float | NotComputed]:
+        """See `PictureMetric.score`."""
+        found: list[float | NotComputed] = []
+        for one in judged:
+            assert one.truth is not None
+            if min(one.truth.shape[:2]) < SMALLEST:
+                why = f"the picture is smaller than {SMALLEST} pixels, of which the coarsest features are made"
+                found.append(NotComputed(why))
+            else:
+                found.append(perceptual_hole(one.result, one.truth, one.hole))
+        return found
 
 
 @cache
@@ -45,16 +89,9 @@ def perceptual_hole(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> 
     summed over channels, averaged over the cells, each weighed by its share of ``hole``, and then over resolutions.
 
     Args:
-        result, truth: (H, W, 3) uint8.
-        hole: (H, W) bool; what lies around it counts as far as features reach.
-
-    Raises:
-        NotComputed: sizes differ, a side is shorter than `SMALLEST`, or the hole is empty.
+        result, truth: (H, W, 3) uint8, no side shorter than `SMALLEST`.
+        hole: (H, W) bool, not empty; what lies around it counts as far as features reach.
     """
-    check_sizes(result, truth)
-    check_hole(hole, truth)
-    if min(truth.shape[:2]) < SMALLEST:
-        raise NotComputed(f"the picture is smaller than {SMALLEST} pixels, of which the coarsest features are made")
     import torch
 
     with torch.inference_mode():

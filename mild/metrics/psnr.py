@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-import numpy as np
-from skimage.metrics import peak_signal_noise_ratio
+from collections.abc import Sequence
+from typing import Literal
 
-from mild.metrics.metric import check_hole, check_sizes
+import numpy as np
+
+from mild.metrics.metric import Judged, NotComputed, PictureMetric, Region
+
+
+class PSNR(PictureMetric):
+    """In dB: in the hole, or over the whole picture. Publications use both, and seldom say which."""
+
+    kind: Literal["psnr", "psnr_hole"] = "psnr_hole"
+
+    @property
+    def title(self) -> str:
+        """See `MetricSettings.title`."""
+        return "PSNR, dB" if self.kind == "psnr" else "PSNR hole, dB"
+
+    @property
+    def larger_is_better(self) -> bool:
+        """See `MetricSettings.larger_is_better`."""
+        return True
+
+    @property
+    def digits(self) -> int:
+        """See `MetricSettings.digits`."""
+        return 2
+
+    @property
+    def region(self) -> Region:
+        """See `MetricSettings.region`."""
+        return "picture" if self.kind == "psnr" else "hole"
+
+    def score(self, judged: Sequence[Judged]) -> list[float | NotComputed]:
+        """See `PictureMetric.score`."""
+        found: list[float | NotComputed] = []
+        for one in judged:
+            assert one.truth is not None
+            where = one.hole if self.kind == "psnr_hole" else np.ones_like(one.hole)
+            found.append(psnr(one.result[where], one.truth[where]))
+        return found
 
 
 def psnr(result: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB over the whole picture, peak 255; ``inf`` where both are identical.
+    """Peak signal-to-noise ratio in dB of uint8 values of one shape, peak 255; ``inf`` where both are identical."""
+    from skimage.metrics import peak_signal_noise_ratio
 
-    Args:
-        result, truth: (H, W, 3) uint8.
-
-    Raises:
-        NotComputed: their sizes differ.
-    """
-    check_sizes(result, truth)
     if np.array_equal(result, truth):
         return float("inf")
     return float(peak_signal_noise_ratio(truth, result, data_range=255))
-
-
-def psnr_hole(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
-    """`psnr` over the pixels of ``hole``, (H, W) bool; ``inf`` where both are identical there."""
-    check_sizes(result, truth)
-    check_hole(hole, truth)
-    return psnr(result[hole][None], truth[hole][None])

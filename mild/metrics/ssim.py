@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
-import numpy as np
-from skimage.metrics import structural_similarity
+from collections.abc import Sequence
+from typing import Literal
 
-from mild.metrics.metric import NotComputed, check_sizes
+import numpy as np
+
+from mild.metrics.metric import Judged, NotComputed, PictureMetric, Region
 
 WINDOW = 11
 """Side of the Gaussian window (sigma 1.5) that SSIM is defined with."""
+
+
+class SSIM(PictureMetric):
+    """Over the whole picture (tables 3 and 4)."""
+
+    kind: Literal["ssim"] = "ssim"
+
+    @property
+    def title(self) -> str:
+        """See `MetricSettings.title`."""
+        return "SSIM"
+
+    @property
+    def larger_is_better(self) -> bool:
+        """See `MetricSettings.larger_is_better`."""
+        return True
+
+    @property
+    def digits(self) -> int:
+        """See `MetricSettings.digits`."""
+        return 4
+
+    @property
+    def region(self) -> Region:
+        """See `MetricSettings.region`."""
+        return "picture"
+
+    def score(self, judged: Sequence[Judged]) -> list[float | NotComputed]:
+        """See `PictureMetric.score`."""
+        found: list[float | NotComputed] = []
+        for one in judged:
+            assert one.truth is not None
+            if min(one.truth.shape[:2]) < WINDOW:
+                found.append(NotComputed(f"the picture is smaller than SSIM's window of {WINDOW} pixels"))
+            else:
+                found.append(ssim(one.result, one.truth))
+        return found
 
 
 def ssim(result: np.ndarray, truth: np.ndarray) -> float:
@@ -17,14 +56,10 @@ def ssim(result: np.ndarray, truth: np.ndarray) -> float:
     Gaussian window of 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, as in the paper.
 
     Args:
-        result, truth: (H, W, 3) uint8.
-
-    Raises:
-        NotComputed: their sizes differ, or they are smaller than the window.
+        result, truth: (H, W, 3) uint8, no smaller than the window.
     """
-    check_sizes(result, truth)
-    if min(truth.shape[:2]) < WINDOW:
-        raise NotComputed(f"the picture is smaller than SSIM's window of {WINDOW} pixels")
+    from skimage.metrics import structural_similarity
+
     return float(
         structural_similarity(
             truth, result, data_range=255, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False

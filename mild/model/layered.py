@@ -24,7 +24,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -124,6 +124,15 @@ class LayeredUNet:
         """``sma``, ``hmg``, ``offsets``, ``prefix``: those that are switched on. Adapters live in the UNet."""
         parts = {"sma": self.sma, "hmg": self.hmg, "offsets": self.offsets, "prefix": self.prefix}
         return {name: part for name, part in parts.items() if part is not None}
+
+    def leave_out(self, part: Literal["sma", "hmg"]) -> None:
+        """Compute without a part from now on, as if it had never been there; nothing where it is not."""
+        if part == "sma" and self.sma is not None:
+            remove_sma(self.unet)
+            self.sma = None
+        if part == "hmg" and self.hmg is not None:
+            remove_morphology(self.unet, self.hmg)
+            self.hmg = None
 
     def to(self, device: torch.device | str) -> Self:
         """Move the parts, not the UNet, to where the UNet computes."""

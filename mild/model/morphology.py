@@ -225,18 +225,19 @@ class HumanMorphologyGuidance(nn.Module):
         self.settings = settings
         text_width = int(unet.config.cross_attention_dim)
         tokens = settings.grid**2
+        channels = {cue: count for cue, count in CHANNELS.items() if cue == "masks" or cue in settings.cues}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.stems = nn.ModuleDict(
-                {cue: nn.Conv2d(channels, settings.width, 3, stride=2, padding=1) for cue, channels in CHANNELS.items()}
+                {cue: nn.Conv2d(count, settings.width, 3, stride=2, padding=1) for cue, count in channels.items()}
             )
             self.shared = nn.Sequential(*(layer for _ in range(2) for layer in _convolution(settings.width)))
-            self.projections = nn.ModuleDict({cue: nn.Linear(settings.width, text_width) for cue in CHANNELS})
+            self.projections = nn.ModuleDict({cue: nn.Linear(settings.width, text_width) for cue in channels})
             self.positions = nn.ParameterDict(
-                {cue: nn.Parameter(0.02 * torch.randn(tokens, text_width)) for cue in CHANNELS}
+                {cue: nn.Parameter(0.02 * torch.randn(tokens, text_width)) for cue in channels}
             )
-        self.norms = nn.ModuleDict({cue: nn.LayerNorm(text_width) for cue in CHANNELS})
-        self.absent = nn.ParameterDict({cue: nn.Parameter(torch.zeros(tokens, text_width)) for cue in CHANNELS})
+        self.norms = nn.ModuleDict({cue: nn.LayerNorm(text_width) for cue in channels})
+        self.absent = nn.ParameterDict({cue: nn.Parameter(torch.zeros(tokens, text_width)) for cue in channels})
         self.gates = nn.ParameterDict(
             {_key(name): nn.Parameter(torch.zeros(layer.heads)) for name, layer in _cross_attentions(unet).items()}
         )
@@ -254,6 +255,8 @@ class HumanMorphologyGuidance(nn.Module):
     ) -> torch.Tensor:
         """The tokens beside the text: [pose; parse; mask_k] for ``fg``, [pose; parse] for ``bg`` (Algorithm 1).
 
+        Without the cues that the settings leave out.
+
         A cue that is None, or whose ``present`` is False for a sample, gives its "absent" tokens there. Without any
         cue, these are the tokens for the negative prompt of classifier-free guidance.
 
@@ -262,7 +265,7 @@ class HumanMorphologyGuidance(nn.Module):
             batch: B, the number of samples.
 
         Returns:
-            (B, T, D) with D the width of the text space and T = 3 or 2 times ``grid`` squared.
+            (B, T, D) with D the width of the text space and T = ``grid`` squared times the number of cues.
 
         Raises:
             ValueError: a cue has another number of samples or maps, or masks are given for the background.
@@ -270,6 +273,7 @@ class HumanMorphologyGuidance(nn.Module):
         if branch == "bg" and masks is not None:
             raise ValueError("the background branch has no mask tokens (Algorithm 1, line 9)")
         cues = {"pose": pose, "parsing": parsing} | ({"masks": masks} if branch == "fg" else {})
+        cues = {name: cue for name, cue in cues.items() if name in self.projections}
         return torch.cat([self._tokens(name, cue, batch) for name, cue in cues.items()], dim=1)
 
     @contextlib.contextmanager

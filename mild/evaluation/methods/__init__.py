@@ -1,19 +1,26 @@
-"""Methods that erase: one protocol, so that all are run and measured alike."""
+"""Methods that erase: one protocol, so that all are run and measured alike; one file a method, its settings beside it.
+
+Nothing heavier than pydantic is imported before a method is opened, so that flows read settings at once.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+from pydantic import Field
 
 from dataset_tools.errors import UserError
+from dataset_tools.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A picture, the people to vanish from it, and what is known of them.
+    """A picture, the people (or things) to vanish from it, and what is known of them.
 
     Raises:
         UserError: image or masks have another shape or type.
@@ -28,6 +35,12 @@ class Case:
     parsing: np.ndarray | None = None
     """(H, W) uint8 label map of ``label_set``; None where unknown."""
     label_set: str = "lip"
+    key: str = ""
+    """Of the sample; empty where there is none."""
+    kind: str = "exact"
+    """Of masks, see `mild.evaluation.settings.Masks`."""
+    categories: tuple[str, ...] = ()
+    """What is to vanish, one name a mask, such as ``Person`` or ``Dog``; empty where unknown."""
 
     def __post_init__(self) -> None:
         image, masks = self.image, self.masks
@@ -44,29 +57,97 @@ class Case:
 
 
 class Eraser(Protocol):
-    """A method that fills a hole."""
+    """A method that fills holes, with its networks in memory."""
 
-    name: str
-
-    def erase(self, case: Case, seed: int) -> np.ndarray:
-        """Fill the hole.
+    def erase(self, cases: Sequence[Case], seeds: Sequence[int]) -> list[np.ndarray]:
+        """Fill the hole of each case.
 
         Args:
-            seed: decides all randomness; the same arguments give the same result.
+            cases: of any sizes; no hole is empty, and none covers its picture.
+            seeds: of each case; decides all of its randomness. The same arguments give the same results, and other
+                cases beside it change a case's result by rounding at most.
 
         Returns:
-            (H, W, 3) uint8 RGB; pixels outside the hole are bit-identical to the image.
+            For each case (H, W, 3) uint8 RGB of its size; pixels outside the hole are bit-identical to the image.
 
         Raises:
-            UserError: the masks leave nothing to go by.
+            UserError: a case cannot be done; the caller tries each alone then.
         """
         ...
 
 
-def check_background(case: Case) -> None:
-    """Raise `UserError` where the masks leave nothing to go by."""
-    if case.hole.all():
-        raise UserError("the masks cover the whole picture: leave some background to go by")
+@dataclass(frozen=True)
+class Setup:
+    """What is common to the methods of one evaluation."""
+
+    base: str
+    """Folder, hub id or bundled name of the SDXL inpainting base; empty where nobody named one."""
+    adapters: str
+    """Folder, hub id or bundled name of a MILD directory; empty where nobody named one."""
+    inference_steps: int
+    """Denoising steps of methods that do not set their own."""
+    prompt: str
+    """What the holes show, for methods that take text and do not set their own."""
+
+
+class MethodSettings(Settings, ABC):
+    """One method. Subclasses add ``kind``, a literal, and whatever can be set."""
+
+    kind: str
+    name: str = Field("", pattern=r"[a-z0-9][a-z0-9.-]{0,62}|")
+    """In tables and file names; empty: its kind."""
+    arm: str = ""
+    """Methods that differ in nothing but the seed of their training name one arm: tables show its mean as well."""
+    batch_size: int = Field(8, ge=1, le=1024)
+    """Pictures that it is given at once where there is a GPU; one by one elsewhere."""
+
+    def model_post_init(self, _: object) -> None:
+        """The name is the kind unless there is another."""
+        if not self.name:
+            object.__setattr__(self, "name", self.kind)
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """For tables and figures, with what is set otherwise than usual."""
+        ...
+
+    def missing(self, setup: Setup) -> str | None:
+        """Why the method cannot run on this machine, and what to pull or install; None where it can. Loads nothing."""
+        return None
+
+    def check(self, setup: Setup, keys: Sequence[tuple[str, str, tuple[int, int]]]) -> None:
+        """Look, before anything runs long, at what can be seen to be wrong.
+
+        Args:
+            keys: key, kind of masks, height and width of each case of a shard.
+
+        Raises:
+            UserError: the method would fail; names all that is wrong.
+        """
+
+    @abstractmethod
+    def weights(self, setup: Setup) -> dict[str, str]:
+        """sha256 (hex) of each of its weights, by what they are: for the report, and for `fingerprint`.
+
+        Raises:
+            UserError: they are not here, or damaged.
+        """
+        ...
+
+    @abstractmethod
+    def fingerprint(self, setup: Setup) -> str:
+        """Digest of everything that decides about its results: settings, weights, and versions of the packages."""
+        ...
+
+    @abstractmethod
+    def open(self, setup: Setup) -> Eraser:
+        """The method, its networks loaded onto a GPU where there is one.
+
+        Raises:
+            UserError: they cannot be used.
+        """
+        ...
 
 
 def keep_outside(result: np.ndarray, case: Case) -> np.ndarray:

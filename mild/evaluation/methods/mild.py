@@ -1,46 +1,195 @@
-"""Erasing with MILD."""
+"""Erasing with MILD, each rung of tables 2 and 6, and with the base alone in the same windows."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
-import torch
+from pydantic import Field
 
-from mild.erasing.pipeline import MILDPipeline
-from mild.evaluation.methods import Case, check_background, keep_outside
+from dataset_tools.errors import UserError
+from dataset_tools.estimators.network import alike
+from dataset_tools.settings import digest_of
+from mild.bases import digest_of_place
+from mild.evaluation.methods import Case, MethodSettings, Setup, keep_outside
+from mild.model.saved import fetched, read_config
+
+if TYPE_CHECKING:
+    from mild.erasing.pipeline import MILDPipeline
 
 
-class MILDEraser:
+class WindowsMethod(MethodSettings):
+    """What is common to MILD and its honest arm: windows around the hole, at the resolution of training."""
+
+    match_colours: bool = True
+    """Whether the colours that are painted are brought nearer to those around the hole (`mild.erasing.regions`);
+    without, it is the paper's method alone."""
+    inference_steps: int | None = Field(None, ge=1)
+    """DDIM steps; null: as all methods."""
+
+    @abstractmethod
+    def pipeline(self, setup: Setup) -> MILDPipeline:
+        """The pipeline, its networks loaded."""
+        ...
+
+    def open(self, setup: Setup) -> WindowsEraser:
+        """See `MethodSettings.open`."""
+        import torch
+
+        pipeline = self.pipeline(setup).to("cuda" if torch.cuda.is_available() else "cpu")
+        pipeline.set_progress_bar_config(disable=True)
+        return WindowsEraser(self, pipeline, self.inference_steps or setup.inference_steps, setup.prompt)
+
+    def fingerprint(self, setup: Setup) -> str:
+        """See `MethodSettings.fingerprint`."""
+        steps = self.inference_steps or setup.inference_steps
+        settings = self.model_dump(mode="json", exclude={"name", "arm", "adapters", "inference_steps"})
+        software = [version(package) for package in ("torch", "diffusers", "peft", "transformers")]
+        return digest_of([1, settings, steps, setup.prompt, self.weights(setup), software])
+
+
+class BaseMethod(WindowsMethod):
+    """The base alone, run by `MILDPipeline` exactly as MILD is: what MILD is to be held against.
+
+    It works at the resolution of the adapters of the evaluation, where there are any.
+    """
+
+    kind: Literal["base"] = "base"
+
+    @property
+    def title(self) -> str:
+        """See `MethodSettings.title`."""
+        return "Base in the same pipeline" + ("" if self.match_colours else ", colours as painted")
+
+    def missing(self, setup: Setup) -> str | None:
+        """See `MethodSettings.missing`."""
+        return None if setup.base else "no base is named: give adapters, whose base it then is"
+
+    def weights(self, setup: Setup) -> dict[str, str]:
+        """See `MethodSettings.weights`."""
+        return {"base": digest_of_place(setup.base)}
+
+    def pipeline(self, setup: Setup) -> MILDPipeline:
+        """See `WindowsMethod.pipeline`."""
+        from mild.erasing.pipeline import MILDPipeline
+
+        pipeline = MILDPipeline.from_pretrained(setup.base)
+        if setup.adapters:
+            pipeline.working_resolution = read_config(fetched(setup.adapters)).resolution
+        return pipeline
+
+
+class MILDMethod(WindowsMethod):
+    """MILD. Its switches leave out parts that the adapters have; what they were trained without, they lack anyway."""
+
+    kind: Literal["mild"] = "mild"
+    adapters: str = ""
+    """Folder, hub id or bundled name of a MILD directory; empty: that of the command."""
+    sma: bool = True
+    """Spatially-Modulated Attention; false: the UNet's own attention."""
+    hmg: bool = True
+    """Human Morphology Guidance; false: none of its tokens reach the UNet."""
+    pose: bool = True
+    """Whether HMG is given poses."""
+    parsing: bool = True
+    """Whether HMG is given parsing."""
+
+    @property
+    def title(self) -> str:
+        """See `MethodSettings.title`."""
+        switches = {"SMA": self.sma, "HMG": self.hmg, "pose": self.pose, "parsing": self.parsing}
+        without = [name for name, on in switches.items() if not on]
+        named = f" ({self.name})" if self.name != self.kind else ""
+        return "".join(
+            [
+                f"MILD{named}",
+                f" without {', '.join(without)}" if without else "",
+                "" if self.match_colours else ", colours as painted",
+            ]
+        )
+
+    def place(self, setup: Setup) -> str:
+        """Where its MILD directory is."""
+        return self.adapters or setup.adapters
+
+    def missing(self, setup: Setup) -> str | None:
+        """See `MethodSettings.missing`."""
+        if not self.place(setup):
+            return "no adapters are named: train first, and give the folder with --adapters"
+        try:
+            read_config(fetched(self.place(setup)))
+        except UserError as error:
+            return str(error)
+        return None
+
+    def parts(self, setup: Setup) -> dict[str, bool]:
+        """Which of ``hmg``, ``pose``, ``parsing`` and ``sma`` work: switched on here, and trained with."""
+        trained = read_config(fetched(self.place(setup))).mild
+        cues = () if trained.hmg is None or not self.hmg else trained.hmg.cues
+        return {
+            "hmg": self.hmg and trained.hmg is not None,
+            "pose": self.pose and "pose" in cues,
+            "parsing": self.parsing and "parsing" in cues,
+            "sma": self.sma and trained.sma,
+        }
+
+    def weights(self, setup: Setup) -> dict[str, str]:
+        """See `MethodSettings.weights`."""
+        folder = fetched(self.place(setup))
+        return {
+            "base": digest_of_place(read_config(folder).base),
+            "adapters": digest_of_place(str(folder)),
+        }
+
+    def pipeline(self, setup: Setup) -> MILDPipeline:
+        """See `WindowsMethod.pipeline`."""
+        from mild.erasing.pipeline import MILDPipeline
+
+        folder = fetched(self.place(setup))
+        pipeline = MILDPipeline.from_pretrained(read_config(folder).base, mild=folder)
+        assert pipeline.layered is not None
+        if not self.sma:
+            pipeline.layered.leave_out("sma")
+        if not self.hmg:
+            pipeline.layered.leave_out("hmg")
+        return pipeline
+
+
+class WindowsEraser:
     """`mild.erasing.pipeline.MILDPipeline`: its background branch, in windows of the resolution it was trained at."""
 
-    name = "mild"
-
-    def __init__(
-        self, pipeline: MILDPipeline, *, steps: int = 25, prompt: str = "", match_colours: bool = True
-    ) -> None:
+    def __init__(self, settings: WindowsMethod, pipeline: MILDPipeline, steps: int, prompt: str) -> None:
         self.pipeline = pipeline
-        self.steps = steps
-        self.prompt = prompt
-        self.match_colours = match_colours
+        self._settings, self._steps, self._prompt = settings, steps, prompt
 
-    def erase(self, case: Case, seed: int) -> np.ndarray:
-        """Fill the hole, person by person known, with pose and parsing. See `mild.evaluation.methods.Eraser.erase`.
+    def erase(self, cases: Sequence[Case], seeds: Sequence[int]) -> list[np.ndarray]:
+        """Fill the holes, person by person known, with pose and parsing. See `mild.evaluation.methods.Eraser.erase`.
 
         Without the margin by which the pipeline widens masks: all methods are to fill, and are shown, the same.
         """
-        check_background(case)
-        if not case.hole.any():
-            return case.image.copy()
-        result = self.pipeline(
-            case.image,
-            list(case.masks),
-            prompt=self.prompt,
-            pose=case.pose,
-            parsing=case.parsing,
-            label_set=case.label_set,
-            margin=0,
-            match_colours=self.match_colours,
-            num_inference_steps=self.steps,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            output_type="np",
-        )
-        return keep_outside(result.image, case)
+        import torch
+
+        pose, parsing = (getattr(self._settings, cue, True) for cue in ("pose", "parsing"))
+        results: list[np.ndarray] = [case.image for case in cases]
+        # One call of the pipeline knows one label set.
+        for same in alike([case.label_set for case in cases]):
+            chosen = [cases[index] for index in same]
+            erased = self.pipeline(
+                [case.image for case in chosen],
+                [list(case.masks) for case in chosen],
+                prompt=self._prompt,
+                pose=[case.pose if pose else None for case in chosen],
+                parsing=[case.parsing if parsing else None for case in chosen],
+                label_set=chosen[0].label_set,
+                margin=0,
+                match_colours=self._settings.match_colours,
+                num_inference_steps=self._steps,
+                generator=[torch.Generator("cpu").manual_seed(seeds[index]) for index in same],
+                output_type="np",
+            )
+            for index, case, one in zip(same, chosen, erased, strict=True):
+                results[index] = keep_outside(one.image, case)
+        return results

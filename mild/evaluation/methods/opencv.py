@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Literal
+
 import cv2
 import numpy as np
 
-from mild.evaluation.methods import Case, check_background, keep_outside
+from dataset_tools.settings import digest_of
+from mild.evaluation.methods import Case, MethodSettings, Setup, keep_outside
 
 RADIUS = 3.0
 """Neighbourhood that OpenCV looks at around each pixel to be filled."""
+_ALGORITHMS = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}
 
 
-class OpenCVEraser:
+class OpenCVMethod(MethodSettings):
     """``telea``: fast marching (Telea 2004); ``navier-stokes``: fluid dynamics (Bertalmio et al. 2001)."""
 
-    algorithms = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}  # noqa: RUF012
+    kind: Literal["telea", "navier-stokes"] = "telea"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._algorithm = self.algorithms[name]
+    @property
+    def title(self) -> str:
+        """See `MethodSettings.title`."""
+        return {"telea": "OpenCV Telea", "navier-stokes": "OpenCV Navier-Stokes"}[self.kind]
 
-    def erase(self, case: Case, seed: int) -> np.ndarray:
-        """Fill the hole; nothing is random, so ``seed`` does nothing. See `mild.evaluation.methods.Eraser.erase`."""
-        check_background(case)
-        if not case.hole.any():
-            return case.image.copy()
-        filled = cv2.inpaint(case.image, case.hole.astype(np.uint8) * 255, RADIUS, self._algorithm)
-        return keep_outside(filled, case)
+    def weights(self, setup: Setup) -> dict[str, str]:
+        """There are none."""
+        return {}
+
+    def fingerprint(self, setup: Setup) -> str:
+        """See `MethodSettings.fingerprint`."""
+        return digest_of([1, self.kind, RADIUS, version("opencv-python-headless")])
+
+    def open(self, setup: Setup) -> OpenCVMethod:
+        """Itself: nothing has to be loaded."""
+        return self
+
+    def erase(self, cases: Sequence[Case], seeds: Sequence[int]) -> list[np.ndarray]:
+        """Nothing is random, so ``seeds`` do nothing. See `mild.evaluation.methods.Eraser.erase`."""
+        return [
+            keep_outside(
+                cv2.inpaint(case.image, case.hole.astype(np.uint8) * 255, RADIUS, _ALGORITHMS[self.kind]), case
+            )
+            for case in cases
+        ]

@@ -1,0 +1,111 @@
+"""What is compared, on which pictures, and by which metrics: the recipe of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from dataset_tools.schema import Configuration, Split
+from dataset_tools.settings import Settings
+from mild.evaluation.methods.fills import FillMethod
+from mild.evaluation.methods.mild import BaseMethod, MILDMethod
+from mild.evaluation.methods.opencv import OpenCVMethod
+from mild.evaluation.methods.sdxl import SDXLMethod
+from mild.metrics.perceptual import PerceptualDistance
+from mild.metrics.psnr import PSNR
+from mild.metrics.ssim import SSIM
+
+Masks = Literal["exact", "augmented"]
+"""Kinds of masks that methods are given. ``augmented``: faulty ones (too narrow, shifted, limbs missing), as annotators
+and networks make them."""
+AnyMethod = Annotated[
+    OpenCVMethod | FillMethod | BaseMethod | MILDMethod | SDXLMethod,
+    Field(discriminator="kind"),
+]
+AnyMetric = Annotated[PSNR | SSIM | PerceptualDistance, Field(discriminator="kind")]
+
+
+class PicturesSettings(Settings):
+    """Pictures of a dataset."""
+
+    place: str = ""
+    """Folder or URL of the dataset; empty: that of the command."""
+    configuration: Configuration = "composite"
+    """Of the dataset. Pictures of ``real`` have no clean background: metrics that need one are not computed on them."""
+    split: Split = "test"
+    """Of the dataset."""
+
+
+class DatasetSettings(PicturesSettings):
+    """Pictures to judge on."""
+
+    samples: int | None = Field(None, ge=1)
+    """How many are drawn; all where there are fewer, or with null."""
+    masks: tuple[Masks, ...] = Field(("exact",), min_length=1)
+    """Kinds of masks that the methods are given, each picture with each; ``augmented`` needs composites."""
+
+
+class EvaluateSettings(Settings):
+    """Everything that the flow ``evaluate`` needs to know but where its output and the adapters lie."""
+
+    datasets: dict[Annotated[str, Field(pattern=r"[a-z0-9][a-z0-9-]{0,40}")], DatasetSettings] = Field(
+        default_factory=lambda: {"composite": DatasetSettings()}, min_length=1
+    )
+    """Pictures to judge on, by the name that tables give them."""
+    methods: tuple[AnyMethod, ...] = Field(
+        default_factory=lambda: _named(["telea", "sdxl-inpaint", "base", "mild"]), min_length=1, validate_default=True
+    )
+    """What is compared, in the order of tables. A kind alone, such as ``telea``, is that method as it is by default."""
+    metrics: tuple[AnyMetric, ...] = Field(
+        default_factory=lambda: _named(["psnr_hole", "perceptual_hole", "psnr", "ssim"]),
+        min_length=1,
+        validate_default=True,
+    )
+    """By what it is judged, the most important first; a kind alone as with methods."""
+    baseline: str = ""
+    """Method, or arm, that differences are taken to; empty: ``base`` where it is among the methods, else the first."""
+    inference_steps: int = Field(25, ge=1)
+    """Denoising steps of diffusion methods that do not set their own."""
+    prompt: str = ""
+    """What the holes show, for methods that take text."""
+    seed: int = Field(0, ge=0)
+    """Decides which pictures are drawn, the noise of each, and the bootstrap."""
+    resamples: int = Field(2000, ge=100)
+    """Bootstrap resamples behind each 95 % interval."""
+    shown: int = Field(24, ge=0)
+    """Pictures in the report's gallery, at most."""
+
+    @field_validator("methods", "metrics", mode="before")
+    @classmethod
+    def _kinds(cls, value: Any) -> Any:
+        return _named(value)
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Self:
+        for what, names in (
+            ("methods", [method.name for method in self.methods]),
+            ("metrics", [metric.name for metric in self.metrics]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what}: {twice[0]} is named twice; give one of them another name")
+        for name, dataset in self.datasets.items():
+            if len(set(dataset.masks)) != len(dataset.masks):
+                raise ValueError(f"datasets.{name}.masks names one of them twice")
+        known = {method.name for method in self.methods} | {method.arm for method in self.methods}
+        if self.baseline and self.baseline not in known:
+            raise ValueError(f"baseline {self.baseline!r} is none of the methods: {', '.join(sorted(known - {''}))}")
+        return self
+
+    def compared_with(self) -> str:
+        """The method, or arm, that differences are taken to."""
+        names = [method.name for method in self.methods]
+        return self.baseline or ("base" if "base" in names else names[0])
+
+
+def _named(value: Any) -> Any:
+    """Kinds alone as settings: ``telea`` for ``{kind: telea}``."""
+    return (
+        [{"kind": one} if isinstance(one, str) else one for one in value] if isinstance(value, list | tuple) else value
+    )
