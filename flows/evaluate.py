@@ -1,130 +1,389 @@
-"""The flow ``evaluate``: methods compared on a dataset, cached by settings, data and adapters."""
+"""The flow ``evaluate``: methods compared on datasets by metrics, each computed once and kept."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import numpy as np
 from prefect import flow
-from prefect.artifacts import create_link_artifact
-from pydantic import Field
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from dataset_tools.settings import Settings
+from dataset_tools.errors import UserError
+from dataset_tools.estimators.network import unload_networks
+from dataset_tools.settings import digest_of
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
-from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
+from dataset_tools.weights import file_digest
+from flows.caching import Files, Job, result_storage, run_steps, write_named
+from flows.evaluation_report import BEFORE, TABLE, Plan, ReportJob, SetMetric, read_summary, write_report
+from flows.evaluation_steps import (
+    CasesJob,
+    EraseJob,
+    FeaturesJob,
+    InsightJob,
+    ScoreJob,
+    SpectrumJob,
+    erase,
+    forget_methods,
+    look_inside,
+    prepare_cases,
+    score,
+    take_features,
+    take_spectrum,
+)
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
 from mild.bases import normal_name, place_of
-from mild.model.saved import read_config
-from mild.settings import EvaluateSettings
-
-
-class EvaluateRecipe(Settings):
-    """Everything that the flow ``evaluate`` needs to know but where things lie."""
-
-    configuration: str = "composite"
-    """Configuration of the dataset to judge on; metrics need the clean background."""
-    split: str = "test"
-    """Split to judge on."""
-    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
-    """Methods, metrics and sampling."""
-
-
-class EvaluateJob(Job):
-    """Compare methods."""
-
-    step: ClassVar[str] = "compare-methods"
-    version: ClassVar[int] = 4
-    dataset: str
-    dataset_digest: str
-    adapters: str
-    adapters_digest: str
-    base: str
-    recipe: EvaluateRecipe
-
-    def determines(self) -> Any:
-        """Settings and digests; not where dataset, adapters and base lie (the adapters' digest covers the base)."""
-        return [self.dataset_digest, self.adapters_digest, self.recipe.model_dump(mode="json")]
-
-
-@cached_step
-def compare_methods(job: EvaluateJob) -> Files:
-    """Run every method on the same samples; writes the folder ``root`` with its report."""
-    from mild.evaluation.compare import evaluate as evaluate_methods
-
-    samples = ShardDataset(job.dataset, job.recipe.configuration, job.recipe.split)
-    settings = job.recipe.evaluate
-    with Progress("evaluate-progress") as progress:
-        progress.stage("evaluate")
-        progress.expect(min(settings.samples, len(samples)))
-
-        evaluate_methods(
-            settings,
-            samples,
-            job.base,
-            job.adapters,
-            job.root,
-            lambda done: progress.advance(),
-            dataset_digest=job.dataset_digest,
-            command="mild evaluate",
-        )
-    return Files.of(job, "root", [""])
+from mild.evaluation.cases import CaseRow, read_rows
+from mild.evaluation.methods import Setup
+from mild.evaluation.methods.mild import MILDMethod
+from mild.evaluation.settings import DatasetSettings, EvaluateSettings
+from mild.evaluation.summary import DatasetRow, MethodRow, MetricRow
+from mild.metrics.metric import DistributionMetric, PictureMetric
+from mild.model.saved import fetched, read_config
 
 
 @flow(name="evaluate", persist_result=False, task_runner=Threads())  # type: ignore[arg-type]
 def evaluate(
-    settings: str, dataset: str, adapters: str, output: str, changes: dict[str, Any] | None = None
+    settings: str,
+    dataset: str,
+    adapters: str,
+    output: str,
+    changes: dict[str, Any] | None = None,
+    against: str = "",
 ) -> dict[str, Any]:
-    """Judge adapters beside other methods, unless the same was done before and lies there unaltered.
+    """Compare methods; what was done before, and lies there unaltered, is not done again.
 
     Args:
-        settings: place of a YAML file of `EvaluateRecipe`.
-        dataset: folder or URL of a built dataset.
-        adapters: folder that the flow ``train`` wrote.
+        settings: place of a YAML file of `EvaluateSettings`.
+        dataset: folder or URL of a built dataset, for those that the settings do not name; may be empty.
+        adapters: folder that the flow ``train`` wrote, or hub id; empty: none.
         output: local folder of tables, pictures and ``report.html``.
         changes: settings to change, dotted name to value.
+        against: folder of another evaluation, to say what got better or worse since; ``before``: the one that this run
+            replaces; empty: none.
 
     Returns:
-        ``report`` (path), ``summary`` (means with intervals) and ``cached``.
+        ``report`` (path), ``summary`` (the content of ``summary.json``), ``steps`` and ``cached`` (how many of them
+        were not done again).
 
     Raises:
-        UserError: settings, dataset or adapters cannot be used, or the output cannot be written.
+        UserError: settings, dataset, adapters or results to compare cannot be used, no method can be run, or the output
+            cannot be written.
     """
-    recipe = check_evaluate(settings, dataset, adapters, output, changes)
-    root, dataset, adapters = local_place(output, "a report"), normal_place(dataset), normal_name(adapters)
-    digest = read_manifest(dataset).digest()
-    folder = place_of(adapters)
-    place = {"root": root, "work": f"{root}.work"}
-    job = EvaluateJob(
-        **place,
-        dataset=dataset,
-        dataset_digest=digest,
-        adapters=adapters,
-        adapters_digest=folder_digest(folder),
-        base=read_config(Path(folder)).base,
-        recipe=recipe,
-    )
+    recipe = check_evaluate(settings, dataset, adapters, output, changes, against)
+    root = local_place(output, "a report")
+    run = _Evaluation(recipe, normal_place(dataset) if dataset else "", normal_name(adapters) if adapters else "", root)
     with sole_run(root):
-        outcome = run_steps(compare_methods, [job], result_storage(place["work"]))[0]
-    summary = json.loads(Path(root, "summary.json").read_text(encoding="utf-8"))
-    Display().show(create_link_artifact, f"{root}/report.html", link_text="report", key="evaluation-report")
-    return {"report": f"{root}/report.html", "summary": summary, "cached": outcome.cached}
+        try:
+            report = run.run(against)
+        finally:
+            forget_methods()
+            unload_networks()
+    Display().show(create_link_artifact, report, link_text="report", key="evaluation-report")
+    tables = Path(root, "tables.md").read_text(encoding="utf-8")
+    Display().show(create_markdown_artifact, tables, key="evaluation-tables")
+    summary = read_summary(Path(root))
+    return {"report": report, "summary": summary.model_dump(mode="json"), "steps": run.steps, "cached": run.cached}
 
 
 def check_evaluate(
-    settings: str, dataset: str, adapters: str, output: str, changes: dict[str, Any] | None = None
-) -> EvaluateRecipe:
-    """The recipe, where it, dataset, adapters and output of `evaluate` can be used; leaves nothing behind.
+    settings: str,
+    dataset: str,
+    adapters: str,
+    output: str,
+    changes: dict[str, Any] | None = None,
+    against: str = "",
+) -> EvaluateSettings:
+    """The settings, where they, dataset, adapters and output of `evaluate` can be used; leaves nothing behind.
 
     Raises:
         UserError: they cannot.
     """
-    recipe = EvaluateRecipe.load(settings, changes)
+    recipe = EvaluateSettings.load(settings, changes)
     root = local_place(output, "a report")
-    read_manifest(dataset)
-    read_config(Path(local_place(place_of(adapters), "adapters that are evaluated")))
+    for name, held in recipe.datasets.items():
+        if not held.place and not dataset:
+            raise UserError(f"datasets.{name} names no place, and no dataset is given: name one of both")
+        read_manifest(held.place or dataset)
+    if adapters:
+        read_config(fetched(adapters))
+    if against and against != BEFORE:
+        read_summary(Path(local_place(against, "an evaluation to compare with")))
     check_writable(root)
     return recipe
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A step's job and the files that it wrote."""
+
+    job: Any
+    files: Files
+
+
+class _Evaluation:
+    """One run: what there is to do, and what came of it."""
+
+    def __init__(self, recipe: EvaluateSettings, dataset: str, adapters: str, root: str) -> None:
+        self.recipe, self.dataset, self.root = recipe, dataset, root
+        base = recipe.base or (read_config(fetched(adapters)).base if adapters else "")
+        self.setup = Setup(base, adapters, recipe.inference_steps, recipe.prompt)
+        self.place = {"root": root, "work": f"{root}.work"}
+        self.storage = result_storage(self.place["work"])
+        self.steps = self.cached = 0
+
+    def run(self, against: str) -> str:
+        """All of it; gives the path of the report."""
+        datasets, chosen = [], list[CasesJob]()
+        for name, settings in self.recipe.datasets.items():
+            row, jobs = self._choose(name, settings)
+            datasets.append(row)
+            chosen += jobs
+        cases = self._do(prepare_cases, chosen, "prepare cases")
+        rows = {job.key(): read_rows(job.folder) for job in chosen}
+        if not any(rows.values()):
+            raise UserError("there is nothing to erase in the chosen samples: name others, or other categories")
+        methods, fingerprints = self._methods([row for own in rows.values() for row in own])
+        metrics = self._metrics()
+        able = [method for method in self.recipe.methods if method.name in fingerprints]
+        erased = [
+            done
+            for method in able
+            for done in self._do(
+                erase, [self._erase_job(method, fingerprints[method.name], job) for job in chosen], "", here=True
+            )
+        ]
+        scores, spectra = self._scores(metrics, cases, erased)
+        sets, features = self._sets(metrics, cases, erased)
+        layers, leakage = (
+            self._insights(what, able, fingerprints, chosen[0], rows[chosen[0].key()]) for what in ("layers", "leakage")
+        )
+        forget_methods()
+        curve = Path(place_of(self.setup.adapters), "loss.svg") if self.setup.adapters else None
+        plan = Plan(
+            recipe=self.recipe,
+            setup=self.setup,
+            datasets=datasets,
+            methods=methods,
+            metrics=metrics,
+            cases=chosen,
+            erased=[done.job for done in erased],
+            scores=[done.job for done in scores],
+            sets=sets,
+            layers=[done.job for done in layers],
+            leakage=[done.job for done in leakage],
+            spectra=[done.job for done in spectra],
+            curve=str(curve) if curve is not None and curve.is_file() else "",
+            against=against,
+            digests=[
+                *(done.files.digest for done in (*cases, *erased, *scores, *spectra, *features, *layers, *leakage)),
+                *(file_digest(Path(path)) for path in (str(curve), f"{against}/{TABLE}") if Path(path).is_file()),
+            ],
+        )
+        self._do(write_report, [self._report_job(plan)], "report")
+        return f"{self.root}/report.html"
+
+    def _do(self, step: Any, jobs: Sequence[Job], what: str, *, here: bool = False) -> list[_Done]:
+        """Run jobs of one step; those that were done before are not done again.
+
+        Args:
+            here: one after another in this thread, as what fills a GPU must be.
+        """
+        if not jobs:
+            return []
+        if here:
+            outcomes = run_steps(step, jobs, self.storage, in_this_thread=True)
+        else:
+            with Progress("evaluate-progress") as progress:
+                progress.stage(what)
+                outcomes = run_steps(step, jobs, self.storage, progress)
+        self.steps += len(jobs)
+        self.cached += sum(outcome.cached for outcome in outcomes)
+        return [_Done(job, outcome.result) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+    def _choose(self, name: str, settings: DatasetSettings) -> tuple[DatasetRow, list[CasesJob]]:
+        """The samples that are drawn from a dataset, shard by shard."""
+        place = normal_place(settings.place) if settings.place else self.dataset
+        held = ShardDataset(place, settings.configuration, settings.split)
+        if len(held) == 0:
+            raise UserError(f"datasets.{name}: {place} holds no sample of {settings.configuration}/{settings.split}")
+        drawn = np.sort(held.order(self.recipe.seed, 0)[: settings.samples])
+        jobs = self._cases_jobs(name, settings, held, drawn)
+        row = DatasetRow(
+            name=name,
+            place=place,
+            digest=digest_of([shard.sha256 for shard in held.shards]),
+            configuration=settings.configuration,
+            split=settings.split,
+            masks=list(settings.masks),
+            samples=len(drawn),
+            available=len(held),
+        )
+        return row, jobs
+
+    def _cases_jobs(
+        self, name: str, settings: DatasetSettings, held: ShardDataset, drawn: np.ndarray
+    ) -> list[CasesJob]:
+        starts = np.cumsum([0, *(shard.samples for shard in held.shards)])
+        jobs = []
+        for shard, start, stop in zip(held.shards, starts, starts[1:], strict=False):
+            own = drawn[(drawn >= start) & (drawn < stop)] - start
+            if len(own):
+                indices = tuple(map(int, own))
+                jobs.append(
+                    CasesJob(**self.place, name=name, place=held.root, shard=shard, indices=indices, settings=settings)
+                )
+        return jobs
+
+    def _methods(self, rows: list[CaseRow]) -> tuple[list[MethodRow], dict[str, str]]:
+        """What there is to say of each method, and the fingerprints of those that can be run.
+
+        Raises:
+            UserError: none can, or one can be seen to fail.
+        """
+        known, fingerprints = [], {}
+        for method in self.recipe.methods:
+            row: dict[str, Any] = {"settings": method.model_dump(mode="json")}
+            reason = method.missing(self.setup)
+            if reason is None:
+                method.check_cases(self.setup, [(case.key, case.masks, (case.height, case.width)) for case in rows])
+                fingerprints[method.name] = method.fingerprint(self.setup)
+                row["weights"] = method.weights(self.setup)
+                row["parts"] = method.parts(self.setup) if isinstance(method, MILDMethod) else None
+            known.append(
+                MethodRow(
+                    name=method.name,
+                    title=method.title,
+                    kind=method.kind,
+                    arm=method.arm,
+                    not_run=reason or "",
+                    **row,
+                )
+            )
+        if not fingerprints:
+            raise UserError("no method can be run: " + "; ".join(f"{row.name}: {row.not_run}" for row in known))
+        return known, fingerprints
+
+    def _metrics(self) -> list[MetricRow]:
+        return [
+            MetricRow(
+                name=metric.name,
+                title=metric.title,
+                larger_is_better=metric.larger_is_better,
+                digits=metric.digits,
+                region=metric.region,
+                network=metric.network,
+                reference=metric.reference,
+                not_run=metric.missing() or "",
+            )
+            for metric in self.recipe.metrics
+        ]
+
+    def _erase_job(self, method: Any, fingerprint: str, cases: CasesJob) -> EraseJob:
+        return EraseJob(
+            **self.place,
+            method=method,
+            fingerprint=fingerprint,
+            setup=self.setup,
+            cases=cases,
+            seed=self.recipe.seed,
+        )
+
+    def _able(self, metrics: list[MetricRow]) -> list[Any]:
+        """The metrics of the recipe that can be computed."""
+        able = {row.name for row in metrics if not row.not_run}
+        return [metric for metric in self.recipe.metrics if metric.name in able]
+
+    def _scores(
+        self, metrics: list[MetricRow], cases: list[_Done], erased: list[_Done]
+    ) -> tuple[list[_Done], list[_Done]]:
+        """Every metric of single pictures, and the residual's spectrum, of every method's results.
+
+        Spectra are of the first shard alone.
+        """
+        digests = {done.job.key(): done.files.digest for done in cases}
+        seen = [digest_of([done.files.digest, digests[done.job.cases.key()]]) for done in erased]
+        jobs = [
+            ScoreJob(**self.place, metric=metric, fingerprint=metric.fingerprint(), erased=done.job, results=results)
+            for metric in self._able(metrics)
+            if isinstance(metric, PictureMetric)
+            for done, results in zip(erased, seen, strict=True)
+        ]
+        spectra = [
+            SpectrumJob(**self.place, erased=done.job, results=results)
+            for done, results in zip(erased, seen, strict=True)
+            if done.job.cases == cases[0].job
+        ]
+        return self._do(score, jobs, "metrics"), self._do(take_spectrum, spectra, "spectra")
+
+    def _sets(
+        self, metrics: list[MetricRow], cases: list[_Done], erased: list[_Done]
+    ) -> tuple[list[SetMetric], list[_Done]]:
+        """Features for the metrics that compare sets of pictures."""
+        sets, features = [], list[_Done]()
+        for metric in (one for one in self._able(metrics) if isinstance(one, DistributionMetric)):
+            free = metric.reference_pictures == "person-free"
+            plates = [(job, job.shard.sha256) for job in self._plates()] if free else []
+            truths = [] if free else [(done.job, done.files.digest) for done in cases]
+            fixed: dict[str, Any] = {**self.place, "metric": metric, "fingerprint": metric.features_fingerprint()}
+            results = [
+                FeaturesJob(
+                    **fixed, of=done.job, digest=done.files.digest, which="results" if free else "results with truth"
+                )
+                for done in erased
+            ]
+            reference = [
+                FeaturesJob(**fixed, of=job, digest=digest, which="plates" if free else "truths")
+                for job, digest in (*plates, *truths)
+            ]
+            features += self._do(take_features, [*results, *reference], metric.title)
+            sets.append(SetMetric(metric=metric, results=results, reference=reference))
+        return sets, features
+
+    def _plates(self) -> list[CasesJob]:
+        """The shards of pictures whose clean backgrounds show nobody."""
+        chosen = self.recipe.person_free
+        assert chosen is not None
+        place = normal_place(chosen.place) if chosen.place else self.dataset
+        held = ShardDataset(place, chosen.configuration, chosen.split)
+        settings = DatasetSettings(**chosen.model_dump())
+        return self._cases_jobs("person-free", settings, held, np.arange(len(held)))
+
+    def _insights(
+        self, what: Any, able: list[Any], fingerprints: dict[str, str], cases: CasesJob, rows: list[CaseRow]
+    ) -> list[_Done]:
+        """Layers of the first MILD method, or leakage of all but an arm's repeats, on the first pictures of a shard."""
+        ours: dict[str, MILDMethod] = {}
+        for method in able:
+            if isinstance(method, MILDMethod):
+                ours.setdefault(method.arm or method.name, method)
+        chosen = list(ours.values())[: 1 if what == "layers" else None]
+        # Layers of one alone tell nothing.
+        fitting = {row.key for row in rows if row.people > 1 or what == "leakage"}
+        keys = ShardDataset.of_shards(cases.place, [cases.shard]).keys
+        count = self.recipe.layers if what == "layers" else self.recipe.leakage
+        indices = tuple(index for index in cases.indices if keys[index] in fitting)[:count]
+        few = cases.model_copy(update={"indices": indices})
+        jobs = [
+            InsightJob(**self.place, erased=self._erase_job(method, fingerprints[method.name], few), what=what)
+            for method in chosen
+            if indices
+        ]
+        return self._do(look_inside, jobs, what, here=True)
+
+    def _report_job(self, plan: Plan) -> ReportJob:
+        """The last step, on a plan that is written down: it names every file of every step."""
+        job = ReportJob(**self.place, plan="", digest="")
+        text = plan.model_dump_json()
+        # Where files lie makes no other report, and the jobs are told by the digests of their files.
+        said = plan.model_dump(
+            mode="json",
+            include={"recipe", "datasets", "methods", "metrics", "against", "digests"},
+            exclude={"datasets": {"__all__": {"place"}}},
+        )
+        return job.model_copy(update={"plan": write_named(job, "plan.json", text.encode()), "digest": digest_of(said)})

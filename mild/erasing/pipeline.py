@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -120,6 +120,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     """Folder or hub id that the base was loaded from."""
     working_resolution: int | None = None
     """Pixels of the side of the square that the base alone is to work at, where that is not its own."""
+    watch: Callable[[torch.Tensor], contextlib.AbstractContextManager[Any]] | None = None
+    """Gives a context for the UNet's forward passes on one batch of windows, of their masks (B, 1, h, w) in 0..1."""
 
     @classmethod
     def from_pretrained(cls, base: str, *, mild: str | Path | None = None, **options: Any) -> Self:
@@ -379,17 +381,23 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
 
     @contextlib.contextmanager
     def _branch(self, jobs: list[_Job], device: torch.device, guided: bool) -> Iterator[None]:
-        """Let the UNet run as the jobs' branch, with their masks and cues."""
-        if self.layered is None:
-            yield
-            return
+        """Let the UNet run as the jobs' branch, with their masks and cues; and be watched, if anybody does."""
         masks = torch.from_numpy(np.stack([job.mask for job in jobs]))[:, None].to(device)
+        with self.watch(masks) if self.watch is not None else contextlib.nullcontext():
+            if self.layered is None:
+                yield
+                return
+            with self._layers_branch(self.layered, jobs, masks, device, guided):
+                yield
+
+    def _layers_branch(
+        self, layered: LayeredUNet, jobs: list[_Job], masks: torch.Tensor, device: torch.device, guided: bool
+    ) -> contextlib.AbstractContextManager[None]:
         cues = {name: stack_cue([job.cues.get(name) for job in jobs]) for name in ("pose", "parsing", "others")}
         known = {
             name: Cue(cue.maps.to(device), cue.present.to(device)) for name, cue in cues.items() if cue is not None
         }
-        with self.layered.branch(jobs[0].branch, masks, **known, guidance=guided):
-            yield
+        return layered.branch(jobs[0].branch, masks, **known, guidance=guided)
 
     def _encode(self, pictures: np.ndarray, device: torch.device, shown: torch.Tensor | None = None) -> torch.Tensor:
         """Latents (B, C, h', w') float32 of pictures (B, h, w, 3) uint8: the mode of the VAE's posterior, scaled."""

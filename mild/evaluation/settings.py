@@ -44,6 +44,9 @@ class DatasetSettings(PicturesSettings):
     """How many are drawn; all where there are fewer, or with null."""
     masks: tuple[Masks, ...] = Field(("exact",), min_length=1)
     """Kinds of masks that the methods are given, each picture with each; ``augmented`` needs composites."""
+    categories: tuple[str, ...] = ()
+    """What is to vanish, such as ``Dog``, as the source calls it; all else stays. Empty: everybody and everything that
+    has a mask."""
 
 
 class EvaluateSettings(Settings):
@@ -69,12 +72,20 @@ class EvaluateSettings(Settings):
     """Denoising steps of diffusion methods that do not set their own."""
     prompt: str = ""
     """What the holes show, for methods that take text."""
+    base: str = ""
+    """Folder, hub id or bundled name of the SDXL inpainting base; empty: that of the adapters."""
+    person_free: PicturesSettings | None = None
+    """Pictures whose clean backgrounds, which show nobody, are the reference of FID* and KID*."""
     seed: int = Field(0, ge=0)
     """Decides which pictures are drawn, the noise of each, and the bootstrap."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples behind each 95 % interval."""
     shown: int = Field(24, ge=0)
-    """Pictures in the report's gallery, at most."""
+    """Cases in the report's gallery, at most."""
+    layers: int = Field(4, ge=0)
+    """Pictures that the report shows in layers, to switch people on and off, at most."""
+    leakage: int = Field(4, ge=0)
+    """Pictures on which semantic leakage is measured, at most."""
 
     @field_validator("methods", "metrics", mode="before")
     @classmethod
@@ -93,6 +104,9 @@ class EvaluateSettings(Settings):
         for name, dataset in self.datasets.items():
             if len(set(dataset.masks)) != len(dataset.masks):
                 raise ValueError(f"datasets.{name}.masks names one of them twice")
+        free = [metric.name for metric in self.metrics if getattr(metric, "reference_pictures", "") == "person-free"]
+        if free and self.person_free is None:
+            raise ValueError(f"{free[0]} needs person_free: name pictures that show nobody")
         known = {method.name for method in self.methods} | {method.arm for method in self.methods}
         if self.baseline and self.baseline not in known:
             raise ValueError(f"baseline {self.baseline!r} is none of the methods: {', '.join(sorted(known - {''}))}")

@@ -107,15 +107,14 @@ class Headline(_Part):
     """Who leads, in the most important metric, over all cases of the first dataset."""
 
     leader: str
+    """Method, or arm, with the best mean."""
+    method: str
+    """Whose difference this is: MILD where it was run, else the leader."""
     baseline: str
     metric: str
     dataset: str
     difference: Estimate
-    """The leader's mean minus the baseline's."""
-    second: str = ""
-    """Who comes next to the leader; empty where there is nobody."""
-    lead: Estimate = Estimate()
-    """The leader's mean minus the second's."""
+    """The method's mean minus the baseline's."""
     sentence: str
     """Who leads by how much, and whether it is told apart."""
 
@@ -156,13 +155,13 @@ class Leakage(_Part):
     blocks: list[str]
     steps: list[int]
     """Time steps of the scheduler, in order."""
-    gamma: list[list[float]]
+    gamma: list[list[float | None]]
     """[block][step]: gamma (eq. 1), with SMA where it is on."""
-    gamma_vanilla: list[list[float]]
+    gamma_vanilla: list[list[float | None]]
     """The same queries and keys without SMA's bias."""
-    cross_mass: list[list[float]]
+    cross_mass: list[list[float | None]]
     """[block][step]: cross-domain attention mass (eq. 6), with SMA where it is on."""
-    cross_mass_vanilla: list[list[float]]
+    cross_mass_vanilla: list[list[float | None]]
 
 
 class Spectrum(_Part):
@@ -192,6 +191,5 @@ class Summary(_Part):
     base: str
     base_card: str = ""
     adapters: str
-    command: str
     settings: dict[str, Any]
     software: dict[str, str]

@@ -111,6 +111,9 @@ class PictureMetric(MetricSettings):
 class DistributionMetric(MetricSettings):
     """A metric that compares all results of a method with a set of reference pictures."""
 
+    reference_pictures: Literal["clean-backgrounds", "person-free"] = "clean-backgrounds"
+    """Of the very places that are judged, or `EvaluateSettings.person_free`: any pictures that show nobody."""
+
     @abstractmethod
     def features_fingerprint(self) -> str:
         """Digest of what decides about `features`, so that metrics on the same features share them."""

@@ -116,11 +116,11 @@ class MethodSettings(Settings, ABC):
         """Why the method cannot run on this machine, and what to pull or install; None where it can. Loads nothing."""
         return None
 
-    def check(self, setup: Setup, keys: Sequence[tuple[str, str, tuple[int, int]]]) -> None:
+    def check_cases(self, setup: Setup, cases: Sequence[tuple[str, str, tuple[int, int]]]) -> None:
         """Look, before anything runs long, at what can be seen to be wrong.
 
         Args:
-            keys: key, kind of masks, height and width of each case of a shard.
+            cases: key, kind of masks, and size (height, width) of all cases of all datasets.
 
         Raises:
             UserError: the method would fail; names all that is wrong.

@@ -1,0 +1,281 @@
+"""The last step of an evaluation: the summary, the report and the pictures at the output, from what all others kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict
+
+from dataset_tools.errors import UserError
+from dataset_tools.folders import folder_written_whole
+from dataset_tools.storage import write_bytes
+from flows.caching import Files, Job, cached_step
+from flows.evaluation_steps import CasesJob, EraseJob, FeaturesJob, InsightJob, ScoreJob, SpectrumJob
+from mild.bases import place_of
+from mild.evaluation.cases import CaseRow, read_rows
+from mild.evaluation.gallery import ShownCase, ShownLayers
+from mild.evaluation.methods import Setup
+from mild.evaluation.settings import AnyMetric, EvaluateSettings
+from mild.evaluation.summarize import (
+    How,
+    Values,
+    compare_with,
+    groups_of,
+    headline_of,
+    rows_of,
+    with_times,
+    worth_showing,
+)
+from mild.evaluation.summary import Cell, Comparison, DatasetRow, Leakage, MethodRow, MetricRow, Spectrum, Summary
+from mild.metrics.metric import DistributionMetric, NotComputed
+from mild.seeds import derived_seed
+from mild.versions import software_versions
+
+SUMMARY = "summary.json"
+TABLE = "samples.parquet"
+BEFORE = "before"
+"""Compare with what stands at the output before this run makes it another."""
+ENOUGH = 2048
+"""Pictures that FID's covariance of 2,048 features wants at least."""
+
+
+class SetMetric(BaseModel):
+    """A metric that compares sets, and where the features are."""
+
+    model_config = ConfigDict(frozen=True)
+    metric: AnyMetric
+    results: list[FeaturesJob]
+    reference: list[FeaturesJob]
+    """Of every dataset's own clean backgrounds; or of the pictures that show nobody, for all datasets."""
+
+
+class Plan(BaseModel):
+    """What the report is made from."""
+
+    model_config = ConfigDict(frozen=True)
+    recipe: EvaluateSettings
+    setup: Setup
+    datasets: list[DatasetRow]
+    methods: list[MethodRow]
+    metrics: list[MetricRow]
+    cases: list[CasesJob]
+    erased: list[EraseJob]
+    scores: list[ScoreJob]
+    sets: list[SetMetric]
+    layers: list[InsightJob]
+    leakage: list[InsightJob]
+    spectra: list[SpectrumJob]
+    curve: str
+    """File of the adapters' loss curve; empty where there is none."""
+    against: str
+    """Folder of another evaluation, or `BEFORE`; empty: none."""
+    digests: list[str]
+    """Of the files of all jobs named here, of the curve and of the other evaluation."""
+
+
+class ReportJob(Job):
+    """Everything that stands at the output."""
+
+    step: ClassVar[str] = "write-report"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
+    plan: str
+    """Name of the plan below ``work``."""
+    digest: str
+    """Of what it says, but for where things lie."""
+
+    def determines(self) -> Any:
+        """The plan's digest."""
+        return self.digest
+
+
+@cached_step
+def write_report(job: ReportJob) -> Files:
+    """Write the output, whole: summary, tables, report, and the pictures of all cases."""
+    from mild.evaluation.report.tables import latex_tables, markdown_tables
+
+    from mild.evaluation.report import render_report
+
+    plan = Plan.model_validate_json(Path(job.work, job.plan).read_text(encoding="utf-8"))
+    values = [_values(plan, dataset.name) for dataset in plan.datasets]
+    methods = [with_times(method, values) for method in plan.methods]
+    how = How.of(methods, plan.metrics, plan.recipe)
+    table = pa.concat_tables([rows_of(own) for own in values], promote_options="default")
+    groups = [group for own in values for group in groups_of(own, how)]
+    summary = Summary(
+        headline=headline_of(groups, how),
+        baseline=how.baseline,
+        datasets=plan.datasets,
+        methods=methods,
+        metrics=plan.metrics,
+        groups=groups,
+        leakage=[Leakage.model_validate_json(of.place.read_text(encoding="utf-8")) for of in plan.leakage],
+        spectra=[Spectrum.model_validate_json(of.file.read_text(encoding="utf-8")) for of in plan.spectra],
+        against=_compared(plan, job, table, how),
+        base=plan.setup.base,
+        base_card=_card_title(plan.setup.base),
+        adapters=plan.setup.adapters,
+        settings=plan.recipe.model_dump(mode="json"),
+        software=software_versions(),
+    )
+    with folder_written_whole(job.root, SUMMARY) as folder:
+        for erased in plan.erased:
+            _link_pictures(erased, folder / "pictures" / erased.cases.name)
+        (folder / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        pq.write_table(table, folder / TABLE)
+        (folder / "tables.md").write_text(markdown_tables(summary), encoding="utf-8")
+        (folder / "tables.tex").write_text(latex_tables(summary), encoding="utf-8")
+        chart = Path(plan.curve).read_text(encoding="utf-8") if plan.curve else None
+        page = render_report(
+            summary, _shown_cases(values, how, plan.recipe.shown, folder), _shown_layers(plan, folder), chart
+        )
+        (folder / "report.html").write_text(page, encoding="utf-8")
+    return Files.of(job, "root", [""])
+
+
+def read_summary(folder: Path) -> Summary:
+    """Of an evaluation. Raises `UserError` where there is none of this version."""
+    path = folder / SUMMARY
+    try:
+        return Summary.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no evaluation: {SUMMARY} is missing; name the output of one") from None
+    except ValueError:
+        raise UserError(f"{path} was written by another version of mild: evaluate again") from None
+
+
+def _values(plan: Plan, dataset: str) -> Values:
+    """What all methods reached on a dataset."""
+    values = Values(dataset)
+    for cases in plan.cases:
+        if cases.name == dataset:
+            values.add_cases(read_rows(cases.folder))
+    for erased in plan.erased:
+        if erased.cases.name == dataset:
+            values.add_results(erased.method.name, pq.read_table(erased.folder / "results.parquet").to_pylist())
+    for score in plan.scores:
+        if score.erased.cases.name == dataset:
+            values.add_scores(score.erased.method.name, score.metric.name, pq.read_table(score.file).to_pylist())
+    for one in plan.sets:
+        assert isinstance(one.metric, DistributionMetric)
+        free = one.metric.reference_pictures == "person-free"
+        reference = [job.file for job in one.reference if free or job.of_cases.name == dataset]
+        for method in dict.fromkeys(job.method for job in one.results):
+            results = [job.file for job in one.results if (job.method, job.of_cases.name) == (method, dataset)]
+            seed = derived_seed(plan.recipe.seed, one.metric.name)
+            values.whole.setdefault(method, {})[one.metric.name] = _distance(one.metric, results, reference, seed)
+    return values
+
+
+def _distance(metric: DistributionMetric, results: list[Path], reference: list[Path], seed: int) -> Cell:
+    counts = [sum(len(np.load(path, mmap_mode="r")) for path in side) for side in (results, reference)]
+    if 0 in counts:
+        return Cell(not_computed={"no clean background is known": max(counts[0], 1)})
+    try:
+        value = metric.distance(_features(results), _features(reference), seed)
+    except NotComputed as reason:
+        return Cell(not_computed={str(reason): counts[0]})
+    few = f"{counts[0]} results and {counts[1]} reference pictures: below {ENOUGH} it depends on their number"
+    return Cell(mean=value, count=counts[0], warning=few if min(counts) < ENOUGH else "")
+
+
+def _features(paths: list[Path]) -> Iterator[np.ndarray]:
+    return (features for path in paths if len(features := np.load(path)))
+
+
+def _compared(plan: Plan, job: ReportJob, table: pa.Table, how: How) -> Comparison | None:
+    """With another run, or with what stands at the output and is about to be replaced."""
+    if not plan.against:
+        return None
+    if plan.against != BEFORE:
+        return compare_with(plan.against, pq.read_table(Path(plan.against, TABLE)), table, how)
+    # What a run that was killed here had kept already is what it would have compared with.
+    kept, standing = Path(job.work, "before.parquet"), Path(job.root, TABLE)
+    if standing.is_file() and not pq.read_table(standing).equals(table):
+        write_bytes(LocalFileSystem(), str(kept), standing.read_bytes())
+    if not kept.is_file():
+        return None
+    return compare_with("the run before", pq.read_table(kept), table, how)
+
+
+def _card_title(base: str) -> str:
+    """The first heading of the base's model card, where the base is a folder that has one."""
+    card = Path(place_of(base), "README.md") if base else None
+    lines = card.read_text(encoding="utf-8").splitlines() if card is not None and card.is_file() else []
+    return next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "")
+
+
+def _link_pictures(erased: EraseJob, folder: Path) -> None:
+    """All pictures of a method on a shard; as links to what the work folder holds, where the disk knows links."""
+    for row in read_rows(erased.cases.folder):
+        (folder / row.key / row.masks).mkdir(parents=True, exist_ok=True)
+        own = erased.cases.folder / row.key
+        for source, target in (
+            (own / "before.png", folder / row.key / "before.png"),
+            (own / "truth.png", folder / row.key / "truth.png"),
+            (own / row.masks / "mask.png", folder / row.key / row.masks / "mask.png"),
+            (erased.folder / row.key / f"{row.masks}.png", _result(folder, row, erased.method.name)),
+        ):
+            if source.is_file() and not target.exists():
+                try:
+                    os.link(source, target)
+                except OSError:  # another disk, or one without links
+                    shutil.copyfile(source, target)
+
+
+def _result(folder: Path, row: CaseRow, method: str) -> Path:
+    return folder / row.key / row.masks / f"{method}.png"
+
+
+def _shown_cases(values: list[Values], how: How, count: int, folder: Path) -> list[ShownCase]:
+    shown = []
+    for own, index in worth_showing(values, how, count):
+        case = own.cases[index]
+        place = folder / "pictures" / own.dataset
+        results = {method: _result(place, case, method) for method in own.scores}
+        shown.append(
+            ShownCase(
+                dataset=own.dataset,
+                key=case.key,
+                masks=case.masks,
+                people=case.people,
+                overlap=case.overlap,
+                hole_share=case.hole_share,
+                before=place / case.key / "before.png",
+                mask=place / case.key / case.masks / "mask.png",
+                truth=place / case.key / "truth.png" if case.truth else None,
+                results={method: path for method, path in results.items() if path.is_file()},
+                values={method: own.values_of(method, index) for method in own.scores},
+                not_computed={method: own.reasons_of(method, index) for method in own.scores},
+            )
+        )
+    return shown
+
+
+def _shown_layers(plan: Plan, folder: Path) -> list[ShownLayers]:
+    shown = []
+    for job in plan.layers:
+        for place in sorted(job.place.iterdir()):
+            target = folder / "layers" / job.erased.cases.name / place.name
+            shutil.copytree(place, target)
+            layers = sorted(target.glob("layer-*.png"), key=lambda path: int(path.stem.rpartition("-")[2]))
+            shown.append(
+                ShownLayers(
+                    dataset=job.erased.cases.name,
+                    key=place.name,
+                    method=job.erased.method.name,
+                    before=target / "before.png",
+                    background=target / "background.png",
+                    layers=layers,
+                    order=list(range(len(layers))),
+                )
+            )
+    return shown

@@ -1,0 +1,295 @@
+"""The cached steps of an evaluation. What is done, and kept, once is a method on a shard, and a metric on that.
+
+One more method, metric or dataset computes nothing again. All of it lies below the work folder, by key; the last step
+(`flows.evaluation_report`) puts together what stands at the output.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from dataset_tools.shards import Shard, ShardDataset
+from flows.caching import Files, Job, cached_step
+from flows.progress import Progress
+from mild.evaluation.methods import Setup
+from mild.evaluation.settings import AnyMethod, AnyMetric, DatasetSettings
+from mild.metrics.metric import DistributionMetric, PictureMetric
+
+PICTURES = ("numpy", "opencv-python-headless")
+
+
+class CasesJob(Job):
+    """Pictures and masks of some samples of a shard."""
+
+    step: ClassVar[str] = "prepare-cases"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = PICTURES
+    name: str
+    """Of the dataset in the recipe."""
+    place: str
+    """Of the dataset."""
+    shard: Shard
+    indices: tuple[int, ...]
+    """Of the samples in the shard."""
+    settings: DatasetSettings
+
+    def determines(self) -> Any:
+        """The shard's content, not where it lies."""
+        return [self.shard.sha256, self.indices, self.settings.masks, self.settings.categories]
+
+    def label(self) -> str:
+        """Dataset and shard."""
+        return f"{self.step}-{self.name}-{Path(self.shard.path).stem}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the cases are."""
+        return Path(self.work, self.key())
+
+    def samples(self) -> Any:
+        """The samples, one at a time."""
+        held = ShardDataset.of_shards(self.place, [self.shard])
+        return (held[index] for index in self.indices)
+
+
+@cached_step
+def prepare_cases(job: CasesJob) -> Files:
+    """Write the cases of a shard."""
+    from mild.evaluation import cases
+
+    shutil.rmtree(job.folder, ignore_errors=True)
+    rows = cases.prepare_cases(job.samples(), job.settings, job.folder)
+    return Files.of(job, "work", [job.folder.name], len(rows))
+
+
+class EraseJob(Job):
+    """One method on the cases of one shard."""
+
+    step: ClassVar[str] = "erase"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = PICTURES
+    method: AnyMethod
+    fingerprint: str
+    setup: Setup
+    cases: CasesJob
+    seed: int
+
+    def determines(self) -> Any:
+        """What the method makes of what it is given; not its name."""
+        return [self.fingerprint, self.cases.determines(), self.seed]
+
+    def label(self) -> str:
+        """Method, dataset and shard."""
+        return f"{self.method.name}-{self.cases.name}-{Path(self.cases.shard.path).stem}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the results are."""
+        return Path(self.work, self.key())
+
+
+_BENCH: Any = None
+"""The method that is in memory: steps run one after another in one process."""
+
+
+@cached_step
+def erase(job: EraseJob) -> Files:
+    """Run the method; writes its results and how long each took."""
+    from mild.evaluation.compare import Bench
+
+    global _BENCH
+    _BENCH = _BENCH or Bench()
+    shutil.rmtree(job.folder, ignore_errors=True)
+    with Progress("evaluate-progress") as progress:
+        progress.stage(job.label())
+        progress.expect(len(job.cases.indices) * len(job.cases.settings.masks))
+        _BENCH.erase_cases(
+            job.method, job.setup, job.cases.samples(), job.cases.settings, job.seed, job.folder, progress.advance
+        )
+    return Files.of(job, "work", [job.folder.name])
+
+
+def forget_methods() -> None:
+    """Give back the memory of the method that ran last."""
+    if _BENCH is not None:
+        _BENCH.clear()
+
+
+class ScoreJob(Job):
+    """One metric of one picture each, on one method's results of one shard."""
+
+    step: ClassVar[str] = "score"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = PICTURES
+    metric: AnyMetric
+    fingerprint: str
+    erased: EraseJob
+    results: str
+    """Digest of the results."""
+
+    def determines(self) -> Any:
+        """The metric, what it looks at, and what with."""
+        return [self.fingerprint, self.results, self.erased.cases.determines()]
+
+    def label(self) -> str:
+        """Metric, method, dataset and shard."""
+        return f"{self.metric.name}-{self.erased.label()}"
+
+    @property
+    def file(self) -> Path:
+        """Where the values are."""
+        return Path(self.work, f"{self.key()}.parquet")
+
+
+@cached_step
+def score(job: ScoreJob) -> Files:
+    """Compute the metric."""
+    from mild.evaluation.cases import read_rows
+    from mild.evaluation.compare import score_cases
+
+    assert isinstance(job.metric, PictureMetric)
+    cases = job.erased.cases.folder
+    score_cases(job.metric, cases, job.erased.folder, read_rows(cases), job.file)
+    return Files.of(job, "work", [job.file.name])
+
+
+class FeaturesJob(Job):
+    """Features of the pictures of one shard, for metrics that compare sets of pictures."""
+
+    step: ClassVar[str] = "features"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = PICTURES
+    metric: AnyMetric
+    fingerprint: str
+    """Of the features, which several metrics may share."""
+    of: EraseJob | CasesJob
+    """Whose results; or of which cases the clean backgrounds."""
+    digest: str
+    """Of these."""
+    which: Literal["results", "results with truth", "truths", "plates"]
+    """``plates``: the clean background of every sample, case or not."""
+
+    def determines(self) -> Any:
+        """The network and the pictures."""
+        return [self.fingerprint, self.digest, self.which]
+
+    def label(self) -> str:
+        """What of what."""
+        return f"{self.step}-{self.which}-{self.of.label()}"
+
+    @property
+    def of_cases(self) -> CasesJob:
+        """The cases that are shown."""
+        return self.of.cases if isinstance(self.of, EraseJob) else self.of
+
+    @property
+    def method(self) -> str:
+        """Whose results; empty for reference pictures."""
+        return self.of.method.name if isinstance(self.of, EraseJob) else ""
+
+    @property
+    def file(self) -> Path:
+        """Where the features are."""
+        return Path(self.work, f"{self.key()}.npy")
+
+
+@cached_step
+def take_features(job: FeaturesJob) -> Files:
+    """Compute them."""
+    from mild.evaluation.cases import read_rows
+    from mild.evaluation.compare import features_of_plates, features_of_results, features_of_truths
+
+    metric = job.metric
+    assert isinstance(metric, DistributionMetric)
+    if isinstance(job.of, EraseJob):
+        rows = read_rows(job.of.cases.folder)
+        with_truth = job.which == "results with truth"
+        count = features_of_results(metric, job.of.folder, rows, job.file, with_truth=with_truth)
+    elif job.which == "plates":
+        count = features_of_plates(metric, job.of.samples(), job.file)
+    else:
+        count = features_of_truths(metric, job.of.folder, read_rows(job.of.folder), job.file)
+    return Files.of(job, "work", [job.file.name], count)
+
+
+class InsightJob(Job):
+    """What one MILD method shows of itself on a few samples of a shard: its layers, or its leakage."""
+
+    step: ClassVar[str] = "insight"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = PICTURES
+    erased: EraseJob
+    """The method, and the samples."""
+    what: Literal["layers", "leakage"]
+
+    def determines(self) -> Any:
+        """As erasing."""
+        return [self.what, self.erased.determines()]
+
+    def label(self) -> str:
+        """What of what."""
+        return f"{self.what}-{self.erased.label()}"
+
+    @property
+    def place(self) -> Path:
+        """Where it is: a folder of layers, or a file."""
+        return Path(self.work, self.key() + ("" if self.what == "layers" else ".json"))
+
+
+@cached_step
+def look_inside(job: InsightJob) -> Files:
+    """Paint the layers, or measure the leakage."""
+    from mild.evaluation.cases import case_of
+    from mild.evaluation.layers import paint_layers
+    from mild.evaluation.leakage import leakage_of
+    from mild.evaluation.methods.mild import MILDMethod
+
+    method, settings = job.erased.method, job.erased.cases.settings
+    assert isinstance(method, MILDMethod)
+    cases = [case_of(sample, settings, "exact") for sample in job.erased.cases.samples()]
+    usable = [case for case in cases if case.hole.any() and not case.hole.all()]
+    if job.what == "layers":
+        shutil.rmtree(job.place, ignore_errors=True)
+        paint_layers(method, job.erased.setup, usable, job.erased.seed, job.place)
+    else:
+        found = leakage_of(method, job.erased.setup, usable, job.erased.seed)
+        job.place.write_text(found.model_dump_json(), encoding="utf-8")
+    return Files.of(job, "work", [job.place.name])
+
+
+class SpectrumJob(Job):
+    """The residual's spectrum of one method's results of one shard."""
+
+    step: ClassVar[str] = "spectrum"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = PICTURES
+    erased: EraseJob
+    results: str
+    """Digest of the results and of what they are compared with."""
+
+    def determines(self) -> Any:
+        """What is compared; and the method's name, which it holds."""
+        return [self.erased.method.name, self.results]
+
+    def label(self) -> str:
+        """Of what."""
+        return f"{self.step}-{self.erased.label()}"
+
+    @property
+    def file(self) -> Path:
+        """Where it is."""
+        return Path(self.work, f"{self.key()}.json")
+
+
+@cached_step
+def take_spectrum(job: SpectrumJob) -> Files:
+    """Compute it."""
+    from mild.evaluation.cases import read_rows
+    from mild.evaluation.leakage import spectrum_of
+
+    cases = job.erased.cases.folder
+    found = spectrum_of(job.erased.method.name, cases, job.erased.folder, read_rows(cases))
+    job.file.write_text(found.model_dump_json(), encoding="utf-8")
+    return Files.of(job, "work", [job.file.name], found.pictures)

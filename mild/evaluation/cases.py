@@ -1,0 +1,207 @@
+"""From samples to cases, and the files that methods and metrics share: pictures as PNG, a table a shard.
+
+A folder of cases, written once a shard, holds::
+
+    cases.parquet                      a row a case, see `CASES`
+    KEY/before.png  KEY/truth.png      the picture, and its clean background where one is known
+    KEY/MASKS/mask.png                 what methods are given, 0 or 255
+    KEY/MASKS/hole.png                 that, and all that those who go really cover
+    KEY/MASKS/staying.png              people and things that stay
+
+and a folder of results ``KEY/MASKS.png`` and ``results.parquet``, see `RESULTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_tools.errors import UserError
+from dataset_tools.schema import KEY_PATTERN, Person, Sample
+from mild.evaluation.methods import Case
+from mild.evaluation.settings import DatasetSettings, Masks
+from mild.metrics.metric import Judged
+
+CASES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("masks", pa.string()),
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+        ("people", pa.int64()),
+        ("overlap", pa.bool_()),
+        ("hole_share", pa.float64()),
+        ("truth", pa.bool_()),
+    ]
+)
+"""``people``: how many vanish; ``overlap``: whether any two of them touch; ``truth``: whether a clean background is
+known."""
+RESULTS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("masks", pa.string()),
+        ("seconds", pa.float64()),
+        ("peak_bytes", pa.int64()),
+        ("device", pa.string()),
+        ("failure", pa.string()),
+    ]
+)
+"""``seconds``: of this picture, warm-up left out; ``peak_bytes``: of GPU memory, null without one; ``failure``: why
+there is no result, else empty."""
+FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+"""Read many times, and written once."""
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """A row of ``cases.parquet``."""
+
+    key: str
+    masks: str
+    height: int
+    width: int
+    people: int
+    overlap: bool
+    hole_share: float
+    truth: bool
+
+
+def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: Path) -> list[CaseRow]:
+    """Write a folder of cases, see above; gives its rows.
+
+    A sample in which nothing is to vanish is no case.
+
+    Raises:
+        UserError: a sample has no masks of a kind, or a key that cannot be a file name.
+    """
+    rows = []
+    for sample in samples:
+        if KEY_PATTERN.fullmatch(sample.key) is None:
+            raise UserError(
+                f"sample key {sample.key!r} cannot be a file name: keys hold letters, digits, '-' and '_' only"
+            )
+        going = [person for person in sample.people if _goes(person, settings)]
+        covered = _union([person.mask for person in going], sample.image)
+        staying = _union([person.mask for person in sample.people if not _goes(person, settings)], sample.image)
+        for kind in settings.masks:
+            case = case_of(sample, settings, kind)
+            if not going or not (case.hole | covered).any():
+                continue
+            place = folder / sample.key / kind
+            place.mkdir(parents=True, exist_ok=True)
+            write_picture(place.parent / "before.png", sample.image)
+            if sample.background is not None:
+                write_picture(place.parent / "truth.png", sample.background)
+            hole = case.hole | covered
+            for name, mask in (("mask", case.hole), ("hole", hole), ("staying", staying)):
+                write_picture(place / f"{name}.png", mask.astype(np.uint8) * 255)
+            rows.append(
+                CaseRow(
+                    key=sample.key,
+                    masks=kind,
+                    height=hole.shape[0],
+                    width=hole.shape[1],
+                    people=len(going),
+                    overlap=_overlap([person.mask for person in going]),
+                    hole_share=float(hole.mean()),
+                    truth=sample.background is not None,
+                )
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema=CASES), folder / "cases.parquet")
+    return rows
+
+
+def read_rows(folder: Path) -> list[CaseRow]:
+    """The rows that `prepare_cases` wrote."""
+    return [CaseRow(**row) for row in pq.read_table(folder / "cases.parquet").to_pylist()]
+
+
+def case_of(sample: Sample, settings: DatasetSettings, kind: Masks) -> Case:
+    """What methods are given: all of those who go of whom the masks of this kind show anything, and what is known.
+
+    Raises:
+        UserError: the sample has no masks of this kind.
+    """
+    people, masks = [], []
+    for person in sample.people:
+        mask = person.mask if kind == "exact" else person.augmented_mask
+        if mask is None:
+            raise UserError(f"sample {sample.key} has no augmented masks: set masks to exact, or use composite samples")
+        if _goes(person, settings) and mask.any():
+            people.append(person)
+            masks.append(mask)
+    keypoints = np.array([person.keypoints for person in people])
+    return Case(
+        image=sample.image,
+        masks=np.array(masks, bool).reshape(-1, *sample.image.shape[:2]),
+        pose=keypoints if keypoints.size and keypoints[..., 2].any() else None,
+        parsing=None if sample.label_set == "none" else sample.parsing,
+        label_set=sample.label_set,
+        key=sample.key,
+        kind=kind,
+        categories=tuple(person.category for person in people),
+    )
+
+
+def read_judged(cases: Path, results: Path, rows: Sequence[CaseRow]) -> Iterator[Judged | None]:
+    """Each case with its result as metrics see it, one at a time; None where there is no result."""
+    for row in rows:
+        result = results / row.key / f"{row.masks}.png"
+        if not result.is_file():
+            yield None
+            continue
+        own = cases / row.key
+        yield Judged(
+            key=row.key,
+            image=read_picture(own / "before.png"),
+            result=read_picture(result),
+            truth=read_picture(own / "truth.png") if row.truth else None,
+            given=read_mask(own / row.masks / "mask.png"),
+            hole=read_mask(own / row.masks / "hole.png"),
+            staying=read_mask(own / row.masks / "staying.png"),
+        )
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB, or (H, W) uint8, as PNG."""
+    flipped = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".png", flipped, FAST)
+    assert done
+    path.write_bytes(data.tobytes())
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a file that `write_picture` wrote."""
+    found = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    assert found is not None, path
+    return found
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """(H, W) bool of a file that `write_picture` wrote."""
+    found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    assert found is not None, path
+    return found > 0
+
+
+def _goes(person: Person, settings: DatasetSettings) -> bool:
+    return not settings.categories or person.category in settings.categories
+
+
+def _union(masks: list[np.ndarray], image: np.ndarray) -> np.ndarray:
+    """(H, W) bool, also of no mask at all."""
+    union: np.ndarray = np.logical_or.reduce([np.zeros(image.shape[:2], bool), *masks])
+    return union
+
+
+def _overlap(masks: list[np.ndarray]) -> bool:
+    """Whether any two of the visible masks, (H, W) bool, share a pixel after each was widened by one."""
+    widened = [cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) for mask in masks]
+    return bool(np.sum(widened, axis=0).max() > 1)

@@ -1,0 +1,417 @@
+"""From the tables of all methods and metrics to `mild.evaluation.summary.Summary`: means, intervals, differences.
+
+Intervals are 95 % percentile bootstrap intervals of a mean over pictures. Pictures are drawn, each with all of its
+values: those of one picture with other masks are no news of their own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mild.evaluation.cases import CaseRow
+from mild.evaluation.settings import EvaluateSettings
+from mild.evaluation.summary import Cell, Change, Comparison, Estimate, Group, Headline, MethodRow, MetricRow
+from mild.seeds import derived_seed
+
+CONFIDENCE = 0.95
+_DRAWN = 4_000_000
+"""Values that the bootstrap draws at a time, which bounds its memory."""
+
+
+@dataclass
+class Values:
+    """What all methods reached on the cases of one dataset."""
+
+    dataset: str
+    cases: list[CaseRow] = field(default_factory=list)
+    scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """Method to metric to one float64 a case: infinite for identical pictures, nan where there is none."""
+    reasons: dict[str, dict[str, dict[int, str]]] = field(default_factory=dict)
+    """Method to metric to case to why there is no value."""
+    seconds: dict[str, np.ndarray] = field(default_factory=dict)
+    """Method to one float64 a case; nan where there is no result."""
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    """Method to the most GPU memory that it took; nothing without a GPU."""
+    device: dict[str, str] = field(default_factory=dict)
+    """Method to what it ran on."""
+    whole: dict[str, dict[str, Cell]] = field(default_factory=dict)
+    """Method to distribution metric to what it is over all cases."""
+
+    def __post_init__(self) -> None:
+        self._at: dict[tuple[str, str], int] = {}
+
+    def add_cases(self, rows: Sequence[CaseRow]) -> None:
+        """Cases of one more shard; before any result."""
+        for row in rows:
+            self._at[row.key, row.masks] = len(self.cases)
+            self.cases.append(row)
+
+    def add_results(self, method: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """How long a method took: rows of `mild.evaluation.cases.RESULTS`."""
+        self.scores.setdefault(method, {})
+        self.reasons.setdefault(method, {})
+        seconds = self.seconds.setdefault(method, np.full(len(self.cases), np.nan))
+        for row in rows:
+            # What shows nobody is no case.
+            if (index := self._at.get((row["key"], row["masks"]))) is not None and row["seconds"] is not None:
+                seconds[index] = row["seconds"]
+            self.device[method] = row["device"]
+            if row["peak_bytes"] is not None:
+                self.peak_bytes[method] = max(self.peak_bytes.get(method, 0), row["peak_bytes"])
+
+    def add_scores(self, method: str, metric: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Values of a metric: rows of `mild.evaluation.compare.SCORES`."""
+        values = self.scores[method].setdefault(metric, np.full(len(self.cases), np.nan))
+        reasons = self.reasons[method].setdefault(metric, {})
+        for row in rows:
+            index = self._at[row["key"], row["masks"]]
+            if row["value"] is None:
+                reasons[index] = row["not_computed"]
+            else:
+                values[index] = row["value"]
+
+    def values_of(self, method: str, case: int) -> dict[str, float | None]:
+        """Metric to value of one result."""
+        return {metric: _or_none(values[case]) for metric, values in self.scores[method].items()}
+
+    def reasons_of(self, method: str, case: int) -> list[str]:
+        """What has no value, and why."""
+        return [f"{metric}: {reasons[case]}" for metric, reasons in self.reasons[method].items() if case in reasons]
+
+
+@dataclass(frozen=True)
+class How:
+    """What decides about estimates."""
+
+    baseline: str
+    """Method, or arm, that differences are taken to."""
+    own: str
+    """Method, or arm, whose difference to the baseline is the headline's; empty: that of whoever leads."""
+    arms: dict[str, list[str]]
+    """Arm to its methods."""
+    titles: dict[str, str]
+    """Of methods and arms."""
+    metrics: Sequence[MetricRow]
+    seed: int
+    resamples: int
+
+    @classmethod
+    def of(cls, methods: Sequence[MethodRow], metrics: Sequence[MetricRow], recipe: EvaluateSettings) -> How:
+        """For what was run."""
+        arms: dict[str, list[str]] = {}
+        for method in methods:
+            if method.arm and not method.not_run:
+                arms.setdefault(method.arm, []).append(method.name)
+        return cls(
+            baseline=recipe.compared_with(),
+            own=next((row.arm or row.name for row in methods if row.kind == "mild" and not row.not_run), ""),
+            arms=arms,
+            titles={**{row.name: row.title for row in methods}, **{arm: arm for arm in arms}},
+            metrics=metrics,
+            seed=recipe.seed,
+            resamples=recipe.resamples,
+        )
+
+
+def groups_of(values: Values, how: How) -> list[Group]:
+    """All cases of a dataset, and where there is more than one kind of them, each kind."""
+    scores = _with_arms(values, how)
+    return [
+        Group(
+            name=name,
+            dataset=values.dataset,
+            cases=int(members.sum()),
+            cells={
+                method: {
+                    **{metric: _cell(values, method, metric, found, members, how) for metric, found in own.items()},
+                    **(values.whole.get(method, {}) if not name else {}),
+                }
+                for method, own in scores.items()
+            },
+            differences=_differences(values, scores, members, how),
+        )
+        for name, members in _members(values.cases)
+    ]
+
+
+def headline_of(groups: Sequence[Group], how: How) -> Headline | None:
+    """Who leads, by the first metric that has values, over all cases of the first dataset; None where there is none.
+
+    Of an arm's methods the arm speaks.
+    """
+    if not groups:
+        return None
+    group, in_arms = groups[0], {method for methods in how.arms.values() for method in methods}
+    for metric in how.metrics:
+        reached = {
+            name: cells[metric.name].mean
+            for name, cells in group.cells.items()
+            if name not in in_arms and metric.name in cells and cells[metric.name].mean is not None
+        }
+        if reached and how.baseline in group.cells:
+            ranked = sorted(reached, key=lambda name: reached[name] or 0.0, reverse=metric.larger_is_better)
+            return _headline(group, metric, ranked, how)
+    return None
+
+
+def estimate(keys: Sequence[str], values: np.ndarray, seed: int, resamples: int) -> Estimate:
+    """Mean of the finite values, and the interval of that mean; None where unknown.
+
+    Args:
+        keys: of the pictures that the values are of.
+        values: float64, one a case.
+        seed: decides what is drawn.
+    """
+    from scipy.stats import bootstrap
+
+    known = np.isfinite(values)
+    if not known.any():
+        return Estimate()
+    _, picture = np.unique(np.asarray(keys)[known], return_inverse=True)
+    means = np.bincount(picture, values[known]) / np.bincount(picture)
+    low = high = None
+    if len(means) > 1:
+        interval = bootstrap(
+            (means,),
+            np.mean,
+            n_resamples=resamples,
+            batch=max(1, _DRAWN // len(means)),
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    return Estimate(mean=float(values[known].mean()), low=low, high=high)
+
+
+def rows_of(values: Values) -> pa.Table:
+    """A row a case and method: what it is, its values, seconds, and what was not computed and why."""
+    metrics = sorted({metric for scores in values.scores.values() for metric in scores})
+    schema = pa.schema(
+        [
+            ("dataset", pa.string()),
+            ("key", pa.string()),
+            ("masks", pa.string()),
+            ("method", pa.string()),
+            ("people", pa.int64()),
+            ("overlap", pa.bool_()),
+            ("hole_share", pa.float64()),
+            *((metric, pa.float64()) for metric in metrics),
+            ("seconds", pa.float64()),
+            ("not_computed", pa.list_(pa.string())),
+        ]
+    )
+    rows: list[dict[str, Any]] = [
+        {
+            "dataset": values.dataset,
+            "key": case.key,
+            "masks": case.masks,
+            "method": method,
+            "people": case.people,
+            "overlap": case.overlap,
+            "hole_share": case.hole_share,
+            **values.values_of(method, index),
+            "seconds": _or_none(values.seconds[method][index]),
+            "not_computed": values.reasons_of(method, index),
+        }
+        for index, case in enumerate(values.cases)
+        for method in values.scores
+    ]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def compare_with(place: str, before: pa.Table, now: pa.Table, how: How) -> Comparison:
+    """What got better or worse since another run: the same methods by the same metrics, picture by picture.
+
+    Args:
+        place: of the other run.
+        before, now: as `rows_of` gives them.
+    """
+    former = {_identity(row): row for row in before.to_pylist()}
+    current = [(row, former[_identity(row)]) for row in now.to_pylist() if _identity(row) in former]
+    changes, left_out = [], []
+    for dataset, method in dict.fromkeys((row["dataset"], row["method"]) for row in now.to_pylist()):
+        pairs = [pair for pair in current if (pair[0]["dataset"], pair[0]["method"]) == (dataset, method)]
+        if not pairs:
+            left_out.append(f"{method} on {dataset}: that run has none of these cases")
+            continue
+        for metric in how.metrics:
+            if metric.name not in now.column_names:
+                continue
+            if metric.name not in before.column_names:
+                left_out.append(f"{metric.title}: that run did not compute it")
+                continue
+            both = np.array(
+                [[_number(row[metric.name]) for row in pair] for pair in pairs if None not in _both(pair, metric.name)]
+            ).reshape(-1, 2)
+            keys = [pair[0]["key"] for pair in pairs if None not in _both(pair, metric.name)]
+            finite = np.isfinite(both).all(1)
+            if not finite.any():
+                continue
+            seed = derived_seed(how.seed, "against", dataset, method, metric.name)
+            kept = [key for key, known in zip(keys, finite, strict=True) if known]
+            difference = estimate(kept, both[finite, 0] - both[finite, 1], seed, how.resamples)
+            better = (difference.mean or 0.0) > 0 if metric.larger_is_better else (difference.mean or 0.0) < 0
+            changes.append(
+                Change(
+                    dataset=dataset,
+                    method=method,
+                    metric=metric.name,
+                    before=float(both[finite, 1].mean()),
+                    now=float(both[finite, 0].mean()),
+                    difference=difference,
+                    verdict="same" if not difference.told_apart else "better" if better else "worse",
+                )
+            )
+    return Comparison(place=place, changes=changes, left_out=list(dict.fromkeys(left_out)))
+
+
+def with_times(method: MethodRow, values: Sequence[Values]) -> MethodRow:
+    """The method with its mean time a picture, and the most memory that it took, over all datasets."""
+    seconds = np.concatenate([np.zeros(0), *(own.seconds[method.name] for own in values if method.name in own.seconds)])
+    peaks = [own.peak_bytes[method.name] for own in values if method.name in own.peak_bytes]
+    known = seconds[np.isfinite(seconds)]
+    return method.model_copy(
+        update={
+            "seconds": float(known.mean()) if len(known) else None,
+            "device": next((own.device[method.name] for own in values if method.name in own.device), ""),
+            "peak_megabytes": max(peaks) / 1e6 if peaks else None,
+        }
+    )
+
+
+def worth_showing(values: Sequence[Values], how: How, count: int) -> list[tuple[Values, int]]:
+    """Cases for the gallery: half of them the worst of our own method by the first metric, the others as they come."""
+    every = [(own, index) for own in values for index in range(len(own.cases))]
+    metric = next((one for one in how.metrics if any(one.name in own.scores.get(how.own, {}) for own in values)), None)
+    worst: list[tuple[Values, int]] = []
+    if metric is not None:
+        ranked = [
+            (float(own.scores[how.own][metric.name][index]), number)
+            for number, (own, index) in enumerate(every)
+            if metric.name in own.scores.get(how.own, {}) and np.isfinite(own.scores[how.own][metric.name][index])
+        ]
+        ranked.sort(reverse=not metric.larger_is_better)
+        worst = [every[number] for _, number in ranked[: count // 2]]
+    others = [one for one in every if not any(one[0] is own and one[1] == index for own, index in worst)]
+    return [*worst, *others][:count]
+
+
+def _members(cases: Sequence[CaseRow]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name of each group and which cases are in it; the first has all of them."""
+    yield "", np.ones(len(cases), bool)
+    parts = []
+    for masks in dict.fromkeys(case.masks for case in cases):
+        for overlap, how in ((False, "people apart"), (True, "people overlap")):
+            members = np.array([(case.masks, case.overlap) == (masks, overlap) for case in cases])
+            if members.any():
+                parts.append((f"{how}, {masks} masks", members))
+    if len(parts) > 1:
+        yield from parts
+
+
+def _with_arms(values: Values, how: How) -> dict[str, dict[str, np.ndarray]]:
+    """The scores of every method, and of every arm: its methods' mean, case by case."""
+    arms = {
+        arm: {metric: np.mean([values.scores[method][metric] for method in methods], axis=0) for metric in metrics}
+        for arm, methods in how.arms.items()
+        for metrics in [values.scores[methods[0]]]
+    }
+    return {**values.scores, **arms}
+
+
+def _cell(values: Values, method: str, metric: str, scores: np.ndarray, members: np.ndarray, how: How) -> Cell:
+    keys = [case.key for case in values.cases]
+    chosen = np.where(members, scores, np.nan)
+    found = estimate(keys, chosen, derived_seed(how.seed, values.dataset, method, metric), how.resamples)
+    reasons = Counter(
+        reason
+        for one in how.arms.get(method, [method])
+        for case, reason in values.reasons[one][metric].items()
+        if members[case]
+    )
+    return Cell(
+        **found.model_dump(),
+        count=int(np.isfinite(chosen).sum()),
+        identical=int(np.isposinf(chosen).sum()),
+        not_computed=dict(reasons),
+    )
+
+
+def _differences(
+    values: Values, scores: dict[str, dict[str, np.ndarray]], members: np.ndarray, how: How
+) -> dict[str, dict[str, Estimate]]:
+    """Each other method's mean difference to the baseline.
+
+    Values are compared case by case, which tells far more of a lead than two intervals beside one another: most of what
+    values vary by is how hard the pictures are.
+    """
+    if how.baseline not in scores:
+        return {}
+    base, keys = scores[how.baseline], [case.key for case in values.cases]
+
+    def difference(method: str, metric: str) -> Estimate:
+        with np.errstate(invalid="ignore"):
+            found = np.where(members, scores[method][metric] - base[metric], np.nan)
+        seed = derived_seed(how.seed, values.dataset, "minus", how.baseline, method, metric)
+        return estimate(keys, found, seed, how.resamples)
+
+    own = how.arms.get(how.baseline, [])
+    return {
+        method: {metric: difference(method, metric) for metric in metrics}
+        for method, metrics in scores.items()
+        if method != how.baseline and method not in own
+    }
+
+
+def _headline(group: Group, metric: MetricRow, ranked: Sequence[str], how: How) -> Headline:
+    leader = ranked[0]
+    own = how.own if how.own in ranked else leader
+    found = group.differences.get(own, {}).get(metric.name, Estimate())
+    mean = group.cells[leader][metric.name].mean
+    told = [f"{how.titles[leader]} leads by {metric.title}: {mean:.{metric.digits}f}"]
+    if own != how.baseline:
+        who = "" if own == leader else f"{how.titles[own]}: "
+        told.append(f"{who}{_told(found, metric)} {how.titles[how.baseline]}")
+    return Headline(
+        leader=leader,
+        method=own,
+        baseline=how.baseline,
+        metric=metric.name,
+        dataset=group.dataset,
+        difference=found,
+        sentence="; ".join(told) + ".",
+    )
+
+
+def _told(difference: Estimate, metric: MetricRow) -> str:
+    """A difference as text, such as ``+0.05 (-0.10 to 0.20), not told apart from``."""
+    if difference.mean is None:
+        return "not compared with"
+    mean = f"{difference.mean:+.{metric.digits}f}"
+    if difference.low is None or difference.high is None:
+        return f"{mean} (one picture: no interval) against"
+    between = f"{difference.low:+.{metric.digits}f} to {difference.high:+.{metric.digits}f}"
+    return f"{mean} ({between}) against" if difference.told_apart else f"{mean} ({between}), not told apart from"
+
+
+def _identity(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    return row["dataset"], row["key"], row["masks"], row["method"]
+
+
+def _both(pair: tuple[dict[str, Any], dict[str, Any]], metric: str) -> list[float | None]:
+    return [row[metric] for row in pair]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
