@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow, Task, flow
-from prefect.events import emit_event
 from prefect.utilities.callables import get_call_parameters
 
 from dataset_tools.compositing import CompositorSettings
@@ -30,7 +27,6 @@ from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
 from dataset_tools.storage import (
     check_writable,
-    is_url,
     normal_place,
     open_root,
     write_bytes,
@@ -63,6 +59,7 @@ from flows.dataset_steps import (
     read_table,
     rows_of,
 )
+from flows.events import announce
 from flows.output_files import OutputFiles
 from flows.output_lock import sole_run
 from flows.pages import show_dataset
@@ -72,10 +69,6 @@ from flows.settings import BuildSettings, ParsingSettings, PictureSource, PoseSe
 
 BESIDE_SHARDS = ("README.md", "croissant.json", "attribution.csv", "rejected.parquet", "card")
 """What `flows.dataset_steps.describe` writes."""
-DATASET_READY = "mild.dataset.ready"
-"""Name of the event that a build emits when the dataset that stands there is another than before."""
-ANNOUNCED = "announced.json"
-"""Below the work folder: the digest of the dataset that the last event spoke of."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,7 +112,7 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
         finally:
             unload_networks()
         # Here, not in the subflow: the event of a deployment's own run is to name the deployment.
-        _announce(checked.name, root, summary["digest"])
+        announce("dataset", root, summary["digest"], dataset=checked.name, payload={"dataset": root})
     return summary
 
 
@@ -383,18 +376,3 @@ def _cue(cue: CueSettings, source: PictureSource) -> CueSettings:
         raise UserError("folder: side-cars are read from a root that the settings must name")
     beside = {"root": source.root, "root_options": source.root_options, "fetch": source.fetch}
     return cue.model_copy(update=beside)
-
-
-def _announce(name: str, root: str, digest: str) -> None:
-    """Emit `DATASET_READY`, unless it was emitted for this very dataset before."""
-    filesystem, work = open_root(f"{root}.work")
-    told = f"{work}/{ANNOUNCED}"
-    if filesystem.exists(told) and json.loads(filesystem.cat_file(told)) == digest:
-        return
-    uri = root if is_url(root) else Path(root).as_uri()
-    emit_event(
-        DATASET_READY,
-        resource={"prefect.resource.id": f"mild.dataset.{uri}", "prefect.resource.name": name},
-        payload={"dataset": root, "digest": digest},
-    )
-    write_bytes(filesystem, told, json.dumps(digest).encode())

@@ -19,6 +19,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from dataset_tools.errors import UserError, what_to_mend
+from flows.commands.ablate import ablate
 from flows.commands.build import build
 from flows.commands.erase import erase
 from flows.commands.evaluate import evaluate
@@ -59,7 +60,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands, pretty_exceptions_enable=False, help="Erase people from pictures: build datasets, train, evaluate."
 )
-for command in (build, train, evaluate, pretrain, quickstart, mask, erase, recompose, inspect, verify):
+for command in (build, train, evaluate, ablate, pretrain, quickstart, mask, erase, recompose, inspect, verify):
     app.command()(command)
 app.add_typer(weights, name="weights")
 
@@ -71,6 +72,7 @@ def main() -> None:
     0    all is done
     1    something was set aside, `verify` found something, or this program has a defect (a traceback)
     2    there is something that the user must mend
+    3    something got worse than in the run before (``mild evaluate --fail-on-regression``)
     129  ended by SIGHUP
     130  ended by SIGINT (Ctrl-C)
     143  ended by SIGTERM

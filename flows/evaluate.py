@@ -34,6 +34,7 @@ from flows.evaluation_steps import (
     take_features,
     take_spectrum,
 )
+from flows.events import announce
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
@@ -80,14 +81,17 @@ def evaluate(
     run = _Evaluation(recipe, normal_place(dataset) if dataset else "", normal_name(adapters) if adapters else "", root)
     with sole_run(root):
         try:
-            report = run.run(against)
+            digest = run.run(against)
         finally:
             forget_methods()
             unload_networks()
+        summary = read_summary(Path(root))
+        names = {read_manifest(row.place).name for row in summary.datasets}
+        announce("evaluation", root, digest, dataset=", ".join(sorted(names)), payload={"evaluation": root})
+    report = f"{root}/report.html"
     Display().show(create_link_artifact, report, link_text="report", key="evaluation-report")
     tables = Path(root, "tables.md").read_text(encoding="utf-8")
     Display().show(create_markdown_artifact, tables, key="evaluation-tables")
-    summary = read_summary(Path(root))
     return {"report": report, "summary": summary.model_dump(mode="json"), "steps": run.steps, "cached": run.cached}
 
 
@@ -138,7 +142,7 @@ class _Evaluation:
         self.steps = self.cached = 0
 
     def run(self, against: str) -> str:
-        """All of it; gives the path of the report."""
+        """All of it; gives the digest of what stands at the output."""
         datasets, chosen = [], list[CasesJob]()
         for name, settings in self.recipe.datasets.items():
             row, jobs = self._choose(name, settings)
@@ -185,8 +189,8 @@ class _Evaluation:
                 *(file_digest(Path(path)) for path in (str(curve), f"{against}/{TABLE}") if Path(path).is_file()),
             ],
         )
-        self._do(write_report, [self._report_job(plan)], "report")
-        return f"{self.root}/report.html"
+        (report,) = self._do(write_report, [self._report_job(plan)], "report")
+        return report.files.digest
 
     def _do(self, step: Any, jobs: Sequence[Job], what: str, *, here: bool = False) -> list[_Done]:
         """Run jobs of one step; those that were done before are not done again.

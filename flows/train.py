@@ -16,6 +16,7 @@ from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
+from flows.events import announce
 from flows.output_lock import sole_run
 from flows.pages import show_picture
 from flows.progress import Display, Progress
@@ -198,6 +199,8 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
         )
         step = train_adapters.with_options(tags=gpu)
         outcome = run_steps(step, [job], storage, in_this_thread=True)[0]
+        payload = {"adapters": root, "dataset": dataset}
+        announce("adapters", root, outcome.result.digest, dataset=read_manifest(dataset).name, payload=payload)
     Display().show(create_link_artifact, root, link_text="adapters", key="train-adapters")
     aside = json.loads(Path(root, CONFIG).read_bytes())["set_aside"]
     if aside:

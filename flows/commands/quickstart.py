@@ -25,10 +25,12 @@ def quickstart(
     result = pipeline("sample", output)
     build = result["build"]
     cached = [f"{build['cached']} of {build['shards']} shards"]
-    cached += [name for name in ("train", "evaluate") if result[name]["cached"]]
+    cached += ["train"] if result["train"]["cached"] else []
+    evaluated = result["evaluate"]
+    cached += [f"{evaluated['cached']} of {evaluated['steps']} steps of evaluate"]
     show_build(build)
-    show_evaluation(result["evaluate"]["summary"])
+    show_evaluation(evaluated["summary"])
     say(f"cached    {', '.join(cached)}")
     say(f"shards    {build['dataset']}")
-    say(f"pictures  {build['dataset']}/card, {Path(result['evaluate']['report']).parent}/pictures")
-    say(f"report    {result['evaluate']['report']}")
+    say(f"pictures  {build['dataset']}/card, {Path(evaluated['report']).parent}/pictures")
+    say(f"report    {evaluated['report']}")
