@@ -30,7 +30,8 @@ def leakage_of(method: WindowsMethod, setup: Setup, cases: Iterable[Case], seed:
     from mild.model.leakage import measure_leakage
 
     eraser = method.open(setup)
-    pipeline, recorded = eraser.pipeline, list[list[BlockLeakage]]()
+    pipeline = eraser.pipeline
+    recorded: list[list[BlockLeakage]] = []
 
     @contextlib.contextmanager
     def watch(masks: torch.Tensor) -> Iterator[None]:

@@ -40,8 +40,8 @@ class PSNR(PictureMetric):
         found: list[float | NotComputed] = []
         for one in judged:
             assert one.truth is not None
-            where = one.hole if self.kind == "psnr_hole" else np.ones_like(one.hole)
-            found.append(psnr(one.result[where], one.truth[where]))
+            in_hole = self.kind == "psnr_hole"
+            found.append(psnr_hole(one.result, one.truth, one.hole) if in_hole else psnr(one.result, one.truth))
         return found
 
 
@@ -52,3 +52,8 @@ def psnr(result: np.ndarray, truth: np.ndarray) -> float:
     if np.array_equal(result, truth):
         return float("inf")
     return float(peak_signal_noise_ratio(truth, result, data_range=255))
+
+
+def psnr_hole(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
+    """`psnr` over the pixels of ``hole``, (H, W) bool, not empty."""
+    return psnr(result[hole], truth[hole])

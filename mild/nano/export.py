@@ -18,7 +18,8 @@ from mild.erasing.pipeline import MILDPipeline
 from mild.erasing.regions import editable
 from mild.evaluation.methods import Case
 from mild.evaluation.methods.opencv import OpenCVEraser
-from mild.metrics import perceptual_hole, psnr, psnr_hole
+from mild.metrics.perceptual import perceptual_hole
+from mild.metrics.psnr import psnr, psnr_hole
 from mild.nano.architecture import count_parameters, save_nano_pipeline
 from mild.nano.pictures import LEAST_SHARE, Pictures, random_hole
 from mild.nano.settings import PretrainSettings

@@ -39,7 +39,7 @@ from dataset_tools.shards import Samples
 from dataset_tools.storage import write_bytes
 from mild.erasing.pipeline import Erased, MILDPipeline
 from mild.erasing.regions import editable
-from mild.metrics import psnr_hole
+from mild.metrics.psnr import psnr_hole
 from mild.model.attention import SpatialModulation
 from mild.model.layered import LayeredUNet
 from mild.model.morphology import HumanMorphologyGuidance
