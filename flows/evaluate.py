@@ -362,10 +362,12 @@ class _Evaluation:
         self, what: Any, able: list[Any], fingerprints: dict[str, str], cases: CasesJob, rows: list[CaseRow]
     ) -> list[_Done]:
         """Layers of the first MILD method, or leakage of all but an arm's repeats, on the first pictures of a shard."""
-        ours: dict[str, MILDMethod] = {}
+        ours: dict[Any, MILDMethod] = {}
         for method in able:
             if isinstance(method, MILDMethod):
-                ours.setdefault(method.arm or method.name, method)
+                # How colours are matched changes nothing inside.
+                parts = tuple(method.parts(self.setup).items())
+                ours.setdefault(method.arm or (method.place(self.setup), parts), method)
         chosen = list(ours.values())[: 1 if what == "layers" else None]
         # Layers of one alone tell nothing.
         fitting = {row.key for row in rows if row.people > 1 or what == "leakage"}

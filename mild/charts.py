@@ -42,6 +42,7 @@ def line_chart(lines: Mapping[str, Line], x_label: str, y_label: str, *, logarit
     # Here, since it takes long to import, and many who import this draw nothing.
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
@@ -59,6 +60,9 @@ def line_chart(lines: Mapping[str, Line], x_label: str, y_label: str, *, logarit
                 alpha=0.35 if line.faint else 1,
                 clip_on=False,
             )
+        # Nobody takes half a step.
+        if all(np.equal(line.x, np.rint(line.x)).all() for line in lines.values()):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if logarithmic:
             axes.set_yscale("log")
         else:

@@ -241,7 +241,7 @@ def _device() -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{platform.machine()} processor, {os.cpu_count()} cores"
 
 
 def _synchronize() -> None:

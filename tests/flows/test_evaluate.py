@@ -1,0 +1,275 @@
+"""The flow ``evaluate``: what is computed once is kept; what is missing, altered or set otherwise is redone alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from dataset_tools.errors import UserError
+from dataset_tools.shards import ShardDataset
+from flows import cli
+from flows.evaluate import evaluate
+from mild.bases import NANO_ADAPTERS
+from mild.evaluation.compare import Bench
+from mild.evaluation.summary import Summary
+
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
+
+METHODS: list[Any] = ["telea", "mean-fill"]
+METRICS: list[Any] = ["psnr_hole", "ssim"]
+
+
+def recipe(folder: Path, **changes: Any) -> str:
+    """Two quick methods and metrics on six samples in two shards."""
+    values = {
+        "datasets": {"drawn": {"configuration": "composite", "split": "train"}},
+        "methods": METHODS,
+        "metrics": METRICS,
+        "resamples": 100,
+        "shown": 2,
+        "leakage": 1,
+        "layers": 1,
+        **changes,
+    }
+    path = folder / "evaluate.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def run(folder: Path, dataset: str, adapters: str = "", against: str = "", **changes: Any) -> dict[str, Any]:
+    """Evaluate into ``folder/out``."""
+    return evaluate(recipe(folder, **changes), dataset, adapters, str(folder / "out"), None, against)
+
+
+def without_times(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary as far as it is the same on every machine."""
+    for method in summary["methods"]:
+        del method["seconds"]
+    return summary
+
+
+@pytest.fixture(scope="module")
+def finished(drawn_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("evaluated")
+    return folder, run(folder, drawn_dataset)
+
+
+@pytest.fixture
+def again(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """A copy of the finished evaluation, in whose place another may be made."""
+    for name in ("out", "out.work"):
+        shutil.copytree(finished[0] / name, tmp_path / name, copy_function=shutil.copy)
+    return tmp_path
+
+
+def test_the_output_holds_tables_report_and_pictures(finished: tuple[Path, dict[str, Any]], drawn_dataset: str) -> None:
+    folder, result = finished
+    out = folder / "out"
+    summary = Summary.model_validate_json((out / "summary.json").read_text())
+    assert (summary.baseline, [row.samples for row in summary.datasets]) == ("telea", [6])
+    assert [row.name for row in summary.methods] == METHODS and result["cached"] == 0
+    assert all(row.seconds is not None and row.seconds > 0 for row in summary.methods)
+    rows = pq.read_table(out / "samples.parquet").to_pylist()
+    assert len(rows) == 6 * 2
+    assert {"report.html", "tables.md", "tables.tex"} <= {path.name for path in out.iterdir()}
+    sample = ShardDataset(drawn_dataset, "composite", "train")[4]
+    place = out / "pictures" / "drawn" / sample.key
+    assert np.array_equal(np.asarray(Image.open(place / "before.png")), sample.image)
+    assert {path.name for path in (place / "exact").iterdir()} == {"mask.png", "telea.png", "mean-fill.png"}
+    assert len(summary.spectra) == 2 and all(one.pictures == 3 for one in summary.spectra)
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        # Two shards erased, two metrics on each, a spectrum, the report.
+        ({"methods": [*METHODS, "smooth-fill"]}, 2 + 2 * 2 + 1 + 1),
+        # Two methods on two shards, the report.
+        ({"metrics": [*METRICS, "psnr"]}, 4 + 1),
+        ({"methods": ["telea"]}, 1),
+        ({"methods": [{"kind": "telea", "name": "other"}, "mean-fill"]}, 2 + 1),
+    ],
+    ids=["a method", "a metric", "one method less", "another name"],
+)
+def test_what_is_added_is_computed_alone(again: Path, drawn_dataset: str, changes: dict[str, Any], new: int) -> None:
+    """By another name a method's spectra, which hold its name, are taken again, and nothing is erased again."""
+    result = run(again, drawn_dataset, **changes)
+    assert result["steps"] - result["cached"] == new
+
+
+def test_another_dataset_leaves_the_first_alone_and_has_a_table_of_its_own(again: Path, drawn_dataset: str) -> None:
+    """The same one with faulty masks: two shards prepared, erased by two methods, by two metrics."""
+    datasets = {
+        "drawn": {"configuration": "composite", "split": "train"},
+        "faulty": {"configuration": "composite", "split": "train", "masks": ["augmented"]},
+    }
+    result = run(again, drawn_dataset, datasets=datasets)
+    assert result["steps"] - result["cached"] == 2 + 4 + 8 + 1
+    means = {group["dataset"]: group["cells"]["telea"]["psnr_hole"]["mean"] for group in result["summary"]["groups"]}
+    assert means["faulty"] < means["drawn"] - 3
+
+
+def test_a_run_that_changes_nothing_does_nothing(again: Path, drawn_dataset: str) -> None:
+    before = (again / "out/report.html").stat().st_ino
+    result = run(again, drawn_dataset)
+    assert result["cached"] == result["steps"]
+    assert (again / "out/report.html").stat().st_ino == before
+
+
+def test_a_picture_that_was_altered_is_made_again(
+    again: Path, finished: tuple[Path, dict[str, Any]], drawn_dataset: str
+) -> None:
+    """At the output, where it may be a link to what the work folder keeps: both are as they were."""
+    chosen = sorted((again / "out.work").glob("erase-*/*/exact.png"))[0]
+    original = chosen.read_bytes()
+    chosen.write_bytes(b"no picture")
+    shown = next((again / "out/pictures").glob("*/*/exact/telea.png"))
+    shown.unlink()
+    result = run(again, drawn_dataset)
+    assert result["steps"] - result["cached"] == 2, "the method on the shard, and the report"
+    assert chosen.read_bytes() == original and shown.is_file()
+    assert without_times(result["summary"])["groups"] == finished[1]["summary"]["groups"]
+
+
+def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_summary(
+    finished: tuple[Path, dict[str, Any]], drawn_dataset: str, tmp_path: Path, forks: ForkServerContext
+) -> None:
+    """SIGKILL while the second method works on its first shard: what the first did is kept."""
+    process = forks.Process(target=_killed_in_the_third_job, args=(tmp_path, drawn_dataset))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    result = run(tmp_path, drawn_dataset)
+    assert result["cached"] == 2 + 2, "the cases, and the first method on both shards"
+    assert without_times(result["summary"])["groups"] == finished[1]["summary"]["groups"]
+
+
+def _killed_in_the_third_job(folder: Path, dataset: str) -> None:
+    calls = []
+
+    def erase(self: Bench, *arguments: Any) -> None:
+        calls.append(None)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(self, *arguments)
+
+    whole, Bench.erase_cases = Bench.erase_cases, erase  # type: ignore[method-assign]
+    run(folder, dataset)
+
+
+def test_what_cannot_be_run_is_told_and_all_else_runs(tmp_path: Path, drawn_dataset: str) -> None:
+    result = run(tmp_path, drawn_dataset, methods=["telea", "base", "mild"])
+    told = {method["name"]: method["not_run"] for method in result["summary"]["methods"]}
+    assert told["telea"] == ""
+    assert "no base is named" in told["base"] and "no adapters are named" in told["mild"]
+    assert set(result["summary"]["groups"][0]["cells"]) == {"telea"}
+    with pytest.raises(UserError, match="no method can be run: mild: no adapters are named"):
+        run(tmp_path, drawn_dataset, methods=["mild"])
+
+
+def test_mild_is_shown_in_layers_and_with_what_leaks(tmp_path: Path, drawn_dataset: str) -> None:
+    """And beside the base in the same pipeline, which is what its difference is taken to."""
+    methods = ["base", "mild", {"kind": "mild", "name": "without-sma", "sma": False}]
+    datasets = {"drawn": {"configuration": "composite", "split": "train", "samples": 1}}
+    result = run(tmp_path, drawn_dataset, NANO_ADAPTERS, methods=methods, inference_steps=2, datasets=datasets)
+    summary = Summary.model_validate(result["summary"])
+    assert summary.headline is not None
+    assert (summary.headline.method, summary.headline.baseline) == ("mild", "base")
+    assert summary.methods[1].parts == {"hmg": True, "pose": True, "parsing": True, "sma": True}
+    assert set(summary.methods[1].weights) == {"base", "adapters"}
+    assert [leakage.method for leakage in summary.leakage] == ["mild", "without-sma"]
+    own, without = summary.leakage
+    assert own.gamma != own.gamma_vanilla and without.gamma == without.gamma_vanilla
+    assert len(own.gamma) == len(own.blocks) and len(own.gamma[0]) == len(own.steps) == 2
+    (key,) = {row["key"] for row in pq.read_table(tmp_path / "out/samples.parquet").to_pylist()}
+    layers = tmp_path / "out/layers/drawn" / key
+    assert {path.name for path in layers.iterdir()} == {
+        "before.png",
+        "background.png",
+        "layer-0.png",
+        "layer-1.png",
+    }
+
+
+def test_what_got_worse_since_the_run_before_is_told_and_may_fail_the_command(
+    finished: tuple[Path, dict[str, Any]],
+    drawn_dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is called telea now fills with the mean colour, far worse on these slopes."""
+    monkeypatch.setattr("flows.commands.evaluate.prepare_prefect", lambda verbose: None)
+    settings = recipe(tmp_path, methods=[{"kind": "mean-fill", "name": "telea"}])
+    given = ["-d", drawn_dataset, "-o", str(tmp_path / "out"), "--against", str(finished[0] / "out")]
+    monkeypatch.setattr("sys.argv", ["mild", "evaluate", settings, *given, "--fail-on-regression"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 3
+    assert "worse: telea on drawn, PSNR hole, dB: -" in " ".join(capsys.readouterr().out.split())
+    comparison = json.loads((tmp_path / "out/summary.json").read_text())["against"]
+    assert {(change["metric"], change["verdict"]) for change in comparison["changes"]} == {
+        ("psnr_hole", "worse"),
+        ("ssim", "worse"),
+    }
+
+
+def test_compared_with_what_stood_there_before_until_something_changes_again(again: Path, drawn_dataset: str) -> None:
+    """Twice the same changes nothing in what is told."""
+    methods = [{"kind": "mean-fill", "name": "telea"}, "mean-fill"]
+    told = [run(again, drawn_dataset, against="before", methods=methods) for _ in range(2)]
+    verdicts = [
+        {(change["method"], change["metric"]): change["verdict"] for change in one["summary"]["against"]["changes"]}
+        for one in told
+    ]
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0]["telea", "psnr_hole"] == "worse" and verdicts[0]["mean-fill", "psnr_hole"] == "same"
+    assert told[1]["cached"] == told[1]["steps"]
+
+
+def test_the_event_says_of_which_dataset_the_evaluation_is(
+    again: Path, drawn_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again for a run that changed nothing."""
+    sent: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr("flows.events.emit_event", lambda name, resource, payload: sent.append((name, resource)))
+    for metrics in (METRICS, ["psnr", *METRICS], ["psnr", *METRICS]):
+        run(again, drawn_dataset, metrics=metrics)
+    uri = (again / "out").as_uri()
+    resource = {"prefect.resource.id": f"mild.evaluation.{uri}", "prefect.resource.name": "drawn"}
+    assert sent == [("mild.evaluation.ready", resource)] * 2
+
+
+def test_what_is_wrong_is_told_at_the_door_and_leaves_nothing(tmp_path: Path, drawn_dataset: str) -> None:
+    for changes, given, named in [
+        ({}, {"dataset": ""}, "datasets.drawn names no place"),
+        ({}, {"against": str(tmp_path)}, "is no evaluation: summary.json is missing"),
+        ({}, {"adapters": str(tmp_path)}, "is no MILD directory"),
+        ({"datasets": {"a": {"split": "test"}}}, {}, "has no composite/test"),
+        ({"methods": ["telea", "telea"]}, {}, "telea is named twice"),
+        ({"baseline": "lama"}, {}, "baseline 'lama' is none of the methods"),
+        ({"methods": [{"kind": "mild", "smaa": False}]}, {}, "did you mean 'sma'"),
+    ]:
+        where = {"dataset": drawn_dataset, "adapters": "", "against": "", **given}
+        with pytest.raises(UserError, match=named):
+            evaluate(
+                recipe(tmp_path, **changes),
+                where["dataset"],
+                where["adapters"],
+                str(tmp_path / "out"),
+                None,
+                where["against"],
+            )
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mild.evaluation.cases import CaseRow
+from mild.evaluation.settings import EvaluateSettings
+from mild.evaluation.summarize import (
+    How,
+    Values,
+    compare_with,
+    estimate,
+    groups_of,
+    headline_of,
+    rows_of,
+    with_times,
+    worth_showing,
+)
+from mild.evaluation.summary import Cell, MethodRow, MetricRow
+
+PSNR = MetricRow(
+    name="psnr_hole",
+    title="PSNR hole, dB",
+    larger_is_better=True,
+    digits=2,
+    region="hole",
+    network="",
+    reference="clean background",
+)
+DISTANCE = PSNR.model_copy(update={"name": "distance", "title": "Distance", "larger_is_better": False, "digits": 3})
+
+
+def _values(scores: dict[str, list[float]], masks: tuple[str, ...] = ("exact",), metric: str = "psnr_hole") -> Values:
+    """Values of methods, picture by picture, each once a kind of masks; every other picture with people who overlap."""
+    count = len(next(iter(scores.values())))
+    values = Values("composite")
+    values.add_cases(
+        [
+            CaseRow(f"s{index // len(masks)}", masks[index % len(masks)], 8, 8, 2, bool(index % 2), 0.1, True)
+            for index in range(count)
+        ]
+    )
+    for method, found in scores.items():
+        rows: list[dict[str, Any]] = [
+            {"key": case.key, "masks": case.masks, "seconds": 0.5, "peak_bytes": None, "device": "a machine"}
+            for case in values.cases
+        ]
+        values.add_results(method, rows)
+        values.add_scores(
+            method,
+            metric,
+            [
+                {**row, "value": None if np.isnan(value) else value, "not_computed": "why" if np.isnan(value) else ""}
+                for row, value in zip(rows, found, strict=True)
+            ],
+        )
+    return values
+
+
+def _how(methods: list[str], metrics: tuple[MetricRow, ...] = (PSNR,), **changes: Any) -> How:
+    """``base`` and ``mild`` are what they are called; ``name@arm`` is a method of an arm."""
+    rows = [
+        MethodRow(
+            name=name.split("@")[0],
+            title=name.split("@")[0].upper(),
+            kind="mild" if name.startswith("mild") else name,
+            arm="".join(name.split("@")[1:]),
+        )
+        for name in methods
+    ]
+    recipe = EvaluateSettings(methods=["base", "mild"], resamples=300, **changes)
+    return How.of(rows, metrics, recipe)
+
+
+def test_the_interval_is_the_one_that_theory_gives_for_many_values() -> None:
+    """For 400 normal values the bootstrap interval of the mean is close to 1.96 standard errors on each side."""
+    values = np.random.default_rng(0).normal(20, 3, 400)
+    found = estimate([str(index) for index in range(400)], values, seed=0, resamples=4000)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_masks_of_another_kind_do_not_make_a_picture_two() -> None:
+    """Twice the same values of each picture leave the interval as wide as it was."""
+    values = np.random.default_rng(0).normal(20, 3, 50)
+    keys = [str(index) for index in range(50)]
+    assert estimate(keys + keys, np.tile(values, 2), 0, 500) == estimate(keys, values, 0, 500)
+
+
+def test_one_picture_has_no_interval_and_none_has_no_mean() -> None:
+    one = estimate(["a", "a"], np.array([1.0, 2.0]), 0, 100)
+    assert (one.mean, one.low, one.high) == (1.5, None, None)
+    assert estimate(["a"], np.array([np.nan]), 0, 100).mean is None
+
+
+def test_infinite_and_missing_values_are_counted_and_not_in_the_mean() -> None:
+    (group, *_) = groups_of(_values({"mild": [20, np.inf, np.nan, 22], "base": [1, 2, 3, 4]}), _how(["mild", "base"]))
+    cell = group.cells["mild"]["psnr_hole"]
+    assert (cell.mean, cell.count, cell.identical, cell.not_computed) == (21, 2, 1, {"why": 1})
+
+
+def test_differences_are_taken_case_by_case_to_the_baseline() -> None:
+    """A lead of 1 dB on every picture is certain, however much the pictures differ; what is missing is left out."""
+    base = np.random.default_rng(0).normal(20, 5, 30)
+    base[0] = np.nan
+    (group, *_) = groups_of(
+        _values({"base": base.tolist(), "mild": (np.nan_to_num(base, nan=50) + 1).tolist()}), _how(["base", "mild"])
+    )
+    assert set(group.differences) == {"mild"}
+    found = group.differences["mild"]["psnr_hole"]
+    assert [found.mean, found.low, found.high] == pytest.approx([1, 1, 1])
+    assert found.told_apart
+
+
+def test_groups_are_kinds_of_masks_and_whether_people_overlap() -> None:
+    values = _values({"base": list(range(8)), "mild": list(range(8))}, masks=("exact", "augmented"))
+    groups = groups_of(values, _how(["base", "mild"]))
+    assert {group.name: group.cases for group in groups} == {
+        "": 8,
+        "people apart, exact masks": 4,
+        "people overlap, augmented masks": 4,
+    }
+    assert groups[1].cells["base"]["psnr_hole"].mean == np.mean([0, 2, 4, 6])
+
+
+def test_an_arm_is_the_mean_of_its_methods_case_by_case() -> None:
+    """Two seeds whose errors cancel: the arm is certain where each of them is not."""
+    draw = np.random.default_rng(0)
+    base, noise = draw.normal(20, 5, 40), draw.normal(0, 1, 40)
+    scores = {"base": base, "mild-0": base + 0.5 + noise, "mild-1": base + 0.5 - noise}
+    values = _values({name: found.tolist() for name, found in scores.items()})
+    (group, *_) = groups_of(values, _how(["base", "mild-0@full", "mild-1@full"]))
+    assert group.differences["full"]["psnr_hole"].low == pytest.approx(0.5)
+    alone = group.differences["mild-0"]["psnr_hole"]
+    assert alone.low is not None and alone.high is not None and alone.high - alone.low > 0.3
+
+
+def test_the_headline_is_the_difference_to_the_base_and_says_whether_it_is_told_apart() -> None:
+    base = np.random.default_rng(0).normal(20, 5, 30)
+    ahead = _values({"base": base.tolist(), "mild": (base + 1).tolist()})
+    how = _how(["base", "mild"])
+    found = headline_of(groups_of(ahead, how), how)
+    assert found is not None and (found.leader, found.method, found.baseline) == ("mild", "mild", "base")
+    assert found.sentence == (
+        f"MILD leads by PSNR hole, dB: {base.mean() + 1:.2f}; +1.00 (+1.00 to +1.00) against BASE."
+    )
+    unsure = np.random.default_rng(1).normal(0.1, 3, 30)
+    level = headline_of(groups_of(_values({"base": base.tolist(), "mild": (base + unsure).tolist()}), how), how)
+    assert level is not None and "not told apart from BASE" in level.sentence
+
+
+def test_the_headline_does_not_hide_that_another_method_leads() -> None:
+    base = np.random.default_rng(0).normal(20, 5, 30)
+    how = _how(["base", "mild", "telea"])
+    values = _values({"base": base.tolist(), "mild": (base - 1).tolist(), "telea": (base + 2).tolist()})
+    found = headline_of(groups_of(values, how), how)
+    assert found is not None and (found.leader, found.method) == ("telea", "mild")
+    assert found.sentence.startswith("TELEA leads") and "MILD: -1.00 (-1.00 to -1.00) against BASE" in found.sentence
+
+
+def test_where_less_is_better_the_least_leads() -> None:
+    how = _how(["base", "mild"], metrics=(DISTANCE,))
+    values = _values({"base": [2.0, 3.0], "mild": [1.0, 2.0]}, metric="distance")
+    found = headline_of(groups_of(values, how), how)
+    assert found is not None and found.leader == "mild"
+
+
+def test_a_distribution_metric_stands_beside_the_others_over_all_cases() -> None:
+    values = _values({"base": [1.0, 2.0], "mild": [1.0, 2.0]})
+    values.whole["mild"] = {"fid": Cell(mean=3.0, count=2)}
+    groups = groups_of(values, _how(["base", "mild"]))
+    assert groups[0].cells["mild"]["fid"].mean == 3.0
+    assert all("fid" not in group.cells["mild"] for group in groups[1:])
+
+
+def test_a_row_a_case_and_method_holds_all_values() -> None:
+    values = _values({"base": [1.0, np.nan], "mild": [np.inf, 2.0]})
+    rows = rows_of(values).to_pylist()
+    assert [(row["key"], row["method"], row["psnr_hole"]) for row in rows] == [
+        ("s0", "base", 1.0),
+        ("s0", "mild", np.inf),
+        ("s1", "base", None),
+        ("s1", "mild", 2.0),
+    ]
+    assert rows[2]["not_computed"] == ["psnr_hole: why"]
+    assert rows[0]["seconds"] == 0.5
+
+
+def test_times_are_means_over_all_that_was_done() -> None:
+    row = MethodRow(name="mild", title="MILD", kind="mild")
+    timed = with_times(row, [_values({"mild": [1.0, 2.0]})])
+    assert (timed.seconds, timed.peak_megabytes, timed.device) == (0.5, None, "a machine")
+
+
+def test_what_got_better_or_worse_is_told_from_chance_picture_by_picture() -> None:
+    draw = np.random.default_rng(0)
+    before = draw.normal(20, 5, 60)
+    how = _how(["worse", "better", "chance"])
+    old = _values(dict.fromkeys(["worse", "better", "chance", "gone"], before.tolist()))
+    new = _values(
+        {
+            "worse": (before - 0.5).tolist(),
+            "better": (before + 0.5).tolist(),
+            "chance": (before + draw.normal(0, 1, 60)).tolist(),
+            "new": before.tolist(),
+        }
+    )
+    found = compare_with("there", rows_of(old), rows_of(new), how)
+    assert {change.method: change.verdict for change in found.changes} == {
+        "worse": "worse",
+        "better": "better",
+        "chance": "same",
+    }
+    (regression,) = found.regressions
+    assert regression.now - regression.before == pytest.approx(-0.5)
+    assert found.left_out == ["new on composite: that run has none of these cases"]
+
+
+def test_more_of_what_should_be_less_is_worse() -> None:
+    how = _how(["mild"], metrics=(DISTANCE,))
+    old, new = (_values({"mild": [1.0 + more, 2.0 + more]}, metric="distance") for more in (0, 0.5))
+    (change,) = compare_with("there", rows_of(old), rows_of(new), how).changes
+    assert change.verdict == "worse"
+
+
+def test_the_gallery_shows_our_worst_cases_and_others() -> None:
+    values = _values({"base": [9.0] * 6, "mild": [5.0, 1.0, 4.0, 2.0, np.nan, 3.0]})
+    shown = worth_showing([values], _how(["base", "mild"]), 4)
+    assert [index for _, index in shown] == [1, 3, 0, 2]
+    assert len(worth_showing([values], _how(["base", "mild"]), 100)) == 6
