@@ -36,7 +36,7 @@ class Network:
     purpose: Purpose
     """What it is for; ``base``: the pipeline that erases; ``eraser``: another method, to compare with."""
     kind: str
-    """Of the settings that run it (`dataset_tools.estimators`); empty for a base."""
+    """Of the settings that run it (`dataset_tools.estimators`, `mild.metrics`); empty for a base."""
     hub: str
     """Id on the Hugging Face hub; empty for a file at `url`, and for what comes with this package."""
     url: str
@@ -387,7 +387,54 @@ _ROWS = (
     ),
 )
 
-NETWORKS: dict[str, Network] = {row.name: row for row in _ROWS}
+
+def _features(
+    name: str, kind: str, revision: str, files: tuple[WeightsFile, ...], megabytes: int, about: str
+) -> Network:
+    return Network(
+        name=name,
+        purpose="metric",
+        kind=kind,
+        hub=f"facebook/{name}",
+        url="",
+        revision=revision,
+        files=files,
+        megabytes=megabytes,
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0",
+        commercial=True,
+        about=about,
+    )
+
+
+_METRICS_WITHOUT_REFERENCE = (
+    _features(
+        "sam-vit-huge",
+        "remove",
+        "87aecf0df4ce6b30cd7de76e87673c49644bdf67",
+        (
+            WeightsFile("config.json"),
+            WeightsFile("model.safetensors", "edfb0462392541fca9af44ff039bfb32dbd0c939997f3abb77a26e23af7afd7c"),
+        ),
+        2564,
+        "Segment Anything, ViT-H, for ReMOVE",
+    ),
+    _features(
+        "dinov2-giant",
+        "rc_s",
+        "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
+        (
+            WeightsFile("config.json", size=548),
+            WeightsFile(
+                "model.safetensors", "917d3c470db999d32a312f8542149be91c7cbac61ee8fb4b67ae3d82b79ce21f", 4_546_005_432
+            ),
+        ),
+        4546,
+        "DINOv2, ViT-g, for RC-S",
+    ),
+)
+
+NETWORKS: dict[str, Network] = {row.name: row for row in (*_ROWS, *_METRICS_WITHOUT_REFERENCE)}
 """The table, by name."""
 
 SUGGESTED: dict[Purpose, str] = {

@@ -12,8 +12,13 @@ from mild.evaluation.methods.fills import FillMethod
 from mild.evaluation.methods.mild import BaseMethod, MILDMethod
 from mild.evaluation.methods.opencv import OpenCVMethod
 from mild.evaluation.methods.sdxl import SDXLMethod
+from mild.metrics.outside import ChangeOutside
 from mild.metrics.perceptual import PerceptualDistance
 from mild.metrics.psnr import PSNR
+from mild.metrics.rcs import RCS
+from mild.metrics.remove import Remove
+from mild.metrics.residual_person import ResidualPerson
+from mild.metrics.seam import Seam
 from mild.metrics.ssim import SSIM
 
 Masks = Literal["exact", "augmented"]
@@ -23,7 +28,10 @@ AnyMethod = Annotated[
     OpenCVMethod | FillMethod | BaseMethod | MILDMethod | SDXLMethod,
     Field(discriminator="kind"),
 ]
-AnyMetric = Annotated[PSNR | SSIM | PerceptualDistance, Field(discriminator="kind")]
+AnyMetric = Annotated[
+    PSNR | SSIM | PerceptualDistance | ResidualPerson | ChangeOutside | Seam | Remove | RCS,
+    Field(discriminator="kind"),
+]
 
 
 class PicturesSettings(Settings):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ from scipy.ndimage import gaussian_filter
 from skimage import data
 from skimage.transform import resize
 
-from mild.metrics import NotComputed, perceptual_hole
-from mild.metrics.perceptual import network
+from mild.metrics.metric import Judged, NotComputed
+from mild.metrics.perceptual import PerceptualDistance, network, perceptual_hole
 
 CATS = {281, 282, 285}
 """ImageNet's tabby, tiger cat and Egyptian cat."""
@@ -64,8 +66,14 @@ def test_the_same_damage_counts_more_within_the_hole_than_elsewhere() -> None:
     assert perceptual_hole(damaged, truth, here) > 10 * perceptual_hole(damaged, truth, there)
 
 
-def test_what_cannot_be_computed_gives_a_reason() -> None:
-    with pytest.raises(NotComputed, match="smaller than 32 pixels"):
-        perceptual_hole(_photograph()[:20], _photograph()[:20], WHOLE[:20])
-    with pytest.raises(NotComputed, match="hole is empty"):
-        perceptual_hole(_photograph(), _photograph(), ~WHOLE)
+def test_the_metric_is_the_distance_in_the_hole_or_the_reason_why_there_is_none(
+    make_judged: Callable[..., Judged],
+) -> None:
+    truth, result = _photograph(), 255 - _photograph()
+    hole = np.zeros((64, 64), bool)
+    hole[10:30, 10:40] = True
+    value, why = PerceptualDistance().score(
+        [make_judged(result, hole, truth=truth), make_judged(result[:31], hole[:31], truth=truth[:31])]
+    )
+    assert value == perceptual_hole(result, truth, hole) != perceptual_hole(result, truth, WHOLE)
+    assert isinstance(why, NotComputed) and "smaller than 32 pixels" in str(why)
