@@ -137,6 +137,19 @@ def test_features_of_two_kinds_give_the_value_of_a_closed_form() -> None:
     assert rc_s(np.ones((32, 32, 4)), hole) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("tokens", [5, 6])
+def test_windows_with_five_or_six_tokens_of_a_kind_count_as_in_the_definition(tokens: int) -> None:
+    """In the hole, and outside it."""
+    features = np.random.default_rng(0).normal(size=(32, 32, 4))
+    few = np.zeros((32, 32), bool)
+    few[0, :tokens] = True
+    some = few.copy()
+    some[20:30, 20:30] = True
+    for hole in (some, ~few):
+        assert rc_s(features, hole) == pytest.approx(defined_crop(features, np.kron(hole, np.ones((14, 14)))))
+    assert (rc_s(features, few) is None) == (tokens == 5)
+
+
 def test_tokens_within_the_hole_alone_are_compared_with_all_that_are_outside() -> None:
     """Of a hole of one window only in its inside are the features others: those next to it are not looked at."""
     hole = np.zeros((32, 32), bool)

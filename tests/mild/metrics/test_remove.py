@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dataset_tools.errors import UserError
 from mild.metrics.metric import Judged, NotComputed
-from mild.metrics.remove import SAM, Remove, remove
+from mild.metrics.remove import SAM, Remove, remove, square
 
 RESULT = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 Box = tuple[int, int, int, int]
@@ -67,13 +67,22 @@ def known_features(monkeypatch: pytest.MonkeyPatch) -> None:
     "box", [(30, 60, 40, 60), (20, 40, 30, 80), (3, 50, 40, 75), (24, 74, 12, 62), (30, 60, 0, 20)]
 )
 def test_it_is_its_definition_on_known_features(box: Box, make_judged: Callable[..., Judged]) -> None:
-    """In the middle; wide; at a border, where the margin is less; where it is one pixel short; without a margin."""
+    """In the middle; wide; at the upper border, where the margin is less; at the left one; without a margin."""
     hole = hole_of(*box)
     result = RESULT.copy()
     result[hole] //= 3
     (value,) = Remove().score([make_judged(result, hole)])
     assert value == pytest.approx(defined(result, hole), abs=1e-6)
     assert isinstance(value, float) and value < 0.999
+
+
+def test_the_square_is_as_the_released_code_counts_and_ends_with_the_picture() -> None:
+    """It counts from the last row and column within the hole, so that its margin is 16 where 15 pixels are below."""
+    hole = np.zeros((90, 120), bool)
+    hole[50:75, 40:60] = True
+    assert square(hole) == np.s_[34:90, 24:81]
+    hole[75:80] = hole[74]
+    assert square(hole) == np.s_[39:90, 29:81]
 
 
 @pytest.mark.usefixtures("known_features")
