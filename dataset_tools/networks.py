@@ -434,7 +434,106 @@ _METRICS_WITHOUT_REFERENCE = (
     ),
 )
 
-NETWORKS: dict[str, Network] = {row.name: row for row in (*_ROWS, *_METRICS_WITHOUT_REFERENCE)}
+
+def _lpips(backbone: str, file: str, sha256: str, size: int, about: str) -> Network:
+    return Network(
+        name=f"lpips-{backbone}",
+        purpose="metric",
+        kind="lpips",
+        hub="",
+        url=f"https://download.pytorch.org/models/{file}",
+        revision="",
+        files=(WeightsFile(file, sha256, size),),
+        megabytes=round(size / 1e6),
+        code_licence="BSD-2-Clause",
+        weights_licence="BSD-3-Clause",
+        commercial=True,
+        about=f"torchvision's {about}, ImageNet; the heads of LPIPS come with torchmetrics",
+    )
+
+
+_METRICS = (
+    Network(
+        name="inception-fid",
+        purpose="metric",
+        kind="fid",
+        hub="",
+        url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        revision="",
+        files=(
+            WeightsFile(
+                "weights-inception-2015-12-05-6726825d.pth",
+                "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+                95_628_359,
+            ),
+        ),
+        megabytes=96,
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0",
+        commercial=True,
+        about="Inception v3 of 2015-12-05, ImageNet, as TensorFlow had it: for FID and KID",
+    ),
+    _lpips(
+        "alex",
+        "alexnet-owt-7be5be79.pth",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        244_408_911,
+        "AlexNet",
+    ),
+    _lpips(
+        "vgg",
+        "vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        553_433_881,
+        "VGG-16",
+    ),
+    _lpips(
+        "squeeze",
+        "squeezenet1_1-b8a52dc0.pth",
+        "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+        4_958_839,
+        "SqueezeNet 1.1",
+    ),
+    # Of both the main branch holds pickles alone; these are the hub's own conversions, refs/pr/1 and refs/pr/15.
+    Network(
+        name="dino-vits16",
+        purpose="metric",
+        kind="dino",
+        hub="facebook/dino-vits16",
+        url="",
+        revision="a7a4d161f5c0bd70478c05ca5777ec7cd8848021",
+        files=(*_CONFIGURATION, WeightsFile("model.safetensors")),
+        megabytes=87,
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0",
+        commercial=True,
+        about="DINO v1, ViT-S/16, ImageNet without labels",
+    ),
+    Network(
+        name="clip-vit-base-patch32",
+        purpose="metric",
+        kind="clip",
+        hub="openai/clip-vit-base-patch32",
+        url="",
+        revision="b33cedfd0df4e43b8238760678fcc89e1a0d38b3",
+        files=(
+            WeightsFile("config.json", "b575ef3c36f2a057fa19e221650105052d61cc9c1a972ec15019c6261ec98770", 4_186),
+            WeightsFile(
+                "preprocessor_config.json", "910e70b3956ac9879ebc90b22fb3bc8a75b6a0677814500101a4c072bd7857bd", 316
+            ),
+            WeightsFile(
+                "model.safetensors", "99d28a652e6ec46629ab7047a0ac82c69b1fe11e0ce672c43af65d3a9a3fc05d", 605_157_884
+            ),
+        ),
+        megabytes=605,
+        code_licence="MIT",
+        weights_licence="none stated (card: for research, not to be deployed)",
+        commercial=False,
+        about="CLIP, ViT-B/32",
+    ),
+)
+
+NETWORKS: dict[str, Network] = {row.name: row for row in (*_ROWS, *_METRICS, *_METRICS_WITHOUT_REFERENCE)}
 """The table, by name."""
 
 SUGGESTED: dict[Purpose, str] = {

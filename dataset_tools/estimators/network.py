@@ -119,7 +119,7 @@ class NetworkEstimator(ABC):
         Raises:
             UserError: the weights are not there, or not this network's.
         """
-        key = digest_of([type(self).__name__, self.weights.sha256])
+        key = digest_of([type(self).__name__, self.name, self.weights.sha256])
         with _LOADING:
             loaded = _LOADED.setdefault(key, _Loaded())
         with loaded.lock:
@@ -173,7 +173,7 @@ def alike(kinds: Sequence[Hashable]) -> list[list[int]]:
 
 
 @quietly()
-def load_pretrained(estimator: NetworkEstimator, architecture: Any) -> Any:
+def load_pretrained(estimator: NetworkEstimator, architecture: Any, **options: Any) -> Any:
     """A transformers model of the estimator's folder, with every weight that its architecture has, and no other.
 
     ``from_pretrained`` itself initialises at random what a file lacks, and only logs it.
@@ -181,6 +181,7 @@ def load_pretrained(estimator: NetworkEstimator, architecture: Any) -> Any:
     Args:
         estimator: whose weights.
         architecture: class of the model, or one of transformers' ``Auto`` classes.
+        options: of the architecture's constructor.
 
     Raises:
         UserError: the files are another network's.
@@ -192,6 +193,7 @@ def load_pretrained(estimator: NetworkEstimator, architecture: Any) -> Any:
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # they are told below
         output_loading_info=True,
+        **options,
     )
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         keys = sorted(str(key) for key in told[kind] if not _WITHOUT_EFFECT.search(str(key)))

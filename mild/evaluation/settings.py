@@ -12,6 +12,9 @@ from mild.evaluation.methods.fills import FillMethod
 from mild.evaluation.methods.mild import BaseMethod, MILDMethod
 from mild.evaluation.methods.opencv import OpenCVMethod
 from mild.evaluation.methods.sdxl import SDXLMethod
+from mild.metrics.embeddings import CLIP, DINO
+from mild.metrics.inception import FID, KID
+from mild.metrics.lpips import LPIPS
 from mild.metrics.outside import ChangeOutside
 from mild.metrics.perceptual import PerceptualDistance
 from mild.metrics.psnr import PSNR
@@ -29,7 +32,19 @@ AnyMethod = Annotated[
     Field(discriminator="kind"),
 ]
 AnyMetric = Annotated[
-    PSNR | SSIM | PerceptualDistance | ResidualPerson | ChangeOutside | Seam | Remove | RCS,
+    PSNR
+    | SSIM
+    | PerceptualDistance
+    | ResidualPerson
+    | ChangeOutside
+    | Seam
+    | Remove
+    | RCS
+    | LPIPS
+    | DINO
+    | CLIP
+    | FID
+    | KID,
     Field(discriminator="kind"),
 ]
 
