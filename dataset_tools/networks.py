@@ -37,6 +37,7 @@ class Network:
     """What it is for; ``base``: the pipeline that erases; ``eraser``: another method, to compare with."""
     kind: str
     """Of the settings that run it (`dataset_tools.estimators`, `mild.metrics`); empty for a base."""
+    """Of the settings that run it (`dataset_tools.estimators`, `mild.evaluation.methods`); empty for a base."""
     hub: str
     """Id on the Hugging Face hub; empty for a file at `url`, and for what comes with this package."""
     url: str
@@ -56,6 +57,24 @@ class Network:
 
 _CONFIGURATION = (WeightsFile("config.json"), WeightsFile("preprocessor_config.json"))
 """What the transformers library reads beside the weights."""
+_SD15 = tuple(
+    WeightsFile(path)
+    for path in (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/special_tokens_map.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    )
+)
+"""A pipeline of Stable Diffusion 1.5 in half precision."""
 _CMU = "CMU OpenPose (academic, non-commercial)"
 
 
@@ -532,8 +551,97 @@ _METRICS = (
         about="CLIP, ViT-B/32",
     ),
 )
+_WITHOUT_SDXL = (
+    Network(
+        name="lama",
+        purpose="eraser",
+        kind="lama",
+        hub="",
+        url="https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt",
+        revision="",
+        files=(
+            WeightsFile("big-lama.pt", "344c77bbcb158f17dd143070d1e789f38a66c04202311ae3a258ef66667a9ea9", 205_669_692),
+        ),
+        megabytes=206,
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0",
+        commercial=True,
+        about="Big LaMa, as TorchScript",
+    ),
+    Network(
+        name="powerpaint-v1",
+        purpose="eraser",
+        kind="powerpaint",
+        hub="Sanster/PowerPaint-V1-stable-diffusion-inpainting",
+        url="",
+        revision="0b78ebad4bdb11b6653ec1242b1640c2fb857f35",
+        files=(*_SD15, WeightsFile("tokenizer/added_tokens.json")),
+        megabytes=2135,
+        code_licence="MIT",
+        weights_licence="none stated (begun from Stable Diffusion 1.5, CreativeML Open RAIL-M)",
+        commercial=False,
+        about="PowerPaint v1, in half precision",
+    ),
+    Network(
+        name="sd15-inpainting",
+        purpose="eraser",
+        kind="clipaway",
+        hub="stable-diffusion-v1-5/stable-diffusion-inpainting",
+        url="",
+        revision="8a4288a76071f7280aedbdb3253bdb9e9d5d84bb",
+        files=_SD15,
+        megabytes=2135,
+        code_licence="Apache-2.0",
+        weights_licence="CreativeML Open RAIL-M (forbids some uses)",
+        commercial=True,
+        about="Stable Diffusion 1.5 inpainting, in half precision",
+    ),
+    Network(
+        name="ip-adapter-sd15",
+        purpose="eraser",
+        kind="clipaway",
+        hub="h94/IP-Adapter",
+        url="",
+        revision="018e402774aeeddd60609b4ecdb7e298259dc729",
+        files=(
+            WeightsFile(
+                "models/ip-adapter_sd15.safetensors",
+                "289b45f16d043d0bf542e45831f971dcdaabe18b656f11e86d9dfba7e9ee3369",
+                44_642_768,
+            ),
+        ),
+        megabytes=45,
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0",
+        commercial=True,
+        about="IP-Adapter for Stable Diffusion 1.5",
+    ),
+    # A copy in CLIPAway's own demonstration, whose digest is published.
+    Network(
+        name="alpha-clip-l14",
+        purpose="eraser",
+        kind="clipaway",
+        hub="",
+        url="https://huggingface.co/spaces/yigitekin/CLIPAway/resolve/92e088215caf957d5b5c2333d3640f47902298cb/"
+        "clip_l14_grit+mim_fultune_6xe.pth",
+        revision="",
+        files=(
+            WeightsFile(
+                "clip_l14_grit+mim_fultune_6xe.pth", "a5f3f2e24459e9764d9f4b4c053fb354dc9d508bd8f647b952402d6860bc9c3d"
+            ),
+        ),
+        megabytes=1220,
+        code_licence="Apache-2.0",
+        weights_licence="research only (data CC BY-NC 4.0)",
+        commercial=False,
+        about="Alpha-CLIP, ViT-L/14, its encoder of pictures",
+    ),
+)
+"""Methods to compare with that are not on the SDXL base."""
 
-NETWORKS: dict[str, Network] = {row.name: row for row in (*_ROWS, *_METRICS, *_METRICS_WITHOUT_REFERENCE)}
+NETWORKS: dict[str, Network] = {
+    row.name: row for row in (*_ROWS, *_METRICS, *_METRICS_WITHOUT_REFERENCE, *_WITHOUT_SDXL)
+}
 """The table, by name."""
 
 SUGGESTED: dict[Purpose, str] = {

@@ -8,9 +8,12 @@ from pydantic import Field, field_validator, model_validator
 
 from dataset_tools.schema import Configuration, Split
 from dataset_tools.settings import Settings
+from mild.evaluation.methods.clipaway import CLIPAwayMethod
 from mild.evaluation.methods.fills import FillMethod
+from mild.evaluation.methods.lama import LaMaMethod
 from mild.evaluation.methods.mild import BaseMethod, MILDMethod
 from mild.evaluation.methods.opencv import OpenCVMethod
+from mild.evaluation.methods.powerpaint import PowerPaintMethod
 from mild.evaluation.methods.sdxl import SDXLMethod
 from mild.metrics.embeddings import CLIP, DINO
 from mild.metrics.inception import FID, KID
@@ -28,7 +31,7 @@ Masks = Literal["exact", "augmented"]
 """Kinds of masks that methods are given. ``augmented``: faulty ones (too narrow, shifted, limbs missing), as annotators
 and networks make them."""
 AnyMethod = Annotated[
-    OpenCVMethod | FillMethod | BaseMethod | MILDMethod | SDXLMethod,
+    OpenCVMethod | FillMethod | BaseMethod | MILDMethod | SDXLMethod | LaMaMethod | PowerPaintMethod | CLIPAwayMethod,
     Field(discriminator="kind"),
 ]
 AnyMetric = Annotated[
