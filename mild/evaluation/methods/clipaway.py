@@ -236,6 +236,8 @@ def load_ip_adapter(pipeline: Any, path: Path) -> None:
     Raises:
         UserError: it is that of another UNet, of which diffusers would leave out what it does not need.
     """
+    from diffusers.utils import logging
+
     held = tensors_of(path)
     if path.suffix == ".safetensors":
         parts = ("image_proj", "ip_adapter")
@@ -250,11 +252,14 @@ def load_ip_adapter(pipeline: Any, path: Path) -> None:
     }
     if {part: set(names) for part, names in held.items()} != wanted:
         raise UserError(f"{path} is no IP-Adapter of {len(crossing)} layers without finer features, as this UNet needs")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that its own encoder of pictures stays away is meant: Alpha-CLIP takes its place
     try:
-        # Its own encoder of pictures stays away: Alpha-CLIP takes its place.
         pipeline.load_ip_adapter(held, subfolder="", weight_name="", image_encoder_folder=None)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} is another UNet's IP-Adapter: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def alpha_clip_of(weights: dict[str, Tensor], name: str) -> CLIPVisionModelWithProjection:

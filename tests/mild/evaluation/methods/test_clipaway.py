@@ -38,12 +38,14 @@ ADAPTER: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def drawn(shapes: dict[str, tuple[int, ...]], seed: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
-    """Random weights that keep lengths about as they are."""
+    """Random weights that keep lengths about as they are; those of norms are about 1."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(shape, generator=generator) * scale / (shape[-1] ** 0.5 if len(shape) > 1 else 4)
-        for name, shape in shapes.items()
-    }
+    weights = {}
+    for name, shape in shapes.items():
+        norm = len(shape) == 1 and name.endswith("weight")
+        weights[name] = torch.randn(shape, generator=generator) * scale / (4 if len(shape) == 1 else shape[-1] ** 0.5)
+        weights[name] += float(norm)
+    return weights
 
 
 def alpha_clip_weights(seed: int = 0) -> dict[str, Tensor]:
@@ -69,7 +71,10 @@ def alpha_clip_weights(seed: int = 0) -> dict[str, Tensor]:
         for name in ("ln_1", "ln_2"):
             key = f"transformer.resblocks.{layer}.{name}"
             shapes |= {f"{key}.weight": (WIDTH,), f"{key}.bias": (WIDTH,)}
-    return drawn(shapes, seed)
+    weights = drawn(shapes, seed)
+    # So that where it looks makes a difference.
+    weights["conv1_alpha.weight"] *= 8
+    return weights
 
 
 def openai(weights: dict[str, Tensor], image: Tensor, alpha: Tensor) -> Tensor:
