@@ -192,10 +192,6 @@ def left(folder: Path) -> list[str]:
 def test_the_table_is_sound() -> None:
     """Each row says where its files are and what runs it, and has no pickle that nobody could check."""
     kinds = {"instances": {"maskrcnn", "transformers"}, "pose": {"openpose", "vitpose"}}
-        "parsing": {"schp", "segformer"},
-        "base": {""},
-        "metric": {"remove", "rc_s", "fid", "lpips", "dino", "clip"},
-    }
     kinds |= {"parsing": {"schp", "segformer"}, "base": {""}}
     kinds |= {"eraser": {"lama", "powerpaint", "clipaway", "rorem", "osor"}}
     kinds |= {"metric": {"remove", "rc_s", "fid", "lpips", "dino", "clip"}}
@@ -213,7 +209,6 @@ def test_the_table_is_sound() -> None:
         if None not in sizes:
             assert row.megabytes == pytest.approx(sum(size or 0 for size in sizes) / 1e6, abs=1)
     assert len({file.sha256 for row in NETWORKS.values() for file in row.files if file.path.endswith(".pth")}) == 9
-    assert len({file.sha256 for row in NETWORKS.values() for file in row.files if file.path.endswith(".pth")}) == 6
     assert {NETWORKS[name].purpose for name in SUGGESTED.values()} == set(SUGGESTED)
 
 
