@@ -345,7 +345,7 @@ def install_morphology(unet: UNet2DConditionModel, guidance: HumanMorphologyGuid
     layers = _cross_attentions(unet)
     heads = {_key(name): (layer.heads,) for name, layer in layers.items()}
     if heads != {key: tuple(gate.shape) for key, gate in guidance.gates.items()} or (
-        guidance.absent["pose"].shape[1] != unet.config.cross_attention_dim
+        guidance.absent["masks"].shape[1] != unet.config.cross_attention_dim
     ):
         raise UserError("this morphology guidance was made for another base: its cross-attentions are not the UNet's")
     for name, layer in layers.items():

@@ -229,6 +229,41 @@ def test_a_unet_in_half_precision_takes_parts_in_float32(tiny_unet: UNet2DCondit
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.1)
 
 
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("part", ["sma", "hmg"])
+@torch.no_grad()
+def test_a_part_that_is_left_out_is_as_if_it_had_never_been_there(
+    tiny_unet: UNet2DConditionModel, make_unet: Callable[[], UNet2DConditionModel], part: Any, branch: Branch
+) -> None:
+    """The reference is a model without the part that has all other weights of this one."""
+    layered = _layered(tiny_unet)
+    without = {"sma": {"sma": False}, "hmg": {"hmg": None}}[part]
+    reference = LayeredUNet.create(make_unet(), ALL.model_copy(update=without), seed=0)
+    for name, tensors in reference._tensors().items():
+        for key, tensor in tensors.items():
+            tensor.copy_(layered._tensors()[name][key])
+    cues = dict.fromkeys(("pose", "parsing", "others")) if part == "hmg" else {}
+    before = _run(layered, branch)
+    layered.leave_out(part)
+    found = _run(layered, branch, **cues)
+    assert torch.equal(found, _run(reference, branch, **cues))
+    assert not torch.equal(found, before)
+    assert part not in layered.parts()
+    layered.leave_out(part)
+    assert torch.equal(_run(layered, branch, **cues), found), "once more is nothing"
+
+
+@torch.no_grad()
+def test_a_unet_can_be_given_back_after_parts_were_left_out(tiny_unet: UNet2DConditionModel) -> None:
+    output, processors = tiny_unet(**_arguments(tiny_unet)).sample, dict(tiny_unet.attn_processors)
+    layered = _layered(tiny_unet)
+    layered.leave_out("hmg")
+    layered.leave_out("sma")
+    layered.remove()
+    assert torch.equal(tiny_unet(**_arguments(tiny_unet)).sample, output)
+    assert all(tiny_unet.attn_processors[name] is processor for name, processor in processors.items())
+
+
 # Training
 
 
@@ -381,6 +416,24 @@ def test_a_loaded_model_computes_what_the_saved_one_did(
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(names)
     _save(loaded, tmp_path / "again", dataset="0123", settings={"steps": 3})
     assert filecmp.cmpfiles(tmp_path, tmp_path / "again", names, shallow=False)[0] == names, "equal bytes"
+
+
+@pytest.mark.parametrize("cue", ["pose", "parsing"])
+@torch.no_grad()
+def test_a_model_of_one_cue_is_loaded_and_computes_without_the_other(
+    tiny_unet: UNet2DConditionModel, make_unet: Callable[[], UNet2DConditionModel], tmp_path: Path, cue: Any
+) -> None:
+    settings = ALL.model_copy(update={"hmg": SMALL.model_copy(update={"cues": (cue,)})})
+    _save(_layered(tiny_unet, settings), tmp_path)
+    loaded = LayeredUNet.load(make_unet(), tmp_path)
+    assert loaded.settings == settings
+    other = "parsing" if cue == "pose" else "pose"
+    names = {name.split(".")[1] for name in load_file(tmp_path / "hmg.safetensors") if name.startswith("stems.")}
+    assert names == {cue, "masks"}
+    for branch in BRANCHES:
+        found = _run(loaded, branch)
+        assert torch.equal(_run(loaded, branch, **{other: None}), found)
+        assert (_run(loaded, branch, **{cue: None}) - found).abs().max() > 1e-3
 
 
 def test_parts_that_are_left_out_have_no_file(

@@ -242,6 +242,18 @@ def test_tokens_stand_in_the_order_of_algorithm_1(tiny_unet: UNet2DConditionMode
         guidance("bg", 2, **cues)
 
 
+@pytest.mark.parametrize("cue", ["pose", "parsing"])
+def test_guidance_by_one_cue_has_its_tokens_alone(tiny_unet: UNet2DConditionModel, cue: Any) -> None:
+    guidance, cues = HumanMorphologyGuidance(tiny_unet, SMALL.model_copy(update={"cues": (cue,)}), seed=0), _cues()
+    other = "parsing" if cue == "pose" else "pose"
+    assert guidance("bg", 2, **{cue: cues[cue]}).shape == (2, 4, 8)
+    both = guidance("fg", 2, **cues)
+    alone = guidance("bg", 2, **{cue: cues[cue]}), guidance("fg", 2, masks=cues["masks"])[:, 4:]
+    torch.testing.assert_close(both, torch.cat(alone, dim=1))
+    assert torch.equal(guidance("fg", 2, **{name: one for name, one in cues.items() if name != other}), both)
+    assert not any(other in name.split(".") for name, _ in guidance.named_parameters())
+
+
 def test_an_absent_cue_is_its_learned_tokens_whatever_its_maps_hold(tiny_unet: UNet2DConditionModel) -> None:
     guidance, cues = _guidance(tiny_unet), _cues()
     nothing = guidance("fg", 2)
