@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from dataset_tools.schema import Configuration, Split
 from dataset_tools.settings import Settings
 from mild.evaluation.methods.clipaway import CLIPAwayMethod
+from mild.evaluation.methods.command import CommandMethod
 from mild.evaluation.methods.fills import FillMethod
+from mild.evaluation.methods.folder import FolderMethod
 from mild.evaluation.methods.lama import LaMaMethod
 from mild.evaluation.methods.mild import BaseMethod, MILDMethod
 from mild.evaluation.methods.opencv import OpenCVMethod
@@ -31,23 +33,32 @@ Masks = Literal["exact", "augmented"]
 """Kinds of masks that methods are given. ``augmented``: faulty ones (too narrow, shifted, limbs missing), as annotators
 and networks make them."""
 AnyMethod = Annotated[
-    OpenCVMethod | FillMethod | BaseMethod | MILDMethod | SDXLMethod | LaMaMethod | PowerPaintMethod | CLIPAwayMethod,
+    OpenCVMethod
+    | FillMethod
+    | BaseMethod
+    | MILDMethod
+    | SDXLMethod
+    | LaMaMethod
+    | PowerPaintMethod
+    | CLIPAwayMethod
+    | CommandMethod
+    | FolderMethod,
     Field(discriminator="kind"),
 ]
 AnyMetric = Annotated[
     PSNR
     | SSIM
     | PerceptualDistance
-    | ResidualPerson
-    | ChangeOutside
-    | Seam
-    | Remove
-    | RCS
     | LPIPS
     | DINO
     | CLIP
     | FID
-    | KID,
+    | KID
+    | ResidualPerson
+    | ChangeOutside
+    | Seam
+    | Remove
+    | RCS,
     Field(discriminator="kind"),
 ]
 

@@ -208,7 +208,7 @@ def test_the_table_is_sound() -> None:
         sizes = [file.size for file in row.files]
         if None not in sizes:
             assert row.megabytes == pytest.approx(sum(size or 0 for size in sizes) / 1e6, abs=1)
-    assert len({file.sha256 for row in NETWORKS.values() for file in row.files if file.path.endswith(".pth")}) == 9
+    assert len({file.sha256 for row in NETWORKS.values() for file in row.files if file.path.endswith(".pth")}) == 10
     assert {NETWORKS[name].purpose for name in SUGGESTED.values()} == set(SUGGESTED)
 
 

@@ -72,14 +72,21 @@ class BaseMethod(WindowsMethod):
         """See `MethodSettings.weights`."""
         return {"base": digest_of_place(setup.base)}
 
+    def fingerprint(self, setup: Setup) -> str:
+        """See `MethodSettings.fingerprint`."""
+        return digest_of([super().fingerprint(setup), self._resolution(setup)])
+
     def pipeline(self, setup: Setup) -> MILDPipeline:
         """See `WindowsMethod.pipeline`."""
         from mild.erasing.pipeline import MILDPipeline
 
         pipeline = MILDPipeline.from_pretrained(setup.base)
-        if setup.adapters:
-            pipeline.working_resolution = read_config(fetched(setup.adapters)).resolution
+        pipeline.working_resolution = self._resolution(setup)
         return pipeline
+
+    def _resolution(self, setup: Setup) -> int | None:
+        """That of the adapters; None, the base's own, where there are none."""
+        return read_config(fetched(setup.adapters)).resolution if setup.adapters else None
 
 
 class MILDMethod(WindowsMethod):

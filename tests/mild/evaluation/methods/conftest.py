@@ -1,4 +1,4 @@
-"""What the tests of methods share: a case, and folders of Stable Diffusion 1.5's layout with tiny networks."""
+"""What the tests of methods share: cases, and folders of Stable Diffusion 1.5's layout with tiny networks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,45 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionInpaintPipeli
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dataset_tools.schema import Sample
 from mild.evaluation.methods import Case, Setup
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 @pytest.fixture(scope="session")
-def setup() -> Setup:
-    return Setup(base="", adapters="", inference_steps=3, prompt="")
+def make_case(make_sample: Callable[..., Sample]) -> Callable[..., Case]:
+    """A case of a drawn sample; arguments as of `make_sample`."""
+
+    def make(index: int, **options: int) -> Case:
+        sample = make_sample(index, **options)
+        return Case(
+            sample.image,
+            np.stack([person.mask for person in sample.people]),
+            np.stack([person.keypoints for person in sample.people]),
+            sample.parsing,
+            sample.label_set,
+            sample.key,
+            categories=("Person",) * len(sample.people),
+        )
+
+    return make
+
+
+@pytest.fixture
+def case(make_case: Callable[..., Case]) -> Case:
+    """Of an odd size."""
+    return make_case(1, height=45, width=51)
 
 
 @pytest.fixture(scope="session")
-def make_case() -> Callable[..., Case]:
+def setup() -> Setup:
+    """Nothing is named."""
+    return Setup(base="", adapters="", inference_steps=2, prompt="")
+
+
+@pytest.fixture(scope="session")
+def noise_case() -> Callable[..., Case]:
     """Makes a picture of noise, and a hole in it."""
 
     def made(seed: int = 0, height: int = 34, width: int = 45) -> Case:

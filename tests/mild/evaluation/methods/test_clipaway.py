@@ -190,10 +190,10 @@ class Crossing(nn.Module):
 
 
 def test_a_result_is_that_of_the_published_algorithm(
-    base: Path, method: CLIPAwayMethod, make_case: Callable[..., Case], setup: Setup
+    base: Path, method: CLIPAwayMethod, noise_case: Callable[..., Case], setup: Setup
 ) -> None:
     """Each step of ``CLIPAway.generate`` plainly, on the stock pipeline, whose own IP-Adapter is not used."""
-    case = make_case()
+    case = noise_case()
     wide = cv2.dilate(case.masks[0].astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
     image, hole = scaled_case(replace(case, masks=wide[None]), (32, 40))
     side = GRID * PATCH
@@ -242,9 +242,9 @@ def test_a_result_is_that_of_the_published_algorithm(
 
 
 def test_every_part_is_heard_in_the_result(
-    method: CLIPAwayMethod, write: Callable[[str, Any], tuple[str, str]], make_case: Callable[..., Case], setup: Setup
+    method: CLIPAwayMethod, write: Callable[[str, Any], tuple[str, str]], noise_case: Callable[..., Case], setup: Setup
 ) -> None:
-    case = make_case()
+    case = noise_case()
     results, fingerprints = [method.open(setup).erase([case], [5])[0]], {method.fingerprint(setup)}
     adapter, adapter_sha256 = write("other.bin", adapter_weights(1))
     alpha_clip, alpha_clip_sha256 = write("other.pth", alpha_clip_weights(1))
@@ -260,22 +260,22 @@ def test_every_part_is_heard_in_the_result(
 
 
 def test_a_case_comes_out_alike_alone_and_beside_others(
-    method: CLIPAwayMethod, make_case: Callable[..., Case], setup: Setup
+    method: CLIPAwayMethod, noise_case: Callable[..., Case], setup: Setup
 ) -> None:
     eraser = method.open(setup)
-    cases = [make_case(1), make_case(2, 50, 40), make_case(3)]
+    cases = [noise_case(1), noise_case(2, 50, 40), noise_case(3)]
     for case, seed, result in zip(cases, [7, 8, 9], eraser.erase(cases, [7, 8, 9]), strict=True):
         assert np.abs(eraser.erase([case], [seed])[0].astype(int) - result).max() <= 1
 
 
 def test_an_adapter_with_prefixes_is_the_same_as_one_of_two_dictionaries(
-    method: CLIPAwayMethod, write: Callable[[str, Any], tuple[str, str]], make_case: Callable[..., Case], setup: Setup
+    method: CLIPAwayMethod, write: Callable[[str, Any], tuple[str, str]], noise_case: Callable[..., Case], setup: Setup
 ) -> None:
     flat = {f"{part}.{name}": tensor for part, held in adapter_weights().items() for name, tensor in held.items()}
     other = method.model_copy(
         update={"ip_adapter": write("ip-adapter_sd15.safetensors", flat)[0], "ip_adapter_sha256": None}
     )
-    first, second = (one.open(setup).erase([make_case()], [5])[0] for one in (method, other))
+    first, second = (one.open(setup).erase([noise_case()], [5])[0] for one in (method, other))
     assert np.array_equal(first, second)
 
 

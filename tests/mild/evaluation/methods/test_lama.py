@@ -53,9 +53,9 @@ def method(tmp_path: Path) -> Callable[..., LaMaMethod]:
 
 
 def test_the_network_of_the_file_paints_the_hole_alone(
-    method: Callable[..., LaMaMethod], make_case: Callable[..., Case], setup: Setup
+    method: Callable[..., LaMaMethod], noise_case: Callable[..., Case], setup: Setup
 ) -> None:
-    case, other = make_case(), make_case(1, 40, 48)
+    case, other = noise_case(), noise_case(1, 40, 48)
     for value, expected in ((0.2, 51), (0.6, 153), (1.7, 255)):
         for one, result in zip(
             (case, other), method(Grey(value)).open(setup).erase([case, other], [0, 0]), strict=True
@@ -65,9 +65,9 @@ def test_the_network_of_the_file_paints_the_hole_alone(
 
 
 def test_pictures_are_mirrored_at_the_bottom_and_right_up_to_eight_pixels(
-    method: Callable[..., LaMaMethod], make_case: Callable[..., Case], setup: Setup
+    method: Callable[..., LaMaMethod], noise_case: Callable[..., Case], setup: Setup
 ) -> None:
-    case = make_case()
+    case = noise_case()
     padded = np.pad(case.image, ((0, 40 - 34), (0, 48 - 45), (0, 0)), mode="symmetric")
     (result,) = method(Mirror()).open(setup).erase([case], [0])
     assert np.array_equal(result[case.hole], padded[::-1, ::-1][:34, :45][case.hole])
@@ -75,18 +75,18 @@ def test_pictures_are_mirrored_at_the_bottom_and_right_up_to_eight_pixels(
 
 @pytest.mark.parametrize(("dilation", "pixels"), [(0, 12 * 13), (1, 14 * 15)])
 def test_the_network_s_mask_is_wider_than_the_hole(
-    method: Callable[..., LaMaMethod], make_case: Callable[..., Case], setup: Setup, dilation: int, pixels: int
+    method: Callable[..., LaMaMethod], noise_case: Callable[..., Case], setup: Setup, dilation: int, pixels: int
 ) -> None:
-    case = make_case()
+    case = noise_case()
     (result,) = method(Sizes(), dilation=dilation).open(setup).erase([case], [0])
     assert (result[case.hole] == (pixels, 40, 48)).all()
     assert np.array_equal(result[~case.hole], case.image[~case.hole])
 
 
 def test_large_pictures_are_reduced_where_that_is_asked_for(
-    method: Callable[..., LaMaMethod], make_case: Callable[..., Case], setup: Setup
+    method: Callable[..., LaMaMethod], noise_case: Callable[..., Case], setup: Setup
 ) -> None:
-    case = make_case(height=60, width=120)
+    case = noise_case(height=60, width=120)
     for longest, expected in ((None, (64, 120)), (120, (64, 120)), (60, (32, 64))):
         (result,) = method(Sizes(), longest_side=longest).open(setup).erase([case], [0])
         assert (result[case.hole][:, 1:] == expected).all()

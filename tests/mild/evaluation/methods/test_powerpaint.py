@@ -31,7 +31,7 @@ def method_of(folder: Path) -> PowerPaintMethod:
 
 
 def test_the_stock_pipeline_is_asked_for_context_and_away_from_objects_in_the_learned_words(
-    folder: Path, make_case: Callable[..., Case], setup: Setup
+    folder: Path, noise_case: Callable[..., Case], setup: Setup
 ) -> None:
     """The same comes of embeddings of token ids that are put together here, word by word."""
     vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
@@ -48,7 +48,7 @@ def test_the_stock_pipeline_is_asked_for_context_and_away_from_objects_in_the_le
         with torch.no_grad():
             return stock.text_encoder(torch.tensor([ids + [end] * (77 - len(ids))]))[0]
 
-    case = make_case()
+    case = noise_case()
     image, hole = scaled_case(case, (32, 40))
     picture = stock(
         prompt_embeds=embedded("empty scene blur", "ctxt"),
@@ -67,7 +67,7 @@ def test_the_stock_pipeline_is_asked_for_context_and_away_from_objects_in_the_le
 
 
 def test_what_the_learned_words_mean_is_seen_in_the_result(
-    sd15: Callable[..., Path], folder: Path, make_case: Callable[..., Case], setup: Setup
+    sd15: Callable[..., Path], folder: Path, noise_case: Callable[..., Case], setup: Setup
 ) -> None:
     other = sd15(words=WORDS, variant="fp16")
     path = other / "text_encoder" / "model.fp16.safetensors"
@@ -75,17 +75,17 @@ def test_what_the_learned_words_mean_is_seen_in_the_result(
     (name,) = (name for name in weights if name.endswith("token_embedding.weight"))
     weights[name][-30:-20] *= -1  # P_ctxt
     save_file(weights, path, metadata={"format": "pt"})
-    case = make_case()
+    case = noise_case()
     results = [method_of(place).open(setup).erase([case], [5])[0] for place in (folder, other)]
     assert not np.array_equal(results[0], results[1])
     assert method_of(folder).fingerprint(setup) != method_of(other).fingerprint(setup)
 
 
 def test_a_case_comes_out_alike_alone_and_beside_others_and_otherwise_with_another_seed(
-    folder: Path, make_case: Callable[..., Case], setup: Setup
+    folder: Path, noise_case: Callable[..., Case], setup: Setup
 ) -> None:
     eraser = method_of(folder).open(setup)
-    cases = [make_case(1), make_case(2, 50, 40), make_case(3)]
+    cases = [noise_case(1), noise_case(2, 50, 40), noise_case(3)]
     together = eraser.erase(cases, [7, 8, 9])
     for case, seed, result in zip(cases, [7, 8, 9], together, strict=True):
         (alone,) = eraser.erase([case], [seed])
