@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,11 @@ def test_a_line_goes_through_its_points_linearly_or_by_powers(heights: Callable[
     assert first - second == pytest.approx(second - third, abs=0.01)
     first, second, third = chart(logarithmic=False)
     assert second - third == pytest.approx(10 * (first - second), rel=0.01)
+
+
+def test_no_tick_stands_at_half_a_step() -> None:
+    chart = line_chart({"loss": Line(np.arange(1, 5), np.ones(4), "red")}, "step", "loss")
+    assert re.findall(r'<g id="xtick_\d+">.*?>([\d.]+)</text>', chart, re.DOTALL) == ["1", "2", "3", "4"]
 
 
 def test_the_same_lines_give_the_same_text_that_asks_for_nothing_else() -> None:

@@ -31,7 +31,8 @@ def render_report(
     first = next((found[0] for found in of_datasets.values() if found), None)
     titles = {method.name: method.title for method in summary.methods}
     metrics = [metric for metric in summary.metrics if any(metric.name in v for c in cases for v in c.values.values())]
-    lead = summary.headline.leader if summary.headline else ""
+    own = summary.headline.method if summary.headline else ""
+    spectra = [one for one in summary.spectra if one.pictures]
     environment = Environment(
         loader=PackageLoader("mild.evaluation.report", "."),
         autoescape=True,
@@ -54,13 +55,14 @@ def render_report(
         metrics=metrics,
         titles=titles,
         # Of an arm, its first method.
-        leader=next((method.name for method in summary.methods if lead in (method.name, method.arm)), ""),
+        own=next((method.name for method in summary.methods if own and own in (method.name, method.arm)), ""),
         metric_rows={metric.name: metric for metric in summary.metrics},
         longest=max((method.seconds or 0 for method in summary.methods), default=0),
+        spectra=spectra,
         leakage=[leakage.leakage_part(one) for one in summary.leakage],
         gamma_chart=Markup(leakage.gamma_chart(summary.leakage, titles)) if summary.leakage else "",
         mass_chart=Markup(leakage.mass_chart(summary.leakage, titles)) if summary.leakage else "",
-        spectrum_chart=Markup(leakage.spectrum_chart(summary.spectra, titles)) if summary.spectra else "",
+        spectrum_chart=Markup(leakage.spectrum_chart(spectra, titles)) if spectra else "",
         chart=Markup(chart) if chart else None,
         settings=json.dumps(summary.settings, indent=2, ensure_ascii=False),
     )

@@ -11,14 +11,19 @@ from mild.charts import COLOURS, Line, line_chart
 from mild.evaluation.report.tables import number
 from mild.evaluation.summary import Leakage, Spectrum
 
+Steps = list[list[float | None]]
+"""[block][step]."""
+Shade = tuple[str, float | None]
+
 
 @dataclass(frozen=True)
 class HeatMap:
     """A quantity by block and step."""
 
     title: str
-    rows: list[tuple[str, str, list[tuple[str, float]]]]
-    """A block's short and full name, and a step the value as text and where it lies between least and most, 0..1."""
+    rows: list[tuple[str, str, list[Shade]]]
+    """A block's short and full name, and a step the value as text and where it lies between least and most, 0..1; None
+    where there is no value."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +47,21 @@ def leakage_part(one: Leakage) -> LeakagePart:
         variants = {"with SMA": values} | ({"without SMA": vanilla} if vanilla != values else {})
         if len(variants) == 1:
             variants = {"": values}
-        flat = np.array(list(variants.values()))
-        least, most = float(flat.min()), float(flat.max())
+        known = np.array(list(variants.values()), float)
+        known = known[np.isfinite(known)]
+        if not known.size:
+            continue
+        least, most = known.min(), known.max()
+
+        def cell(value: float | None, digits: int = digits, least: float = least, most: float = most) -> Shade:
+            return ("–", None) if value is None else (number(value, digits), (value - least) / (most - least or 1))
+
         for name, table in variants.items():
-            shares = (np.array(table) - least) / (most - least or 1)
-            rows = [
-                (
-                    _short(block),
-                    block,
-                    [(number(value, digits), float(share)) for value, share in zip(*of, strict=True)],
-                )
-                for block, *of in zip(one.blocks, table, shares, strict=True)
-            ]
+            rows = [(_short(block), block, [*map(cell, of)]) for block, of in zip(one.blocks, table, strict=True)]
             maps.append(HeatMap(f"{title}, {name}" if name else title, rows))
-        means = ", ".join(f"{number(float(np.mean(table)), digits)} {name}" for name, table in variants.items())
+        means = ", ".join(
+            f"{number(float(np.nanmean(np.array(table, float))), digits)} {name}" for name, table in variants.items()
+        )
         sentences.append(f"{title}: {means.strip()}")
     return LeakagePart(one, f"Mean over blocks and steps. {'. '.join(sentences)}.", maps)
 
@@ -80,11 +86,12 @@ def spectrum_chart(spectra: Sequence[Spectrum], titles: Mapping[str, str]) -> st
     return line_chart(lines, "cycles a pixel", "log(1 + amplitude)")
 
 
-def _step_chart(of_methods: Mapping[str, tuple[list[list[float]], list[list[float]]]], label: str) -> str:
+def _step_chart(of_methods: Mapping[str, tuple[Steps, Steps]], label: str) -> str:
     lines = {}
     for index, (title, (values, vanilla)) in enumerate(of_methods.items()):
         for name, table, dotted in ((title, values, False), (f"{title}, without SMA", vanilla, True)):
-            mean = np.mean(table, axis=0)
+            known = np.ma.masked_invalid(np.array(table, float))
+            mean = known.mean(axis=0).filled(np.nan)
             if not dotted or vanilla != values:
                 lines[name] = Line(np.arange(1, len(mean) + 1), mean, _colour(index), dotted=dotted)
     return line_chart(lines, "denoising step", label)

@@ -105,7 +105,7 @@ def gallery_case(case: ShownCase, titles: Mapping[str, str], metrics: Sequence[M
         tiles.append(Tile("truth", "Clean background", f"{case.key}: the clean background", _embedded(truth)))
     table = []
     for method, title in titles.items():
-        if method not in case.results and method not in case.not_computed:
+        if method not in case.results and not case.not_computed.get(method):
             continue
         source = changed = ""
         if method in case.results:

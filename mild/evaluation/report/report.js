@@ -130,41 +130,56 @@ if (tools) {
   });
 }
 
-async function picture(source) {
+/* The pixels of an embedded picture: red, green, blue, alpha, and so on. */
+async function pixels(source) {
   const image = new Image();
   image.src = source;
   await image.decode();
-  return image;
+  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, canvas.width, canvas.height);
 }
 
-/* Eq. 2: the background, overlaid by the layers that are switched on, from back to front. */
+/* Eq. 2: the background, overlaid by layers from back to front. */
+function compose(background, layers) {
+  const colours = Float32Array.from(background.data);
+  for (const { data } of layers) {
+    for (let at = 0; at < data.length; at += 4) {
+      const alpha = data[at + 3] / 255;
+      if (!alpha) continue;
+      for (let channel = at; channel < at + 3; channel++) {
+        colours[channel] += alpha * (data[channel] - colours[channel]);
+      }
+    }
+  }
+  return new ImageData(Uint8ClampedArray.from(colours), background.width, background.height);
+}
+
 whenNear(document.querySelectorAll(".layered"), async (card) => {
   const canvas = card.querySelector("canvas");
   const boxes = [...card.querySelectorAll("[data-layer]")];
   const before = card.querySelector("details img");
   before.src = before.dataset.source;
   const [background, ...layers] = await Promise.all(
-    [canvas.dataset.background, ...boxes.map((box) => box.dataset.layer)].map(picture),
+    [canvas.dataset.background, ...boxes.map((box) => box.dataset.layer)].map(pixels),
   );
-  canvas.width = background.naturalWidth;
-  canvas.height = background.naturalHeight;
+  canvas.width = background.width;
+  canvas.height = background.height;
   const order = card.dataset.order.split(" ").filter(Boolean).map(Number);
-  const context = canvas.getContext("2d");
-  const compose = () => {
-    context.drawImage(background, 0, 0);
-    for (const index of order) {
-      if (boxes[index].checked) context.drawImage(layers[index], 0, 0);
-    }
-    const present = boxes.flatMap((box, index) => (box.checked ? [index + 1] : []));
-    const who = present.length ? `with person ${present.join(", ")}` : "without anybody";
+  const draw = () => {
+    const present = order.filter((index) => boxes[index].checked);
+    canvas.getContext("2d").putImageData(compose(background, present.map((index) => layers[index])), 0, 0);
+    const names = present.map((index) => index + 1).sort((a, b) => a - b);
+    const who = names.length ? `with person ${names.join(", ")}` : "without anybody";
     canvas.setAttribute("aria-label", `${canvas.dataset.key}: background ${who}`);
   };
   const all = (on) => () => {
     boxes.forEach((box) => { box.checked = on; });
-    compose();
+    draw();
   };
-  card.addEventListener("change", compose);
+  card.addEventListener("change", draw);
   card.querySelector(".all").addEventListener("click", all(true));
   card.querySelector(".none").addEventListener("click", all(false));
-  compose();
+  draw();
 });

@@ -280,7 +280,9 @@ def _rows(summary: Summary, group: Group) -> list[Row]:
             elif method.not_run:
                 rows.append(Row(method.name, method.title, method, 0, True, False, []))
         elif method in run or method.not_run:
-            rows.append(Row(method.name, method.title, method, 0, False, summary.baseline == method.name, []))
+            # An arm of one is that one.
+            baseline = bool(summary.baseline) and summary.baseline in (method.name, method.arm)
+            rows.append(Row(method.name, method.title, method, 0, False, baseline, []))
     return rows
 
 
