@@ -76,6 +76,27 @@ _SD15 = tuple(
 )
 """A pipeline of Stable Diffusion 1.5 in half precision."""
 _CMU = "CMU OpenPose (academic, non-commercial)"
+_SDXL_TOKENIZERS = (
+    WeightsFile("tokenizer/merges.txt", "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a", 524_619),
+    WeightsFile(
+        "tokenizer/special_tokens_map.json", "c4864a9376a8401918425bed71fc14fc0e81f9b59ec45c1cf96cccb2df508eac", 472
+    ),
+    WeightsFile(
+        "tokenizer/tokenizer_config.json", "19d7b034cb0cc3ce9766c2231373ab8aa8991fc72e2c8f76558bfaae3de0d563", 737
+    ),
+    WeightsFile("tokenizer/vocab.json", "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349", 1_059_962),
+    WeightsFile("tokenizer_2/merges.txt", "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a", 524_619),
+    WeightsFile(
+        "tokenizer_2/special_tokens_map.json", "f118ab3a983206e4f32583448de6bd6aae4ee21869135cef1f5848a753cdaab6", 460
+    ),
+    WeightsFile(
+        "tokenizer_2/tokenizer_config.json", "c9d23941f76a41cbd50eda9290f57be7828f0a7a677939e9ef181f7e12bd1bdf", 725
+    ),
+    WeightsFile(
+        "tokenizer_2/vocab.json", "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349", 1_059_962
+    ),
+)
+"""The same in SDXL's text-to-image and inpainting pipelines."""
 
 
 def _rf_detr(size: str, megabytes: int, precision: float) -> Network:
@@ -353,38 +374,7 @@ _ROWS = (
                 "a8622bd41f8d359df484fdf9de091edb9337a2fd747f0a5c9c320a62e24d1fd3",
                 1_389_382_884,
             ),
-            WeightsFile(
-                "tokenizer/merges.txt", "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a", 524_619
-            ),
-            WeightsFile(
-                "tokenizer/special_tokens_map.json",
-                "c4864a9376a8401918425bed71fc14fc0e81f9b59ec45c1cf96cccb2df508eac",
-                472,
-            ),
-            WeightsFile(
-                "tokenizer/tokenizer_config.json",
-                "19d7b034cb0cc3ce9766c2231373ab8aa8991fc72e2c8f76558bfaae3de0d563",
-                737,
-            ),
-            WeightsFile(
-                "tokenizer/vocab.json", "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349", 1_059_962
-            ),
-            WeightsFile(
-                "tokenizer_2/merges.txt", "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a", 524_619
-            ),
-            WeightsFile(
-                "tokenizer_2/special_tokens_map.json",
-                "f118ab3a983206e4f32583448de6bd6aae4ee21869135cef1f5848a753cdaab6",
-                460,
-            ),
-            WeightsFile(
-                "tokenizer_2/tokenizer_config.json",
-                "c9d23941f76a41cbd50eda9290f57be7828f0a7a677939e9ef181f7e12bd1bdf",
-                725,
-            ),
-            WeightsFile(
-                "tokenizer_2/vocab.json", "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349", 1_059_962
-            ),
+            *_SDXL_TOKENIZERS,
             WeightsFile("unet/config.json", "aaedf41fbcb29d2d8725241413b8525bd97005dea3f86d8056199469032537e9", 1_932),
             WeightsFile(
                 "unet/diffusion_pytorch_model.fp16.safetensors",
@@ -639,8 +629,118 @@ _WITHOUT_SDXL = (
 )
 """Methods to compare with that are not on the SDXL base."""
 
+
+def _osor(phase: int, sha256: str, size: int, about: str) -> Network:
+    return Network(
+        name=f"osor-sdxl-phase{phase}",
+        purpose="eraser",
+        kind="osor",
+        hub="QinmingZhou/OSOR",
+        url="",
+        revision="9288156766b1df44e5f50fb697876a6f2fd8c062",
+        files=(WeightsFile(f"osor-sdxlinpainting/weights/sdxlinpainting_phase{phase}.pth", sha256, size),),
+        megabytes=3112,
+        code_licence="MIT",
+        weights_licence="CreativeML Open RAIL++-M (forbids some uses)",
+        commercial=True,
+        about=about,
+    )
+
+
+_SDXL_ERASERS = (
+    Network(
+        name="rorem",
+        purpose="eraser",
+        kind="rorem",
+        hub="LetsThink/RORem",
+        url="",
+        revision="main",
+        files=(
+            WeightsFile("model_index.json"),
+            WeightsFile("scheduler/scheduler_config.json"),
+            WeightsFile("text_encoder/config.json"),
+            WeightsFile("text_encoder/model.safetensors"),
+            WeightsFile("text_encoder_2/config.json"),
+            WeightsFile("text_encoder_2/model.safetensors"),
+            *(WeightsFile(file.path) for file in _SDXL_TOKENIZERS),
+            WeightsFile("unet/config.json"),
+            WeightsFile("unet/diffusion_pytorch_model.safetensors"),
+            WeightsFile("vae/config.json"),
+            WeightsFile("vae/diffusion_pytorch_model.safetensors"),
+        ),
+        megabytes=6941,
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0 (begun from SDXL inpainting, CreativeML Open RAIL++-M)",
+        commercial=True,
+        about="RORem, the whole pipeline, in half precision",
+    ),
+    _osor(
+        1,
+        "b02905174a98a4fa770eaeb6aa2ec0b30df3230ba1569f511b09c96a3cc3ec21",
+        3_112_285_286,
+        "OSOR for SDXL inpainting, of its first phase, which fills the hole alone",
+    ),
+    _osor(
+        2,
+        "4f6abee0f152919fa8faca1895820ee531adb2b42b5de25db2e9a311aa47face",
+        3_112_296_806,
+        "OSOR for SDXL inpainting, which says itself what has to change",
+    ),
+    Network(
+        name="sdxl-base",
+        purpose="eraser",
+        kind="attentive-eraser",
+        hub="stabilityai/stable-diffusion-xl-base-1.0",
+        url="",
+        revision="462165984030d82259a11f4367a4eed129e94a7b",
+        files=(
+            WeightsFile("model_index.json", "6d7b93508390ab91ac5bfbe4aeb4dc2d83f7bb1b05fb069d714b5b0c75f70d44", 609),
+            WeightsFile(
+                "scheduler/scheduler_config.json",
+                "af3e45a949aff8b8341ab8b811429ec03fee857a700a1d9477363e4fff9666e2",
+                479,
+            ),
+            WeightsFile(
+                "text_encoder/config.json", "39b8b2e4b1949e36969caa425b6c81c68bace99198dd9078ce05d16ad401fe7f", 565
+            ),
+            WeightsFile(
+                "text_encoder/model.fp16.safetensors",
+                "660c6f5b1abae9dc498ac2d21e1347d2abdb0cf6c0c0c8576cd796491d9a6cdd",
+                246_144_152,
+            ),
+            WeightsFile(
+                "text_encoder_2/config.json", "a892d1c3a69a7e9247a24de2bc1d5891e3109a54696e53be20093af671072c34", 575
+            ),
+            WeightsFile(
+                "text_encoder_2/model.fp16.safetensors",
+                "ec310df2af79c318e24d20511b601a591ca8cd4f1fce1d8dff822a356bcdb1f4",
+                1_389_382_176,
+            ),
+            WeightsFile("unet/config.json", "30ebc70750223e59006f7f2b4e1e6c102570aa19a9c4ae3e1fbe7591332dbae6", 1_680),
+            WeightsFile(
+                "unet/diffusion_pytorch_model.fp16.safetensors",
+                "83e012a805b84c7ca28e5646747c90a243c65c8ba4f070e2d7ddc9d74661e139",
+                5_135_149_760,
+            ),
+            WeightsFile("vae/config.json", "0b331c8ac22ded5f9997a144a575c1d113d6169aff262c353f39015bd24a6264", 642),
+            WeightsFile(
+                "vae/diffusion_pytorch_model.fp16.safetensors",
+                "bcb60880a46b63dea58e9bc591abe15f8350bde47b405f9c38f4be70c6161e68",
+                167_335_342,
+            ),
+            *_SDXL_TOKENIZERS,
+        ),
+        megabytes=6941,
+        code_licence="Apache-2.0",
+        weights_licence="CreativeML Open RAIL++-M (forbids some uses)",
+        commercial=True,
+        about="SDXL 1.0, text to image, in half precision, on which Attentive Eraser was published",
+    ),
+)
+"""Methods to compare with that are on the SDXL base."""
+
 NETWORKS: dict[str, Network] = {
-    row.name: row for row in (*_ROWS, *_METRICS, *_METRICS_WITHOUT_REFERENCE, *_WITHOUT_SDXL)
+    row.name: row for row in (*_ROWS, *_METRICS, *_METRICS_WITHOUT_REFERENCE, *_WITHOUT_SDXL, *_SDXL_ERASERS)
 }
 """The table, by name."""
 

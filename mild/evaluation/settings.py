@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dataset_tools.schema import Configuration, Split
 from dataset_tools.settings import Settings
+from mild.evaluation.methods.attentive_eraser import AttentiveEraserMethod
 from mild.evaluation.methods.clipaway import CLIPAwayMethod
 from mild.evaluation.methods.command import CommandMethod
 from mild.evaluation.methods.fills import FillMethod
@@ -15,7 +16,9 @@ from mild.evaluation.methods.folder import FolderMethod
 from mild.evaluation.methods.lama import LaMaMethod
 from mild.evaluation.methods.mild import BaseMethod, MILDMethod
 from mild.evaluation.methods.opencv import OpenCVMethod
+from mild.evaluation.methods.osor import OSORMethod
 from mild.evaluation.methods.powerpaint import PowerPaintMethod
+from mild.evaluation.methods.rorem import RORemMethod
 from mild.evaluation.methods.sdxl import SDXLMethod
 from mild.metrics.embeddings import CLIP, DINO
 from mild.metrics.inception import FID, KID
@@ -38,6 +41,9 @@ AnyMethod = Annotated[
     | BaseMethod
     | MILDMethod
     | SDXLMethod
+    | RORemMethod
+    | OSORMethod
+    | AttentiveEraserMethod
     | LaMaMethod
     | PowerPaintMethod
     | CLIPAwayMethod

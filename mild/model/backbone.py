@@ -44,6 +44,17 @@ def load_base(
         UserError: there is no such folder or hub id, the hub cannot be reached, it is no SDXL inpainting
             pipeline, or its UNet does not take noisy latents, mask and masked latents together.
     """
+    pipeline = load_sdxl(name_or_folder, load, **options)
+    check_channels(pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels, name_or_folder)
+    return pipeline
+
+
+def load_sdxl(
+    name_or_folder: str,
+    load: Callable[..., Any] = StableDiffusionXLInpaintPipeline.from_pretrained,
+    **options: Any,
+) -> Any:
+    """`load_base` of any pipeline of the SDXL family, whatever its UNet takes."""
     place, fetched = _fetched(name_or_folder)
     folder = Path(place)
     if folder.exists() and not (folder / "model_index.json").is_file():
@@ -63,7 +74,6 @@ def load_base(
         raise UserError(f"base {name_or_folder} cannot be loaded{hint}: {reason}") from error
     if pipeline.text_encoder_2 is None or pipeline.unet.config.addition_embed_type != "text_time":
         raise UserError(f"base {name_or_folder} is not of the SDXL family; use one such as {SUGGESTED_BASE}")
-    check_channels(pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels, name_or_folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -193,7 +193,7 @@ def test_the_table_is_sound() -> None:
     """Each row says where its files are and what runs it, and has no pickle that nobody could check."""
     kinds = {"instances": {"maskrcnn", "transformers"}, "pose": {"openpose", "vitpose"}}
     kinds |= {"parsing": {"schp", "segformer"}, "base": {""}}
-    kinds |= {"eraser": {"lama", "powerpaint", "clipaway", "rorem", "osor"}}
+    kinds |= {"eraser": {"lama", "powerpaint", "clipaway", "rorem", "osor", "attentive-eraser"}}
     kinds |= {"metric": {"remove", "rc_s", "fid", "lpips", "dino", "clip"}}
     for name, row in NETWORKS.items():
         assert row.name == name and re.fullmatch("[a-z0-9-]+", name)
@@ -208,7 +208,7 @@ def test_the_table_is_sound() -> None:
         sizes = [file.size for file in row.files]
         if None not in sizes:
             assert row.megabytes == pytest.approx(sum(size or 0 for size in sizes) / 1e6, abs=1)
-    assert len({file.sha256 for row in NETWORKS.values() for file in row.files if file.path.endswith(".pth")}) == 10
+    assert len({file.sha256 for row in NETWORKS.values() for file in row.files if file.path.endswith(".pth")}) == 12
     assert {NETWORKS[name].purpose for name in SUGGESTED.values()} == set(SUGGESTED)
 
 

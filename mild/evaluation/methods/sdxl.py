@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from dataset_tools.errors import UserError
 from dataset_tools.estimators.network import alike
+from dataset_tools.networks import NETWORKS
 from dataset_tools.settings import digest_of
-from mild.bases import digest_of_place
+from dataset_tools.weights import HUB_ID, at_hand, missing_message
+from mild.bases import digest_of_place, place_of
 from mild.evaluation.methods import Case, MethodSettings, Setup, keep_outside
+
+if TYPE_CHECKING:
+    import torch
 
 
 class SDXLMethod(MethodSettings):
@@ -64,39 +72,117 @@ class SDXLMethod(MethodSettings):
         from mild.model.backbone import load_base
 
         pipeline = load_base(self.place(setup)).to("cuda" if torch.cuda.is_available() else "cpu")
-        return SDXLEraser(self, pipeline, self.inference_steps or setup.inference_steps, setup.prompt)
+        return SDXLEraser(
+            pipeline,
+            self.resolution,
+            setup.prompt,
+            num_inference_steps=self.inference_steps or setup.inference_steps,
+            strength=self.strength,
+            guidance_scale=self.guidance_scale,
+        )
 
 
-class SDXLEraser:
-    """The pipeline, in memory."""
+class PipelineEraser(ABC):
+    """What has an SDXL pipeline in memory and sees whole pictures, at a working size."""
 
-    def __init__(self, settings: SDXLMethod, pipeline: Any, steps: int, prompt: str) -> None:
+    multiple = 8
+    """What the sides of the working size are divisible by."""
+
+    def __init__(self, pipeline: Any, resolution: int) -> None:
         self.pipeline = pipeline
-        self._settings, self._steps, self._prompt = settings, steps, prompt
+        self._resolution = resolution
+
+    @abstractmethod
+    def paint(
+        self, images: list[Image.Image], holes: list[Image.Image], generators: list[torch.Generator]
+    ) -> list[Image.Image]:
+        """Fill pictures of one working size, each with the noise of its generator.
+
+        Args:
+            images: RGB.
+            holes: 255 where they are to be filled, 0 elsewhere.
+            generators: one a picture, on the CPU.
+        """
+        ...
 
     def erase(self, cases: Sequence[Case], seeds: Sequence[int]) -> list[np.ndarray]:
         """Fill the holes. See `mild.evaluation.methods.Eraser.erase`."""
         import torch
 
         results: list[np.ndarray] = [case.image for case in cases]
-        sizes = [working_size(case.hole.shape, self._settings.resolution) for case in cases]
+        sizes = [working_size(case.hole.shape, self._resolution, self.multiple) for case in cases]
         for same in alike(sizes):
-            chosen, (height, width) = [cases[index] for index in same], sizes[same[0]]
-            scaled = [scaled_case(case, (height, width)) for case in chosen]
-            filled = self.pipeline(
-                prompt=[self._prompt] * len(same),
-                image=[image for image, _ in scaled],
-                mask_image=[hole for _, hole in scaled],
-                height=height,
-                width=width,
-                strength=self._settings.strength,
-                num_inference_steps=self._steps,
-                guidance_scale=self._settings.guidance_scale,
-                generator=[torch.Generator("cpu").manual_seed(seeds[index]) for index in same],
-            ).images
-            for index, case, picture in zip(same, chosen, filled, strict=True):
-                results[index] = brought_back(picture, case)
+            scaled = [scaled_case(cases[index], sizes[index]) for index in same]
+            filled = self.paint(
+                [image for image, _ in scaled],
+                [hole for _, hole in scaled],
+                [torch.Generator("cpu").manual_seed(seeds[index]) for index in same],
+            )
+            for index, picture in zip(same, filled, strict=True):
+                results[index] = brought_back(picture, cases[index])
         return results
+
+
+class SDXLEraser(PipelineEraser):
+    """The stock pipeline as it is.
+
+    Args:
+        pipeline: a `StableDiffusionXLInpaintPipeline`.
+        resolution: shorter side at which it works.
+        prompt: what the holes show.
+        options: of the pipeline's call.
+    """
+
+    def __init__(self, pipeline: Any, resolution: int, prompt: str, **options: Any) -> None:
+        super().__init__(pipeline, resolution)
+        self._prompt, self._options = prompt, options
+
+    def paint(
+        self, images: list[Image.Image], holes: list[Image.Image], generators: list[torch.Generator]
+    ) -> list[Image.Image]:
+        """See `PipelineEraser.paint`."""
+        width, height = images[0].size
+        filled: list[Image.Image] = self.pipeline(
+            prompt=[self._prompt] * len(images),
+            image=images,
+            mask_image=holes,
+            height=height,
+            width=width,
+            generator=generators,
+            **self._options,
+        ).images
+        return filled
+
+
+def pipeline_folder(name: str) -> Path:
+    """The folder on this machine of a pipeline: one of your own, bundled, pulled, or in the hub's cache.
+
+    Raises:
+        UserError: nobody named one, or it is not here; says what to do.
+    """
+    if not name:
+        raise UserError("no base is named: set base, or give adapters, whose base it then is")
+    place = place_of(name)
+    row = next((row for row in NETWORKS.values() if row.hub == place), None)
+    if Path(place).is_dir():
+        return Path(place)
+    if row:
+        if folder := at_hand(row):
+            return folder
+        raise UserError(missing_message([row.name]))
+    if HUB_ID.fullmatch(place):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(place, "model_index.json")
+        if isinstance(found, str):
+            return Path(found).parent
+    raise UserError(f"{name} is no folder here and not in the hub's cache; fetch it first, or name another")
+
+
+def precision(folder: Path) -> dict[str, Any]:
+    """The option with which diffusers loads a pipeline's folder that holds the weights in half precision alone."""
+    files = [path.name for path in folder.glob("unet/*.safetensors")]
+    return {"variant": "fp16"} if files and all(".fp16." in name for name in files) else {}
 
 
 def working_size(size: tuple[int, ...], resolution: int, multiple: int = 8) -> tuple[int, int]:
