@@ -35,7 +35,7 @@ from flows.commands.weights import weights
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Base of what is wrong with a command line; typer has its own, and not under a public name."""
-MISSING = "the module {} is not installed; in the folder of this project run: pip install '.[flows]'"
+MISSING = "the module {} is not installed; in the folder of this project run: pip install '.[flows,judge]'"
 
 
 class _Commands(TyperGroup):

@@ -144,6 +144,9 @@ class EvaluateSettings(Settings):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what}: {twice[0]} is named twice; give one of them another name")
+        taken = {"mask"} & {method.name for method in self.methods}
+        if taken:
+            raise ValueError(f"methods: {', '.join(taken)} is what the masks' own files are called; give another name")
         for name, dataset in self.datasets.items():
             if len(set(dataset.masks)) != len(dataset.masks):
                 raise ValueError(f"datasets.{name}.masks names one of them twice")

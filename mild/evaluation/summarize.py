@@ -93,6 +93,8 @@ class How:
     """Method, or arm, that differences are taken to."""
     own: str
     """Method, or arm, whose difference to the baseline is the headline's; empty: that of whoever leads."""
+    full: str
+    """MILD method, or arm, of which every part works; empty where there is none, or one alone."""
     arms: dict[str, list[str]]
     """Arm to its methods."""
     titles: dict[str, str]
@@ -108,8 +110,11 @@ class How:
         for method in methods:
             if method.arm and not method.not_run:
                 arms.setdefault(method.arm, []).append(method.name)
+        ours = [row for row in methods if row.kind == "mild" and not row.not_run and row.parts]
+        whole = [row.arm or row.name for row in ours if row.parts and all(row.parts.values())]
         return cls(
             baseline=recipe.compared_with(),
+            full=whole[0] if whole and len({row.arm or row.name for row in ours}) > 1 else "",
             own=next((row.arm or row.name for row in methods if row.kind == "mild" and not row.not_run), ""),
             arms=arms,
             titles={**{row.name: row.title for row in methods}, **{arm: arm for arm in arms}},
@@ -130,11 +135,12 @@ def groups_of(values: Values, how: How) -> list[Group]:
             cells={
                 method: {
                     **{metric: _cell(values, method, metric, found, members, how) for metric, found in own.items()},
-                    **(values.whole.get(method, {}) if not name else {}),
+                    **(_whole(values, method, how) if not name else {}),
                 }
                 for method, own in scores.items()
             },
-            differences=_differences(values, scores, members, how),
+            differences=_differences(values, scores, members, how, how.baseline),
+            to_full=_differences(values, scores, members, how, how.full),
         )
         for name, members in _members(values.cases)
     ]
@@ -344,29 +350,41 @@ def _cell(values: Values, method: str, metric: str, scores: np.ndarray, members:
     )
 
 
+def _whole(values: Values, method: str, how: How) -> dict[str, Cell]:
+    """Distribution metrics over all cases; of an arm the mean over its methods."""
+    found = [values.whole.get(one, {}) for one in how.arms.get(method, [method])]
+    cells: dict[str, Cell] = {}
+    for metric in found[0]:
+        own = [cells[metric] for cells in found]
+        means = [cell.mean for cell in own if cell.mean is not None]
+        mean = float(np.mean(means)) if len(means) == len(own) else None
+        cells[metric] = own[0].model_copy(update={"mean": mean, "count": min(cell.count for cell in own)})
+    return cells
+
+
 def _differences(
-    values: Values, scores: dict[str, dict[str, np.ndarray]], members: np.ndarray, how: How
+    values: Values, scores: dict[str, dict[str, np.ndarray]], members: np.ndarray, how: How, to: str
 ) -> dict[str, dict[str, Estimate]]:
-    """Each other method's mean difference to the baseline.
+    """Each other method's mean difference to one of them.
 
     Values are compared case by case, which tells far more of a lead than two intervals beside one another: most of what
     values vary by is how hard the pictures are.
     """
-    if how.baseline not in scores:
+    if to not in scores:
         return {}
-    base, keys = scores[how.baseline], [case.key for case in values.cases]
+    base, keys = scores[to], [case.key for case in values.cases]
 
     def difference(method: str, metric: str) -> Estimate:
         with np.errstate(invalid="ignore"):
             found = np.where(members, scores[method][metric] - base[metric], np.nan)
-        seed = derived_seed(how.seed, values.dataset, "minus", how.baseline, method, metric)
+        seed = derived_seed(how.seed, values.dataset, "minus", to, method, metric)
         return estimate(keys, found, seed, how.resamples)
 
-    own = how.arms.get(how.baseline, [])
+    own = how.arms.get(to, [])
     return {
         method: {metric: difference(method, metric) for metric in metrics}
         for method, metrics in scores.items()
-        if method != how.baseline and method not in own
+        if method != to and method not in own
     }
 
 

@@ -87,6 +87,8 @@ class Group(_Part):
     """Method (or arm) to metric to value; methods that were not run are left out."""
     differences: dict[str, dict[str, Estimate]]
     """Method (or arm) to metric to the mean of its value minus the baseline's on the same case; per-picture metrics."""
+    to_full: dict[str, dict[str, Estimate]] = {}
+    """The same to the full MILD model, as tables 2 and 6 have them; empty where none was run."""
 
 
 class DatasetRow(_Part):

@@ -107,6 +107,8 @@ class Table:
     columns: list[Column]
     rows: list[Row]
     left_out: list[tuple[str, str]]
+    to_full: dict[str, dict[str, Estimate]]
+    """See `mild.evaluation.summary.Group.to_full`."""
     """Title of each metric that has no value here, and why."""
 
 
@@ -139,7 +141,7 @@ def table_of(summary: Summary, group: Group) -> Table:
         columns.append(Column(metric, common))
         of_metric.append(_values(metric, found, cells, group, common))
     rows = [replace(row, values=[values[index] for values in of_metric]) for index, row in enumerate(found)]
-    return Table(group.dataset, group.name or "all cases", group.cases, columns, rows, left_out)
+    return Table(group.dataset, group.name or "all cases", group.cases, columns, rows, left_out, group.to_full)
 
 
 def tables_of(summary: Summary) -> dict[str, list[Table]]:
@@ -161,11 +163,11 @@ def ablation_tables(table: Table) -> list[AblationTable]:
     tables = []
     if len(whole) > 1:
         marks = [(row, [row in whole, _has(row, "hmg"), _has(row, "sma")]) for row in others + whole]
-        tables.append(_ablation("Parts of MILD (table 2)", ["Backbone", "HMG", "SMA"], table.columns, marks, full))
+        tables.append(_ablation("Parts of MILD (table 2)", ["Backbone", "HMG", "SMA"], table, marks, full))
     if partial:
         compared = [row for row in whole if _has(row, "sma") == _has(partial[0], "sma")]
         marks = [(row, [_has(row, "pose"), _has(row, "parsing")]) for row in compared + partial]
-        tables.append(_ablation("Cues of HMG (table 6)", ["Pose", "Parsing"], table.columns, marks, full))
+        tables.append(_ablation("Cues of HMG (table 6)", ["Pose", "Parsing"], table, marks, full))
     return tables
 
 
@@ -322,34 +324,40 @@ def _ranks(means: Sequence[float | None], larger_is_better: bool) -> list[Rank]:
 
 
 def _ablation(
-    title: str, parts: list[str], columns: list[Column], marks: list[tuple[Row, list[bool]]], full: Row | None
+    title: str, parts: list[str], table: Table, marks: list[tuple[Row, list[bool]]], full: Row | None
 ) -> AblationTable:
     """Rows with the fewest parts first, ranked among themselves."""
     marks = sorted(marks, key=lambda mark: sum(mark[1]))
     ranks = [
         _ranks([value and value.cell.mean for value in values], column.metric.larger_is_better)
-        for column, values in zip(columns, zip(*(row.values for row, _ in marks), strict=True), strict=True)
+        for column, values in zip(table.columns, zip(*(row.values for row, _ in marks), strict=True), strict=True)
     ]
     rows = []
     for index, (row, checks) in enumerate(marks):
         values = [value and replace(value, rank=of[index]) for value, of in zip(row.values, ranks, strict=True)]
-        rows.append((replace(row, values=values), checks, _deltas(row, full)))
-    return AblationTable(title, parts, columns, rows)
+        rows.append((replace(row, values=values), checks, _deltas(row, full, table)))
+    return AblationTable(title, parts, table.columns, rows)
 
 
 def _has(row: Row, part: str) -> bool:
     return bool(row.method.parts and row.method.parts.get(part))
 
 
-def _deltas(row: Row, full: Row | None) -> list[str]:
+def _deltas(row: Row, full: Row | None, table: Table) -> list[str]:
+    """A column the difference to the full model, with its interval where it was taken picture by picture."""
     if full is None or row is full:
         return [""] * len(row.values)
-    return [
-        signed(one.cell.mean - to.cell.mean, one.digits)
-        if one and to and one.cell.mean is not None and to.cell.mean is not None
-        else ""
-        for one, to in zip(row.values, full.values, strict=True)
-    ]
+    deltas = []
+    for column, one, to in zip(table.columns, row.values, full.values, strict=True):
+        paired = table.to_full.get(row.name, {}).get(column.metric.name, Estimate())
+        if paired.mean is not None:
+            between = interval(paired, signed, column.metric.digits)
+            deltas.append(signed(paired.mean, column.metric.digits) + (f" ({between})" if between else ""))
+        elif one and to and one.cell.mean is not None and to.cell.mean is not None:
+            deltas.append(signed(one.cell.mean - to.cell.mean, one.digits))
+        else:
+            deltas.append("")
+    return deltas
 
 
 def _forms(summary: Summary) -> list[_Form]:
