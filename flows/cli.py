@@ -24,9 +24,11 @@ from flows.commands.build import build
 from flows.commands.erase import erase
 from flows.commands.evaluate import evaluate
 from flows.commands.inspect import inspect
+from flows.commands.judge import judge
 from flows.commands.mask import mask
 from flows.commands.pretrain import pretrain
 from flows.commands.quickstart import quickstart
+from flows.commands.rate import rate
 from flows.commands.recompose import recompose
 from flows.commands.terminal import new_console
 from flows.commands.train import train
@@ -60,7 +62,10 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands, pretty_exceptions_enable=False, help="Erase people from pictures: build datasets, train, evaluate."
 )
-for command in (build, train, evaluate, ablate, pretrain, quickstart, mask, erase, recompose, inspect, verify):
+for command in (
+    *(build, train, evaluate, ablate, judge, rate, pretrain, quickstart),
+    *(mask, erase, recompose, inspect, verify),
+):
     app.command()(command)
 app.add_typer(weights, name="weights")
 

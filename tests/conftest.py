@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing.process
 import os
 import re
@@ -11,7 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,9 +23,11 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from dataset_tools.schema import EncodingSettings, MadeBy, Makers, Person, Sample
 from dataset_tools.shards import Manifest, write_shard
+from mild.evaluation.summary import DatasetRow, MethodRow, Summary
 
 # For torch, here and in child processes: the models are too small for more threads, rounding depends on their number,
 # and other tests run beside.
@@ -325,3 +328,131 @@ def icc_profiles() -> dict[str, bytes]:
         "cmyk": _icc_profile(b"prtr", b"CMYK", b"Lab ", b"Inks by hand", _inks()),
         "srgb": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
     }
+
+
+@pytest.fixture
+def make_evaluation(tmp_path: Path) -> Callable[..., Path]:
+    """Makes the folder of an evaluation, as far as those who judge its pairs look at it.
+
+    Results differ from method to method and from picture to picture, unless the methods named ``twins`` are among them,
+    whose results are equal. Files carry the method's name as text, as image editors do.
+    """
+
+    def make(methods: Sequence[str] = ("telea", "mild"), keys: int = 3, name: str = "evaluation") -> Path:
+        folder, dataset = tmp_path / name, "composite"
+        for index in range(keys):
+            sample = draw_sample(index)
+            place = folder / "pictures" / dataset / sample.key
+            (place / "exact").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sample.image).save(place / "before.png")
+            Image.fromarray(np.uint8(255) * sample.people[0].mask).save(place / "exact" / "mask.png")
+            for number, method in enumerate(methods):
+                result = np.maximum(sample.image, 40 * (0 if method.startswith("twin") else 1 + number)).astype(
+                    np.uint8
+                )
+                text = PngInfo()
+                text.add_text("Software", method)
+                Image.fromarray(result).save(place / "exact" / f"{method}.png", pnginfo=text)
+        rows = [MethodRow(name=method, title=method.upper(), kind=method) for method in methods]
+        pictures = DatasetRow(
+            name=dataset,
+            place="here",
+            digest="0" * 64,
+            configuration=dataset,
+            split="test",
+            masks=["exact"],
+            samples=keys,
+            available=keys,
+        )
+        summary = Summary(
+            headline=None,
+            baseline=methods[0],
+            datasets=[pictures],
+            methods=rows,
+            metrics=[],
+            groups=[],
+            base="nano",
+            adapters="",
+            settings={},
+            software={},
+        )
+        (folder / "summary.json").write_text(summary.model_dump_json(), encoding="utf-8")
+        return folder
+
+    return make
+
+
+class Endpoint(ThreadingHTTPServer):
+    """Speaks OpenAI's chat completions, and remembers what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _EndpointHandler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.asked: list[dict[str, Any]] = []
+        """The bodies of all requests."""
+        self.headers: list[dict[str, str]] = []
+        """Of all requests; names in small letters."""
+        self.first: list[tuple[int, dict[str, str], Any]] = []
+        """Status, headers and body of the answers to the first requests."""
+        self.answer: Callable[[dict[str, Any]], Any] = lambda body: self.completion(self.verdict(7))
+        """The body of all other answers."""
+
+    @staticmethod
+    def verdict(score: int, **changed: Any) -> str:
+        """An answer as it is asked for, with one score for all that is scored."""
+        names = ("naturalness", "semantic_consistency", "visual_harmony", "artifact_suppression")
+        return json.dumps({**dict.fromkeys(names, score), "success": score > 5, **changed})
+
+    @staticmethod
+    def completion(content: str | None, **message: Any) -> dict[str, Any]:
+        """A chat completion of 1000 tokens of a request and 100 of its answer."""
+        return {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "fake",
+            "choices": [
+                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content, **message}}
+            ],
+            "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
+        }
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may hang up early."""
+
+
+class _EndpointHandler(BaseHTTPRequestHandler):
+    server: Endpoint
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.server.first:
+            status, headers, answer = self.server.first.pop(0)
+        else:
+            status, headers, answer = 200, {}, self.server.answer(body)
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """A running `Endpoint`; no key is set."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with Endpoint() as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        yield server
+        server.shutdown()
+        serving.join()

@@ -56,6 +56,8 @@ def test_help_names_every_command_without_loading_prefect_or_torch() -> None:
         "build",
         "train",
         "evaluate",
+        "judge",
+        "rate",
         "pretrain",
         "quickstart",
         "mask",
