@@ -17,7 +17,7 @@ from dataset_tools.schema import encode_png
 from mild.erasing.pipeline import MILDPipeline
 from mild.erasing.regions import editable
 from mild.evaluation.methods import Case
-from mild.evaluation.methods.opencv import OpenCVEraser
+from mild.evaluation.methods.opencv import OpenCVMethod
 from mild.metrics.perceptual import perceptual_hole
 from mild.metrics.psnr import psnr, psnr_hole
 from mild.nano.architecture import count_parameters, save_nano_pipeline
@@ -199,7 +199,7 @@ def judge(
         found: dict[str, list[float]] = defaultdict(list)
         for number, (image, own, result, scene) in enumerate(zip(images, masks, filled, drawn, strict=True)):
             area = editable(np.stack(own), range(len(own)))
-            telea = OpenCVEraser("telea").erase(Case(image, area[None]), 0)
+            (telea,) = OpenCVMethod(kind="telea").erase([Case(image, area[None])], [0])
             for way, picture in ((name, result.image), (f"{name}_telea", telea)):
                 found[way].append(psnr_hole(picture, scene.background, area))
                 found[f"{way}_distance"].append(perceptual_hole(picture, scene.background, area))

@@ -72,7 +72,7 @@ class CLIPAwayMethod(MethodSettings):
     """``model.safetensors``, which takes Alpha-CLIP's embeddings to those that the IP-Adapter knows."""
     inference_steps: int = Field(50, ge=1)
     """Steps of the pipeline's own scheduler."""
-    guidance_scale: float = Field(7.5, ge=1)
+    guidance_scale: float = Field(7.5, gt=1)
     """Classifier-free guidance."""
     resolution: int = Field(512, ge=8)
     """Shorter side at which it works, in pixels; its result is brought back to the picture's size."""
@@ -166,6 +166,11 @@ class CLIPAwayEraser(SD15Eraser):
         self._alpha_clip: Any = alpha_clip.eval().to(pipeline.device)
         self._projection: Any = projection.eval().to(pipeline.device)
         self._dilation, self._prompt = settings.dilation, prompt
+        # Its own repeats what it is given for each picture, as if all of a batch were to look alike, and the UNet then
+        # mixes up whose is whose.
+        pipeline.prepare_ip_adapter_image_embeds = lambda _, embeddings, device, *__: [
+            one.to(device) for one in embeddings
+        ]
 
     def shown(self, case: Case) -> Case:
         """See `SD15Eraser.shown`."""

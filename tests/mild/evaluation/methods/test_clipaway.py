@@ -241,6 +241,7 @@ def test_a_result_is_that_of_the_published_algorithm(
     assert np.array_equal(found[~case.hole], case.image[~case.hole])
 
 
+@pytest.mark.slow
 def test_every_part_is_heard_in_the_result(
     method: CLIPAwayMethod, write: Callable[[str, Any], tuple[str, str]], noise_case: Callable[..., Case], setup: Setup
 ) -> None:
