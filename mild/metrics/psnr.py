@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ class PSNR(PictureMetric):
     """In dB: in the hole, or over the whole picture. Publications use both, and seldom say which."""
 
     kind: Literal["psnr", "psnr_hole"] = "psnr_hole"
+    packages: ClassVar[tuple[str, ...]] = ("scikit-image",)
 
     @property
     def title(self) -> str:

@@ -19,8 +19,8 @@ import numpy as np
 
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.network import load_pretrained
-from mild.metrics.metric import Judged, NotComputed, Region
-from mild.metrics.network import FeatureMetric, FeatureNetwork, checkpoint_of
+from mild.metrics.metric import Judged, NotComputed, PictureMetric, Region
+from mild.metrics.network_metric import MetricNetwork, NetworkMetric
 
 SIDE = 448
 """Of what DINOv2 sees, in pixels."""
@@ -39,12 +39,10 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours."""
 
 
-class RCS(FeatureMetric):
+class RCS(NetworkMetric, PictureMetric):
     """exp(-discrepancy / 3) of tokens in the hole and around it, window by window, 0..1; mean over the hole's parts."""
 
     kind: Literal["rc_s"] = "rc_s"
-    weights: str = "dinov2-giant"
-    """Name of `dataset_tools.networks`, hub id or folder of a DINOv2; the metric is defined with ViT-g."""
 
     @property
     def title(self) -> str:
@@ -59,17 +57,37 @@ class RCS(FeatureMetric):
     @property
     def network(self) -> str:
         """See `MetricSettings.network`."""
-        return f"DINOv2, {checkpoint_of(self.weights)}, square crops around the hole's parts at {SIDE}"
+        return f"DINOv2, {self.checkpoint}, square crops around the hole's parts at {SIDE}"
 
-    def estimator(self) -> DINOv2:
-        """See `FeatureMetric.estimator`."""
-        return DINOv2(self.network_settings())
+    @property
+    def usual_weights(self) -> str:
+        """See `NetworkMetric.usual_weights`."""
+        return "dinov2-giant"
+
+    @property
+    def larger_is_better(self) -> bool:
+        """See `MetricSettings.larger_is_better`."""
+        return True
+
+    @property
+    def digits(self) -> int:
+        """See `MetricSettings.digits`."""
+        return 4
+
+    @property
+    def reference(self) -> str:
+        """See `MetricSettings.reference`."""
+        return "none"
+
+    def open(self) -> DINOv2:
+        """See `NetworkMetric.open`."""
+        return DINOv2(self)
 
     def score(self, judged: Sequence[Judged]) -> list[float | NotComputed]:
         """See `PictureMetric.score`."""
         crops = [(index, crop) for index, one in enumerate(judged) for crop in squares(one.hole)]
         values: list[list[float | None]] = [[] for _ in judged]
-        network = self.estimator()
+        network = self.open()
         for start in range(0, len(crops), self.batch_size):
             chunk = crops[start : start + self.batch_size]
             features = network.features([judged[index].result[crop] for index, crop in chunk])
@@ -85,8 +103,12 @@ class RCS(FeatureMetric):
         return found
 
 
-class DINOv2(FeatureNetwork):
+class DINOv2(MetricNetwork):
     """DINOv2 (Oquab et al. 2023)."""
+
+    package = "transformers"
+    beside = ("numpy", "opencv-python-headless", "pillow")
+    files = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
     def load(self) -> Any:
         """See `NetworkEstimator.load`."""

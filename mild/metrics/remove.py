@@ -19,8 +19,8 @@ from pydantic import Field
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.network import load_pretrained
 from dataset_tools.masks import bounds
-from mild.metrics.metric import Judged, NotComputed, Region
-from mild.metrics.network import FeatureMetric, FeatureNetwork, checkpoint_of
+from mild.metrics.metric import Judged, NotComputed, PictureMetric, Region
+from mild.metrics.network_metric import MetricNetwork, NetworkMetric
 
 SIDE = 1024
 """Of what SAM sees, in pixels."""
@@ -32,12 +32,10 @@ _MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of ImageNet's colours, as SAM takes them."""
 
 
-class Remove(FeatureMetric):
+class Remove(NetworkMetric, PictureMetric):
     """Cosine similarity of SAM's mean features in the hole and around it, -1..1."""
 
     kind: Literal["remove"] = "remove"
-    weights: str = "sam-vit-huge"
-    """Name of `dataset_tools.networks`, hub id or folder of a SAM; the metric is defined with ViT-H."""
     batch_size: int = Field(1, ge=1, le=1024)
     """Pictures that its network sees at once; each takes gigabytes with ViT-H."""
 
@@ -54,16 +52,36 @@ class Remove(FeatureMetric):
     @property
     def network(self) -> str:
         """See `MetricSettings.network`."""
-        return f"SAM, {checkpoint_of(self.weights)}, square crop at the hole, long side {SIDE}"
+        return f"SAM, {self.checkpoint}, square crop at the hole, long side {SIDE}"
 
-    def estimator(self) -> SAM:
-        """See `FeatureMetric.estimator`."""
-        return SAM(self.network_settings())
+    @property
+    def usual_weights(self) -> str:
+        """See `NetworkMetric.usual_weights`."""
+        return "sam-vit-huge"
+
+    @property
+    def larger_is_better(self) -> bool:
+        """See `MetricSettings.larger_is_better`."""
+        return True
+
+    @property
+    def digits(self) -> int:
+        """See `MetricSettings.digits`."""
+        return 4
+
+    @property
+    def reference(self) -> str:
+        """See `MetricSettings.reference`."""
+        return "none"
+
+    def open(self) -> SAM:
+        """See `NetworkMetric.open`."""
+        return SAM(self)
 
     def score(self, judged: Sequence[Judged]) -> list[float | NotComputed]:
         """See `PictureMetric.score`."""
         crops = [square(one.hole) for one in judged]
-        features = self.estimator().features([one.result[crop] for one, crop in zip(judged, crops, strict=True)])
+        features = self.open().features([one.result[crop] for one, crop in zip(judged, crops, strict=True)])
         found: list[float | NotComputed] = []
         for one, crop, grid in zip(judged, crops, features, strict=True):
             hole = one.hole[crop]
@@ -73,8 +91,12 @@ class Remove(FeatureMetric):
         return found
 
 
-class SAM(FeatureNetwork):
+class SAM(MetricNetwork):
     """The image encoder of Segment Anything (Kirillov et al. 2023)."""
+
+    package = "transformers"
+    beside = ("numpy", "opencv-python-headless", "pillow")
+    files = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
     def load(self) -> Any:
         """See `NetworkEstimator.load`."""

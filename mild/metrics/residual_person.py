@@ -16,7 +16,7 @@ from dataset_tools.estimators.found_people import InstancesSettings, PeopleFinde
 from dataset_tools.networks import SUGGESTED
 from dataset_tools.settings import digest_of
 from mild.metrics.metric import Judged, NotComputed, PictureMetric, Region
-from mild.metrics.network import checkpoint_of, missing_weights
+from mild.metrics.network_metric import checkpoint_of
 
 SEEN_BEFORE = 0.5
 """Share of somebody, as they were seen before, that must be part of somebody found now for both to be the same."""
@@ -81,9 +81,10 @@ class ResidualPerson(PictureMetric):
     def missing(self) -> str | None:
         """See `MetricSettings.missing`."""
         try:
-            return missing_weights(self.estimator())
+            _ = self.estimator().weights
         except UserError as error:
             return str(error)
+        return None
 
     def fingerprint(self) -> str:
         """See `MetricSettings.fingerprint`."""

@@ -6,7 +6,7 @@ The measure is ours: no publication was found that defines one without a referen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Seam(PictureMetric):
     """At the border of the mask that the method was given; 1: none to be told."""
 
     kind: Literal["seam"] = "seam"
+    packages: ClassVar[tuple[str, ...]] = ("numpy", "opencv-python-headless")
 
     @property
     def title(self) -> str:

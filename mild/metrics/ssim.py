@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ class SSIM(PictureMetric):
     """Over the whole picture (tables 3 and 4)."""
 
     kind: Literal["ssim"] = "ssim"
+    packages: ClassVar[tuple[str, ...]] = ("scikit-image",)
 
     @property
     def title(self) -> str:

@@ -217,7 +217,7 @@ def test_on_a_store_a_holder_that_lives_is_respected_and_one_that_died_is_taken_
 def ready(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Events that tell that a dataset is ready."""
     events: list[dict[str, Any]] = []
-    monkeypatch.setattr(module, "emit_event", lambda name, **event: events.append(event))
+    monkeypatch.setattr("flows.events.emit_event", lambda name, **event: events.append(event))
     return events
 
 
@@ -373,10 +373,16 @@ def test_the_event_is_of_a_place_and_comes_when_the_dataset_there_is_another(
     assert {event["payload"]["dataset"] for event in ready} == {str(output)}
 
 
-def test_training_starts_for_the_dataset_of_its_deployment_alone(tmp_path: Path) -> None:
-    """Not for the pipeline's, which trains by itself, nor for anybody's build that goes by the same name."""
+@pytest.mark.parametrize(("flow", "what"), [("train", "dataset"), ("evaluate", "adapters")])
+def test_what_comes_next_starts_for_the_deployment_before_it_alone(tmp_path: Path, flow: str, what: str) -> None:
+    """Not for the pipeline's, which does it by itself, nor for what anybody makes that goes by the same name."""
     deployments = yaml.safe_load(Path(__file__).parents[2].joinpath("prefect.yaml").read_text())["deployments"]
-    (wanted,) = [trigger for deployment in deployments for trigger in deployment.get("triggers", [])]
+    (wanted,) = [
+        trigger
+        for deployment in deployments
+        if deployment["entrypoint"].endswith(f":{flow}")
+        for trigger in deployment.get("triggers", [])
+    ]
     trigger = EventTrigger(
         posture="Reactive",
         threshold=1,
@@ -386,8 +392,8 @@ def test_training_starts_for_the_dataset_of_its_deployment_alone(tmp_path: Path)
     event = {
         "occurred": datetime.now(UTC),
         "received": datetime.now(UTC),
-        "event": module.DATASET_READY,
-        "resource": {"prefect.resource.id": f"mild.dataset.{tmp_path.as_uri()}", "prefect.resource.name": "sample"},
+        "event": f"mild.{what}.ready",
+        "resource": {"prefect.resource.id": f"mild.{what}.{tmp_path.as_uri()}", "prefect.resource.name": "sample"},
         "id": uuid.uuid4(),
     }
     flow_run = {"prefect.resource.id": "prefect.flow-run.1", "prefect.resource.role": "flow-run"}

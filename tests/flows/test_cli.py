@@ -26,11 +26,11 @@ from dataset_tools.shards import ShardDataset
 from flows import cli
 from flows.commands.build import show_build
 from flows.commands.terminal import new_console
-from flows.evaluate import EvaluateRecipe
 from flows.pipeline import recipe_path
 from flows.settings import BuildSettings
 from flows.train import TrainRecipe
 from mild.bases import NANO_ADAPTERS, place_of
+from mild.evaluation.settings import EvaluateSettings
 
 
 def here(*arguments: str, width: int = 80) -> tuple[int, str, str]:
@@ -56,6 +56,7 @@ def test_help_names_every_command_without_loading_prefect_or_torch() -> None:
         "build",
         "train",
         "evaluate",
+        "ablate",
         "judge",
         "rate",
         "pretrain",
@@ -129,7 +130,8 @@ def test_the_adapters_of_the_package_are_those_of_their_recipe() -> None:
 def test_the_sample_trains_for_minutes_not_an_hour() -> None:
     """The quickstart's recipe is short."""
     assert TrainRecipe.load(recipe_path("train", "sample")).train.steps <= 150
-    assert EvaluateRecipe.load(recipe_path("evaluate", "sample")).evaluate.samples <= 12
+    judged = EvaluateSettings.load(recipe_path("evaluate", "sample")).datasets.values()
+    assert sum(dataset.samples or 1000 for dataset in judged) <= 12
 
 
 FOLDERS = st.text(st.sampled_from("ab #%[]~+:*?é雪(/)"), min_size=1, max_size=12).filter(

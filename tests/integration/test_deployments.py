@@ -41,6 +41,13 @@ SHORT = {
     }
 }
 """A training recipe for the deployment ``train/sample``."""
+QUICK = {
+    "datasets": {"drawn": {"configuration": "composite", "split": "train", "samples": 2}},
+    "methods": ["telea"],
+    "metrics": ["psnr_hole"],
+    "resamples": 100,
+}
+"""An evaluation recipe for the deployment ``evaluate/sample``."""
 SMALL = {
     "source": {"kind": "sample", "smallest": 192, "largest": 224}
     | {"train": 6, "validation": 1, "test": 1}
@@ -134,6 +141,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> 
     shutil.copytree(ROOT / "flows", project / "flows")
     shutil.copy(ROOT / "prefect.yaml", project)
     (project / "flows/recipes/train-sample.yaml").write_text(yaml.safe_dump(SHORT))
+    (project / "flows/recipes/evaluate-sample.yaml").write_text(yaml.safe_dump(QUICK))
     home = tmp_path_factory.mktemp("prefect-home")
     shutil.copy(prefect_database, home)
     with socket.socket() as probe:
@@ -189,7 +197,8 @@ def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: 
         (schedule,) = names[name]["schedules"]
         assert not schedule["active"]
     automations = server.ask("/automations/filter")
-    assert [automation["trigger"]["expect"] for automation in automations] == [["mild.dataset.ready"]]
+    expected = sorted(automation["trigger"]["expect"] for automation in automations)
+    assert expected == [["mild.adapters.ready"], ["mild.dataset.ready"]]
 
 
 @dataclass(frozen=True)
@@ -225,6 +234,7 @@ def story(server: Server) -> Story:
     assert done.returncode == 0, done.stdout + done.stderr + server.worker_log()
     # `prefect flow-run watch` would end at the first ending that it reads of.
     server.wait_until(lambda: server.has_ended("train"))
+    server.wait_until(lambda: bool(server.runs_of("evaluate")) and server.has_ended("evaluate"))
     return Story(dataset, adapters, finished, run["state"]["type"])
 
 
@@ -241,6 +251,15 @@ def test_the_deployment_builds_then_is_cached_and_starts_training(server: Server
     assert run["state"]["type"] == "COMPLETED", server.worker_log()
     assert run["parameters"]["dataset"] == str(story.dataset)
     assert (story.adapters / "pytorch_lora_weights.safetensors").stat().st_size > 0
+
+
+def test_adapters_that_are_ready_start_their_evaluation(server: Server, story: Story) -> None:
+    """Once: the retried training made them once."""
+    (run,) = server.runs_of("evaluate")
+    assert run["state"]["type"] == "COMPLETED", server.worker_log()
+    assert run["parameters"]["adapters"] == str(story.adapters)
+    assert run["parameters"]["dataset"] == str(story.dataset)
+    assert (server.project / "build/sample-evaluation/report.html").is_file()
 
 
 def test_training_goes_on_after_its_worker_was_killed(server: Server, story: Story, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_dinov2_of_the_published_layout_is_loaded_and_sees_what_its_own_prepro
     with torch.inference_mode():
         tokens = model(pixels).last_hidden_state[0, 1:].numpy()
     metric = RCS(weights=str(tmp_path))
-    features = metric.estimator().features([crop])
+    features = metric.open().features([crop])
     np.testing.assert_allclose(features.reshape(32 * 32, 16), tokens, rtol=1e-4, atol=1e-4)
     assert metric.missing() is None
     (value,) = metric.score([make_judged(RESULT, DISC)])
@@ -213,7 +213,7 @@ def test_a_dinov2_of_the_published_layout_is_loaded_and_sees_what_its_own_prepro
 def test_a_dinov2_of_other_tokens_is_refused(tmp_path: Path) -> None:
     save_dinov2(tmp_path, patch_size=16)
     with pytest.raises(UserError, match="tokens of 16 pixels, and not 14"):
-        RCS(weights=str(tmp_path)).estimator().check()
+        RCS(weights=str(tmp_path)).open().check()
 
 
 def test_without_weights_it_says_what_to_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_a_sam_of_the_published_layout_is_loaded_and_sees_what_sams_own_preproce
     crop = RESULT[14:76, 24:76]  # not square, of a hole that is not
     processor = SamImageProcessorPil()
     pixels = processor(Image.fromarray(crop), return_tensors="pt")["pixel_values"]
-    features = SAM(Remove(weights=str(tmp_path)).network_settings()).features([crop])
+    features = Remove(weights=str(tmp_path)).open().features([crop])
     np.testing.assert_allclose(features, model.get_image_embeddings(pixels).numpy(), rtol=1e-3, atol=1e-3)
     metric = Remove(weights=str(tmp_path))
     assert metric.missing() is None
@@ -154,22 +154,22 @@ def test_weights_may_hold_the_tied_embedding_twice_and_others_are_refused(tmp_pa
     state = load_file(file)
     twice = state["shared_image_embedding.positional_embedding"].clone()
     save_file(state | {"prompt_encoder.shared_embedding.positional_embedding": twice}, file, {"format": "pt"})
-    Remove(weights=str(tmp_path)).estimator().check()
+    Remove(weights=str(tmp_path)).open().check()
     del state["vision_encoder.neck.conv1.weight"]
     save_file(state, file, {"format": "pt"})
     with pytest.raises(UserError, match=r"not those of SamModel: 1 missing keys, such as vision_encoder\.neck\.conv1"):
-        Remove(weights=str(tmp_path)).estimator().check()
+        Remove(weights=str(tmp_path)).open().check()
 
 
 def test_a_sam_that_sees_another_size_is_refused(tmp_path: Path) -> None:
     save_sam(tmp_path, image_size=64)
     with pytest.raises(UserError, match="sees 64 pixels a side: take a SAM that sees 1024"):
-        Remove(weights=str(tmp_path)).estimator().check()
+        Remove(weights=str(tmp_path)).open().check()
 
 
 def test_it_computes_in_single_precision_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert Remove().estimator().dtype == torch.float32
+    assert Remove().open().dtype == torch.float32
 
 
 def test_the_fingerprint_hangs_on_the_weights_and_not_on_where_they_are_or_the_batch(tmp_path: Path) -> None:
