@@ -17,12 +17,12 @@ ANNOUNCED = "announced.json"
 def announce(
     what: Literal["dataset", "adapters", "evaluation"], root: str, digest: str, *, dataset: str, payload: dict[str, str]
 ) -> None:
-    """Emit ``mild.WHAT.ready``, unless it was emitted for these very results before.
+    """Emit the event that dataset, adapters or evaluation are ready, unless it was for these very results before.
 
     Must be called from the flow that a deployment runs, so that the event names the deployment.
 
     Args:
-        root: where they stand; the event's resource is ``mild.WHAT.`` and its URL.
+        root: where they stand; the event's resource ends in its URL.
         digest: of them.
         dataset: name of the dataset that they are or come of; the resource is called so.
         payload: what the next deployment is to be given; ``digest`` is added.

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from scipy.linalg import sqrtm
 
 from dataset_tools.errors import UserError
 from dataset_tools.shards import ShardDataset
@@ -23,6 +25,7 @@ from flows.evaluate import evaluate
 from mild.bases import NANO_ADAPTERS
 from mild.evaluation.compare import Bench
 from mild.evaluation.summary import Summary
+from mild.metrics.inception import FID
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
 
@@ -177,6 +180,57 @@ def test_what_cannot_be_run_is_told_and_all_else_runs(tmp_path: Path, drawn_data
     assert set(result["summary"]["groups"][0]["cells"]) == {"telea"}
     with pytest.raises(UserError, match="no method can be run: mild: no adapters are named"):
         run(tmp_path, drawn_dataset, methods=["mild"])
+
+
+def test_sets_of_pictures_are_compared_over_all_shards(
+    tmp_path: Path, drawn_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FID on mean colours instead of Inception's features: the closed form of two normal distributions.
+
+    The clean backgrounds are of the very places that are judged; pictures that show nobody are those of the split.
+    """
+
+    def features(self: FID, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([picture.mean((0, 1)) for picture in pictures]).astype(np.float32)
+
+    monkeypatch.setattr(FID, "features", features)
+    monkeypatch.setattr(FID, "features_fingerprint", lambda self: "mean colours")
+    monkeypatch.setattr(FID, "missing", lambda self: None)
+    free = {"kind": "fid", "reference_pictures": "person-free"}
+    datasets = {"drawn": {"configuration": "composite", "split": "train", "samples": 5}}
+    person_free = {"configuration": "composite", "split": "train"}
+    result = run(tmp_path, drawn_dataset, metrics=["psnr", "fid", free], datasets=datasets, person_free=person_free)
+    cells = result["summary"]["groups"][0]["cells"]["telea"]
+    pictures = tmp_path / "out/pictures/drawn"
+    results, truths = (
+        np.array([np.asarray(Image.open(path)).mean((0, 1)) for path in sorted(pictures.glob(pattern))], np.float32)
+        for pattern in ("*/exact/telea.png", "*/truth.png")
+    )
+    held = ShardDataset(drawn_dataset, "composite", "train")
+    plates = np.array(
+        [plate.mean((0, 1)) for plate in (sample.background for sample in held) if plate is not None], np.float32
+    )
+    assert len(results) == len(truths) == 5 and len(plates) == 6
+    for name, reference in (("fid", truths), ("fid-person-free", plates)):
+        assert cells[name]["mean"] == pytest.approx(_frechet(results, reference), rel=1e-4)
+        assert cells[name]["count"] == 5 and "below 2048" in cells[name]["warning"]
+    more = run(
+        tmp_path,
+        drawn_dataset,
+        metrics=["psnr", "fid", free],
+        datasets=datasets,
+        person_free=person_free,
+        methods=[*METHODS, "smooth-fill"],
+    )
+    # Erased, scored, its features twice (all results; those with a truth), on two shards; a spectrum; the report.
+    assert more["steps"] - more["cached"] == 2 * (1 + 1 + 2) + 1 + 1
+
+
+def _frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Heusel et al. 2017, eq. 6, by SciPy's matrix root."""
+    first, second = np.cov(a.T), np.cov(b.T)
+    root = sqrtm(first @ second)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * np.real(root)))
 
 
 def test_mild_is_shown_in_layers_and_with_what_leaks(tmp_path: Path, drawn_dataset: str) -> None:

@@ -109,7 +109,8 @@ class MILDMethod(WindowsMethod):
         """See `MethodSettings.title`."""
         switches = {"SMA": self.sma, "HMG": self.hmg, "pose": self.pose, "parsing": self.parsing}
         without = [name for name, on in switches.items() if not on]
-        named = f" ({self.name})" if self.name != self.kind else ""
+        told = bool(without) or not self.match_colours
+        named = f" ({self.name})" if self.name != self.kind and (self.adapters or not told) else ""
         return "".join(
             [
                 f"MILD{named}",
