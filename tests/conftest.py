@@ -47,6 +47,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """Garbage is not looked for while everything is imported, nor is it in what was imported: it stays."""
+    # Python processes that tests start import `sitecustomize` from there.
+    places = (str(Path(__file__).with_name("started")), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     gc.disable()
     try:
         return (yield)

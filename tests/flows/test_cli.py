@@ -242,7 +242,7 @@ def test_what_the_user_must_mend_is_one_line_and_exit_code_2(
     if changed:  # Prefect reads its settings once in a process
         environment = {name: value for name, value in os.environ.items() if name not in changed}
         environment |= {name: value for name, value in changed.items() if value is not None}
-        environment["PYTHONPATH"] = str(Path(cli.__file__).parents[1])
+        environment["PYTHONPATH"] = f"{Path(cli.__file__).parents[1]}{os.pathsep}{environment['PYTHONPATH']}"
         command = [sys.executable, "-m", "flows.cli", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         code, out, err = done.returncode, done.stdout, done.stderr
