@@ -76,7 +76,8 @@ for arguments in json.loads(sys.argv[1]):
 class Server:
     """A running server, and a folder from which its deployments are made."""
 
-    api: str
+    client: httpx.Client
+    """Of its REST API."""
     project: Path
     environment: dict[str, str]
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -90,12 +91,12 @@ class Server:
         self.running.append(process)
         return process
 
-    def wait_until(self, happened: Callable[[], bool]) -> None:
+    def wait_until(self, happened: Callable[[], bool], pause: float) -> None:
         """Wait for something that the worker, the last that was started, brings about."""
         deadline = time.monotonic() + 300
         while not happened():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.running[-1].wait(timeout=0.05)
+                self.running[-1].wait(timeout=pause)
             assert self.running[-1].poll() is None and time.monotonic() < deadline, self.worker_log()
 
     def worker_log(self) -> str:
@@ -106,21 +107,23 @@ class Server:
         """Start a worker for the work pool."""
         return self.start("worker", PREFECT, "worker", "start", "--pool", "mild", "--name", "test")
 
-    def prefect(self, *commands: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Run commands of the ``prefect`` command line against this server, to the first that fails."""
-        return subprocess.run(
-            [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-            cwd=self.project,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-        )
+    def prefect(self, *commands: Sequence[str]) -> None:
+        """Run commands of the ``prefect`` command line against this server."""
+        command = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+        done = subprocess.run(command, cwd=self.project, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def ask(self, path: str, **question: Any) -> Any:
         """POST to the REST API."""
-        answer = httpx.post(f"{self.api}{path}", json=question, timeout=30)
-        answer.raise_for_status()
-        return answer.json()
+        return self.client.post(path, json=question).raise_for_status().json()
+
+    def build(self, output: Path) -> None:
+        """Run the deployment ``build-dataset/sample`` to its end."""
+        deployment = self.client.get("/deployments/name/build-dataset/sample").raise_for_status().json()
+        parameters = {"output": str(output), "changes": SMALL}
+        self.ask(f"/deployments/{deployment['id']}/create_flow_run", parameters=parameters)
+        self.wait_until(lambda: self.has_ended("build-dataset"), pause=0.5)
+        assert all(run["state"]["type"] == "COMPLETED" for run in self.runs_of("build-dataset")), self.worker_log()
 
     def runs_of(self, flow: str) -> list[dict[str, Any]]:
         """Flow runs of one flow, oldest first."""
@@ -157,18 +160,17 @@ def server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> 
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "DO_NOT_TRACK": "1",
     }
-    server = Server(environment["PREFECT_API_URL"], project, environment)
+    # httpx tries again with growing pauses while nobody listens yet.
+    client = httpx.Client(base_url=environment["PREFECT_API_URL"], transport=httpx.HTTPTransport(retries=9), timeout=60)
+    server = Server(client, project, environment)
     try:
         server.start("server", PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        # httpx tries again with growing pauses while nobody listens yet.
-        with httpx.Client(transport=httpx.HTTPTransport(retries=9)) as client:
-            client.get(f"{server.api}/health", timeout=60).raise_for_status()
-        done = server.prefect(
+        client.get("/health").raise_for_status()
+        server.prefect(
             ["work-pool", "create", "mild", "--type", "process"],
             ["global-concurrency-limit", "create", "mild-downloads", "--limit", "2"],
             ["deploy", "--all"],
         )
-        assert done.returncode == 0, done.stdout + done.stderr
         server.start_worker()
         yield server
     finally:
@@ -177,6 +179,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> 
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        client.close()
 
 
 def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: Server) -> None:
@@ -217,24 +220,21 @@ class Story:
 def story(server: Server) -> Story:
     """The second worker ends the training and, meanwhile, builds the dataset once more."""
     dataset, adapters = server.project / "dataset", server.project / "build/sample-adapters"
-    parameters = {"output": str(dataset), "changes": SMALL}
-    build = ["deployment", "run", "build-dataset/sample", "--params", json.dumps(parameters), "--watch"]
-    done = server.prefect(build)
-    assert done.returncode == 0, done.stdout + done.stderr + server.worker_log()
+    server.build(dataset)
 
     checkpoints = Path(f"{adapters}.work/checkpoints")
-    server.wait_until(lambda: any(checkpoints.glob("step-*")))
+    server.wait_until(lambda: any(checkpoints.glob("step-*")), pause=0.05)
     kill(server.running[-1])
     finished = adapters.exists()
     mark(max(checkpoints.glob("step-*")))
     (run,) = server.runs_of("train")
     server.ask(f"/flow_runs/{run['id']}/set_state", state={"type": "CRASHED", "name": "Crashed"}, force=True)
     server.start_worker()
-    done = server.prefect(["flow-run", "retry", run["id"]], build)
-    assert done.returncode == 0, done.stdout + done.stderr + server.worker_log()
-    # `prefect flow-run watch` would end at the first ending that it reads of.
-    server.wait_until(lambda: server.has_ended("train"))
-    server.wait_until(lambda: bool(server.runs_of("evaluate")) and server.has_ended("evaluate"))
+    # As `prefect flow-run retry` does.
+    server.ask(f"/flow_runs/{run['id']}/set_state", state={"type": "SCHEDULED"}, force=True)
+    server.build(dataset)
+    server.wait_until(lambda: server.has_ended("train"), pause=0.5)
+    server.wait_until(lambda: bool(server.runs_of("evaluate")) and server.has_ended("evaluate"), pause=0.5)
     return Story(dataset, adapters, finished, run["state"]["type"])
 
 
