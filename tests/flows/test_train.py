@@ -7,7 +7,6 @@ import base64
 import csv
 import filecmp
 import io
-import json
 import os
 import shutil
 import signal
@@ -182,24 +181,11 @@ def test_killed_with_all_its_processes_the_flow_goes_on_from_the_last_checkpoint
 
 @pytest.mark.process
 def test_a_starter_that_is_killed_while_it_is_told_leaves_a_checkpoint(killed: Killed, undisturbed: Path) -> None:
-    """Also of the steps after the last one that was due: nobody reads what training says of them."""
+    """Also of the steps after the last one that was due: nobody reads what training says of them, and no process is
+    left that trains by itself."""
     assert killed.returncode == -signal.SIGKILL, killed.errors
     assert len(killed.checkpoints) == 1 and STRUCK <= killed.checkpoints[0] < STEPS
     assert_same_training(killed.output, undisturbed)
-
-
-@pytest.mark.process
-def test_training_whose_starter_is_gone_saves_and_ends(request_of: TrainRequest) -> None:
-    """Whatever happens to a flow, no process is left that trains by itself; the next run goes on."""
-    command = [sys.executable, "-m", "mild.training.launch", request_of.model_dump_json()]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None and process.stdout is not None
-    process.stdout.readline()
-    process.stdin.close()
-    told = [json.loads(line) for line in process.stdout]
-    assert process.wait() == PREEMPTED
-    assert told[-1]["preempted"] < STEPS
-    assert list(Path(f"{request_of.output}.work/checkpoints").glob(f"step-*{told[-1]['preempted']}"))
 
 
 def test_narrow_pictures_are_set_aside_with_and_without_stored_latents(
@@ -273,21 +259,31 @@ def test_signals_and_cancellation_come_through_what_is_shown(signal: BaseExcepti
 
 
 @pytest.mark.process
-def test_signals_to_the_training_process_are_faults_of_the_machine(request_of: TrainRequest, undisturbed: Path) -> None:
+def test_signals_to_the_training_process_are_faults_of_the_machine(
+    request_of: TrainRequest, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGKILL, then SIGTERM, as Prefect would try again; the third time, here, runs through."""
     steps: list[int] = []
     strikes = [(5, signal.SIGTERM), (3, signal.SIGKILL)]
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: Any, start: Any = subprocess.Popen, **options: Any) -> subprocess.Popen[str]:
+        started.append(start(*arguments, **options))
+        return started[-1]
 
     def strike(step: int, values: dict[str, float]) -> None:
         steps.append(step)
         if strikes and step == strikes[-1][0]:
-            (child,) = [child for child in psutil.Process().children() if "mild.training.launch" in child.cmdline()]
-            child.send_signal(strikes.pop()[1])
+            started[-1].send_signal(strikes.pop()[1])
 
+    monkeypatch.setattr(subprocess, "Popen", start)
     with pytest.raises(Interrupted, match="ended with code -9"):
         launch(request_of, strike)
-    with pytest.raises(Interrupted, match=r"asked to end; it goes on after step \d+"):
+    with pytest.raises(Interrupted, match=r"asked to end; it goes on after step \d+$") as told:
         launch(request_of, strike)
+    assert [process.returncode for process in started] == [-signal.SIGKILL, PREEMPTED]
+    done = int(str(told.value).split()[-1])
+    assert done < STEPS and list(Path(f"{request_of.output}.work/checkpoints").glob(f"step-*{done}"))
     train_here(request_of, strike)
     assert steps[-1] == STEPS and set(steps) == set(range(1, STEPS + 1))
     assert_same_training(Path(request_of.output), undisturbed)
