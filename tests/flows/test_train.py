@@ -7,6 +7,7 @@ import base64
 import csv
 import filecmp
 import io
+import json
 import os
 import shutil
 import signal
@@ -36,7 +37,7 @@ from dataset_tools.shards import Manifest, ShardDataset, write_shard
 from flows.progress import Display
 from flows.train import LatentsJob, TrainJob, TrainRecipe, train
 from mild.bases import NANO
-from mild.training.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch, train_here
+from mild.training.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch, main, train_here
 
 STEPS = 10
 TWO_PROCESSES = ["torch.distributed.run", "--nproc_per_node", "2"]
@@ -363,12 +364,19 @@ def test_fp16_without_a_gpu_is_one_line_before_the_data_are_read(request_of: Tra
         train_here(nowhere, lambda step, values: None)
 
 
-@pytest.mark.process
-def test_what_training_finds_wrong_is_the_users_to_mend(request_of: TrainRequest) -> None:
-    """The one line comes through from the other process."""
+def test_what_training_finds_wrong_is_told_in_one_line(
+    request_of: TrainRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a process that trains does, in this one."""
     wrong = request_of.model_copy(update={"settings": request_of.settings.model_copy(update={"resolution": 40})})
-    with pytest.raises(UserError, match="resolution: 40 must be a multiple of 16"):
-        launch(wrong, lambda step, values: None)
+    monkeypatch.setattr(sys, "argv", ["launch", wrong.model_dump_json()])
+    monkeypatch.setattr("mild.training.launch._await_end_of_input", lambda ended: None)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "resolution: 40 must be a multiple of 16" in json.loads(line)["error"]
 
 
 def test_another_vae_dataset_or_other_views_are_encoded_anew(recipe: str) -> None:

@@ -50,6 +50,9 @@ elif what == "does not end":
 elif what == "prints bytes":
     os.write(1, b"caf\\xe9\\n")
     tell(step=2, values={})
+elif what == "complains":
+    tell(error="the one line")
+    sys.exit(2)
 elif what == "refuses":
     sys.exit(2)
 """
@@ -104,6 +107,11 @@ def request_of(tmp_path: Path) -> TrainRequest:
         base_digest="b",
         output=str(tmp_path / "adapters"),
     )
+
+
+def test_what_training_finds_wrong_comes_through_from_the_other_process(request_of: TrainRequest) -> None:
+    with pytest.raises(UserError, match=r"^the one line$"):
+        launch(request_of, lambda step, values: None, ("stand_in", "complains"))
 
 
 def test_whoever_is_told_may_fail_while_training_has_much_to_say(request_of: TrainRequest) -> None:
