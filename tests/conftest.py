@@ -46,7 +46,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Garbage is not looked for while everything is imported, nor is it in what was imported: it stays."""
+    """Garbage is not looked for while everything is imported, nor in what was imported, which stays; later seldom."""
     # Python processes that tests start import `sitecustomize` from there.
     places = (str(Path(__file__).with_name("started")), os.environ.get("PYTHONPATH"))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
@@ -55,6 +55,7 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(10_000)
         gc.enable()
 
 
