@@ -75,7 +75,7 @@ class CaseRow:
 def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: Path) -> list[CaseRow]:
     """Write a folder of cases, see above; gives its rows.
 
-    A sample in which nothing is to vanish is no case.
+    A sample of which the masks show nothing that is to vanish is no case.
 
     Raises:
         UserError: a sample has no masks of a kind, or a key that cannot be a file name.
@@ -91,7 +91,7 @@ def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: 
         staying = _union([person.mask for person in sample.people if not _goes(person, settings)], sample.image)
         for kind in settings.masks:
             case = case_of(sample, settings, kind)
-            if not going or not (case.hole | covered).any():
+            if not case.hole.any():
                 continue
             place = folder / sample.key / kind
             place.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,8 @@ class Bench:
         """Run a method on samples; writes a folder of results, see `mild.evaluation.cases`.
 
         What a method cannot do, alone or at all, is a row with its reason, and the others go on. The first call of a
-        method is made twice, and timed the second time: what it loads and compiles at first is no time of a picture.
+        method that warms up is made twice, and timed the second time: what it loads and compiles at first is no time of
+        a picture.
 
         Args:
             done: called with the number of cases that are done.
@@ -71,9 +72,11 @@ class Bench:
         fingerprint = method.fingerprint(setup)
         if fingerprint != self._fingerprint:
             self.clear()
-            self._eraser, self._fingerprint, self._warm = method.open(setup), fingerprint, False
+            self._eraser, self._fingerprint, self._warm = method.open(setup), fingerprint, not method.warms_up
         folder.mkdir(parents=True, exist_ok=True)
-        cases = (case_of(sample, settings, kind) for sample in samples for kind in settings.masks)
+        every = (case_of(sample, settings, kind) for sample in samples for kind in settings.masks)
+        # As `prepare_cases` has it: what shows nobody is no case.
+        cases = (case for case in every if case.hole.any())
         rows = []
         for batch in _batches(cases, method.batch_size if _gpu() else 1):
             rows += self._erase(batch, [derived_seed(seed, case.key) for case in batch], folder)
@@ -213,8 +216,6 @@ def _tried(eraser: Eraser, cases: Sequence[Case], seeds: Sequence[int]) -> list[
 
 def _impossible(case: Case) -> str:
     """Why no method can do a case; empty where one may."""
-    if not case.hole.any():
-        return "the masks of this kind show nobody"
     return "the masks cover the whole picture: leave some background to go by" if case.hole.all() else ""
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -94,6 +94,8 @@ class MethodSettings(Settings, ABC):
     """One method. Subclasses add ``kind``, a literal, and whatever can be set."""
 
     kind: str
+    warms_up: ClassVar[bool] = True
+    """Whether its first call takes longer than others, as networks' do."""
     name: str = Field("", pattern=r"[a-z0-9][a-z0-9.-]{0,62}|")
     """In tables and file names; empty: its kind."""
     arm: str = ""
@@ -139,6 +141,14 @@ class MethodSettings(Settings, ABC):
     def fingerprint(self, setup: Setup) -> str:
         """Digest of everything that decides about its results: settings, weights, and versions of the packages."""
         ...
+
+    def decisive(self, *others: str) -> dict[str, Any]:
+        """The settings that decide about results; not names, nor how many pictures it is given at once.
+
+        Args:
+            others: further settings that decide nothing, such as where weights lie.
+        """
+        return self.model_dump(mode="json", exclude={"name", "arm", "batch_size", *others})
 
     @abstractmethod
     def open(self, setup: Setup) -> Eraser:

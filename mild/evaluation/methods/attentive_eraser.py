@@ -94,7 +94,7 @@ class AttentiveEraserMethod(MethodSettings):
 
     def fingerprint(self, setup: Setup) -> str:
         """See `MethodSettings.fingerprint`."""
-        settings = self.model_dump(mode="json", exclude={"name", "arm", "base"})
+        settings = self.decisive("base")
         software = [version(package) for package in ("torch", "diffusers", "transformers", "opencv-python-headless")]
         return digest_of([1, settings, self.weights(setup), software])
 

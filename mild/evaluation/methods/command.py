@@ -27,7 +27,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import IO, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -49,6 +49,7 @@ class CommandMethod(MethodSettings):
     """A program. The module says what it is given and what it has to leave."""
 
     kind: Literal["command"] = "command"
+    warms_up: ClassVar[bool] = False
     batch_size: Literal[1] = 1
     """It is started for each picture by itself."""
     command: tuple[Annotated[str, AfterValidator(lambda word: checked(word, _PLACEHOLDERS))], ...] = Field(min_length=1)
@@ -85,7 +86,7 @@ class CommandMethod(MethodSettings):
 
     def fingerprint(self, setup: Setup) -> str:
         """See `MethodSettings.fingerprint`."""
-        settings = self.model_dump(mode="json", exclude={"name", "arm", "label"})
+        settings = self.decisive("label")
         return digest_of([1, settings, setup.prompt if self.prompt is None else ""])
 
     def open(self, setup: Setup) -> CommandEraser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class FillMethod(MethodSettings):
     """
 
     kind: Literal["mean-fill", "smooth-fill"] = "mean-fill"
+    warms_up: ClassVar[bool] = False
 
     @property
     def title(self) -> str:

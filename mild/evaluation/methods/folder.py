@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator
@@ -57,6 +57,7 @@ class FolderMethod(MethodSettings):
     """Results that were made elsewhere, one picture a sample."""
 
     kind: Literal["folder"] = "folder"
+    warms_up: ClassVar[bool] = False
     folder: Annotated[str, AfterValidator(lambda place: local_place(place, "results"))]
     """Where the pictures lie, on a local disk."""
     pattern: Annotated[str, AfterValidator(_checked_pattern)] = "{key}.png"

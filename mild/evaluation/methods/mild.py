@@ -46,7 +46,7 @@ class WindowsMethod(MethodSettings):
     def fingerprint(self, setup: Setup) -> str:
         """See `MethodSettings.fingerprint`."""
         steps = self.inference_steps or setup.inference_steps
-        settings = self.model_dump(mode="json", exclude={"name", "arm", "adapters", "inference_steps"})
+        settings = self.decisive("adapters", "inference_steps")
         software = [version(package) for package in ("torch", "diffusers", "peft", "transformers")]
         return digest_of([1, settings, steps, setup.prompt, self.weights(setup), software])
 

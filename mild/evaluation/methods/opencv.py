@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Literal
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ class OpenCVMethod(MethodSettings):
     """``telea``: fast marching (Telea 2004); ``navier-stokes``: fluid dynamics (Bertalmio et al. 2001)."""
 
     kind: Literal["telea", "navier-stokes"] = "telea"
+    warms_up: ClassVar[bool] = False
 
     @property
     def title(self) -> str:

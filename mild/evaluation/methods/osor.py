@@ -82,7 +82,7 @@ class OSORMethod(MethodSettings):
 
     def fingerprint(self, setup: Setup) -> str:
         """See `MethodSettings.fingerprint`."""
-        settings = self.model_dump(mode="json", exclude={"name", "arm", "base", "checkpoint", "sha256"})
+        settings = self.decisive("base", "checkpoint", "sha256")
         software = [version(package) for package in ("torch", "diffusers", "peft", "transformers")]
         return digest_of([1, settings, self.weights(setup), software])
 

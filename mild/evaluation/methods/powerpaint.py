@@ -61,7 +61,7 @@ class PowerPaintMethod(MethodSettings):
 
     def fingerprint(self, setup: Setup) -> str:
         """See `MethodSettings.fingerprint`."""
-        settings = self.model_dump(mode="json", exclude={"name", "arm", "base"})
+        settings = self.decisive("base")
         software = [version(package) for package in ("torch", "diffusers", "transformers")]
         return digest_of([1, settings, self.weights(setup), software])
 

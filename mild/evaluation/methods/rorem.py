@@ -90,7 +90,7 @@ class RORemMethod(MethodSettings):
     def fingerprint(self, setup: Setup) -> str:
         """See `MethodSettings.fingerprint`."""
         places = {"base", "unet", "lcm_lora", "inference_steps"}
-        settings = self.model_dump(mode="json", exclude={"name", "arm", *places})
+        settings = self.decisive(*places)
         software = [version(package) for package in ("torch", "diffusers", "peft", "transformers")]
         return digest_of([1, settings, self.steps, self.weights(setup), software])
 

@@ -60,7 +60,7 @@ class SDXLMethod(MethodSettings):
 
     def fingerprint(self, setup: Setup) -> str:
         """See `MethodSettings.fingerprint`."""
-        settings = self.model_dump(mode="json", exclude={"name", "arm", "base", "inference_steps"})
+        settings = self.decisive("base", "inference_steps")
         steps = self.inference_steps or setup.inference_steps
         software = [version(package) for package in ("torch", "diffusers", "transformers")]
         return digest_of([1, settings, steps, setup.prompt, self.weights(setup), software])
