@@ -17,7 +17,7 @@ from dataset_tools.settings import digest_of
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from dataset_tools.weights import file_digest
-from flows.caching import Files, Job, result_storage, run_steps, write_named
+from flows.caching import Files, Job, Outcome, result_storage, run_steps, write_named
 from flows.evaluation_report import BEFORE, TABLE, Plan, ReportJob, SetMetric, read_summary, write_report
 from flows.evaluation_steps import (
     CasesJob,
@@ -158,16 +158,16 @@ class _Evaluation:
         erased = [
             done
             for method in able
-            for done in self._do(
-                erase, [self._erase_job(method, fingerprints[method.name], job) for job in chosen], "", here=True
+            for done in self._do_here(
+                erase, [self._erase_job(method, fingerprints[method.name], job) for job in chosen]
             )
         ]
+        forget_methods()
         scores, spectra = self._scores(metrics, cases, erased)
         sets, features = self._sets(metrics, cases, erased)
         layers, leakage = (
             self._insights(what, able, fingerprints, chosen[0], rows[chosen[0].key()]) for what in ("layers", "leakage")
         )
-        forget_methods()
         curve = Path(place_of(self.setup.adapters), "loss.svg") if self.setup.adapters else None
         plan = Plan(
             recipe=self.recipe,
@@ -192,20 +192,19 @@ class _Evaluation:
         (report,) = self._do(write_report, [self._report_job(plan)], "report")
         return report.files.digest
 
-    def _do(self, step: Any, jobs: Sequence[Job], what: str, *, here: bool = False) -> list[_Done]:
-        """Run jobs of one step; those that were done before are not done again.
-
-        Args:
-            here: one after another in this thread, as what fills a GPU must be.
-        """
+    def _do(self, step: Any, jobs: Sequence[Job], what: str) -> list[_Done]:
+        """Run jobs of one step side by side; those that were done before are not done again."""
         if not jobs:
             return []
-        if here:
-            outcomes = run_steps(step, jobs, self.storage, in_this_thread=True)
-        else:
-            with Progress("evaluate-progress") as progress:
-                progress.stage(what)
-                outcomes = run_steps(step, jobs, self.storage, progress)
+        with Progress("evaluate-progress") as progress:
+            progress.stage(what)
+            return self._done(jobs, run_steps(step, jobs, self.storage, progress))
+
+    def _do_here(self, step: Any, jobs: Sequence[Job]) -> list[_Done]:
+        """The same one after another in this thread, as what fills a GPU must be; machines may set a limit on it."""
+        return self._done(jobs, run_steps(step.with_options(tags=["gpu"]), jobs, self.storage, in_this_thread=True))
+
+    def _done(self, jobs: Sequence[Job], outcomes: Sequence[Outcome[Any]]) -> list[_Done]:
         self.steps += len(jobs)
         self.cached += sum(outcome.cached for outcome in outcomes)
         return [_Done(job, outcome.result) for job, outcome in zip(jobs, outcomes, strict=True)]
@@ -380,7 +379,7 @@ class _Evaluation:
             for method in chosen
             if indices
         ]
-        return self._do(look_inside, jobs, what, here=True)
+        return self._do_here(look_inside, jobs)
 
     def _report_job(self, plan: Plan) -> ReportJob:
         """The last step, on a plan that is written down: it names every file of every step."""
