@@ -225,7 +225,8 @@ def test_sets_of_pictures_are_compared_over_all_shards(
     )
     assert len(results) == len(truths) == 5 and len(plates) == 6
     for name, reference in (("fid", truths), ("fid-person-free", plates)):
-        assert cells[name]["mean"] == pytest.approx(_frechet(results, reference), rel=1e-4)
+        expected = _frechet(results.astype(np.float64), reference.astype(np.float64))
+        assert cells[name]["mean"] == pytest.approx(expected, rel=1e-4)
         assert cells[name]["count"] == 5 and "below 2048" in cells[name]["warning"]
     more = run(
         tmp_path,

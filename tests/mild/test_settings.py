@@ -3,29 +3,14 @@ from __future__ import annotations
 import pytest
 
 from dataset_tools.errors import UserError
-from mild.settings import EvaluateSettings, TrainSettings
+from mild.settings import TrainSettings
 
 
 def test_defaults_are_the_papers() -> None:
-    """Section G.1: rank 16, scale 16, AdamW at 1e-6, batch 4, 20,000 steps, ramp after 8,000, 25 steps at 512."""
-    train, evaluate = TrainSettings(), EvaluateSettings()
+    """Section G.1: rank 16, scale 16, AdamW at 1e-6, batch 4, 20,000 steps, ramp after 8,000, at 512 pixels."""
+    train = TrainSettings()
     assert (train.mild.lora.rank, train.mild.lora.alpha, train.learning_rate, train.batch_size) == (16, 16, 1e-6, 4)
     assert (train.steps, train.warm_up.start, train.resolution) == (20000, 8000, 512)
-    assert (evaluate.inference_steps, evaluate.resolution) == (25, 512)
-
-
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        ({"methods": ["lama"]}, "methods"),
-        ({"methods": ["mild", "mild"]}, "methods"),
-        ({"masks": "none"}, "masks"),
-        ({"inference_step": 3}, "inference_steps"),
-    ],
-)
-def test_a_wrong_evaluation_setting_is_named(values: dict[str, object], named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        EvaluateSettings.check(values, origin="test")
 
 
 def test_a_warm_up_that_ends_before_it_starts_is_refused() -> None:

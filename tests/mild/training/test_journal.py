@@ -26,7 +26,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, write_shard
 from mild.erasing.pipeline import MILDPipeline
-from mild.metrics import psnr_hole
+from mild.metrics.psnr import psnr_hole
 from mild.model.backbone import load_base
 from mild.model.layered import LayeredUNet
 from mild.settings import RegionLossSettings, TrainSettings, WarmUpSettings
