@@ -95,7 +95,7 @@ class DatasetSettings(PicturesSettings):
 class EvaluateSettings(Settings):
     """Everything that the flow ``evaluate`` needs to know but where its output and the adapters lie."""
 
-    datasets: dict[Annotated[str, Field(pattern=r"[a-z0-9][a-z0-9-]{0,40}")], DatasetSettings] = Field(
+    datasets: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")], DatasetSettings] = Field(
         default_factory=lambda: {"composite": DatasetSettings()}, min_length=1
     )
     """Pictures to judge on, by the name that tables give them."""

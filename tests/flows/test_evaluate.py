@@ -189,7 +189,7 @@ def test_results_of_others_that_are_missing_are_named_before_anything_is_erased(
     (tmp_path / "theirs/sample-0.png").write_bytes(b"no picture")
     (tmp_path / "theirs/sample-99.png").write_bytes(b"of nothing")
     with pytest.raises(
-        UserError, match=r"5 missing \(sample-1.png; .*1 unreadable \(sample-0.png.*1 extra.*sample-99.png"
+        UserError, match=r"1 unreadable \(sample-0.png.*5 missing \(sample-1.png; .*1 extra.*sample-99.png"
     ):
         run(tmp_path, drawn_dataset, methods=["telea", {"kind": "folder", "folder": str(tmp_path / "theirs")}])
     assert not list((tmp_path / "out.work").glob("erase-*"))

@@ -96,7 +96,7 @@ class MethodSettings(Settings, ABC):
     kind: str
     warms_up: ClassVar[bool] = True
     """Whether its first call takes longer than others, as networks' do."""
-    name: str = Field("", pattern=r"[a-z0-9][a-z0-9.-]{0,62}|")
+    name: str = Field("", pattern=r"^([a-z0-9][a-z0-9.-]{0,62})?$")
     """In tables and file names; empty: its kind."""
     arm: str = ""
     """Methods that differ in nothing but the seed of their training name one arm: tables show its mean as well."""
