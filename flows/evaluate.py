@@ -47,8 +47,11 @@ from mild.evaluation.summary import DatasetRow, MethodRow, MetricRow
 from mild.metrics.metric import DistributionMetric, PictureMetric
 from mild.model.saved import fetched, read_config
 
+WORKERS = 2
+"""Metrics and the like that are computed at once, each holding a few pictures; methods run one after another."""
 
-@flow(name="evaluate", persist_result=False, task_runner=Threads())  # type: ignore[arg-type]
+
+@flow(name="evaluate", persist_result=False, task_runner=Threads(max_workers=WORKERS))  # type: ignore[arg-type]
 def evaluate(
     settings: str,
     dataset: str,
