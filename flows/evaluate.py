@@ -152,7 +152,7 @@ class _Evaluation:
             datasets.append(row)
             chosen += jobs
         cases = self._do(prepare_cases, chosen, "prepare cases")
-        rows = {job.key(): read_rows(job.folder) for job in chosen}
+        rows = {job.key(): read_rows(job.kept_at) for job in chosen}
         if not any(rows.values()):
             raise UserError("there is nothing to erase in the chosen samples: name others, or other categories")
         methods, fingerprints = self._methods([row for own in rows.values() for row in own])

@@ -35,6 +35,7 @@ from mild.evaluation.summarize import (
     worth_showing,
 )
 from mild.evaluation.summary import Cell, Comparison, DatasetRow, Leakage, MethodRow, MetricRow, Spectrum, Summary
+from mild.metrics.inception import ENOUGH_PICTURES
 from mild.metrics.metric import DistributionMetric, NotComputed
 from mild.seeds import derived_seed
 from mild.versions import software_versions
@@ -43,8 +44,6 @@ SUMMARY = "summary.json"
 TABLE = "samples.parquet"
 BEFORE = "before"
 """Compare with what stands at the output before this run makes it another."""
-ENOUGH = 2048
-"""Pictures that FID's covariance of 2,048 features wants at least."""
 
 
 class SetMetric(BaseModel):
@@ -100,9 +99,8 @@ class ReportJob(Job):
 @cached_step
 def write_report(job: ReportJob) -> Files:
     """Write the output, whole: summary, tables, report, and the pictures of all cases."""
-    from mild.evaluation.report.tables import latex_tables, markdown_tables
-
     from mild.evaluation.report import render_report
+    from mild.evaluation.report.tables import latex_tables, markdown_tables
 
     plan = Plan.model_validate_json(Path(job.work, job.plan).read_text(encoding="utf-8"))
     values = [_values(plan, dataset.name) for dataset in plan.datasets]
@@ -117,8 +115,8 @@ def write_report(job: ReportJob) -> Files:
         methods=methods,
         metrics=plan.metrics,
         groups=groups,
-        leakage=[Leakage.model_validate_json(of.place.read_text(encoding="utf-8")) for of in plan.leakage],
-        spectra=[Spectrum.model_validate_json(of.file.read_text(encoding="utf-8")) for of in plan.spectra],
+        leakage=[Leakage.model_validate_json(of.kept_at.read_text(encoding="utf-8")) for of in plan.leakage],
+        spectra=[Spectrum.model_validate_json(of.kept_at.read_text(encoding="utf-8")) for of in plan.spectra],
         against=_compared(plan, job, table, how),
         base=plan.setup.base,
         base_card=_card_title(plan.setup.base),
@@ -157,19 +155,19 @@ def _values(plan: Plan, dataset: str) -> Values:
     values = Values(dataset)
     for cases in plan.cases:
         if cases.name == dataset:
-            values.add_cases(read_rows(cases.folder))
+            values.add_cases(read_rows(cases.kept_at))
     for erased in plan.erased:
         if erased.cases.name == dataset:
-            values.add_results(erased.method.name, pq.read_table(erased.folder / "results.parquet").to_pylist())
+            values.add_results(erased.method.name, pq.read_table(erased.kept_at / "results.parquet").to_pylist())
     for score in plan.scores:
         if score.erased.cases.name == dataset:
-            values.add_scores(score.erased.method.name, score.metric.name, pq.read_table(score.file).to_pylist())
+            values.add_scores(score.erased.method.name, score.metric.name, pq.read_table(score.kept_at).to_pylist())
     for one in plan.sets:
         assert isinstance(one.metric, DistributionMetric)
         free = one.metric.reference_pictures == "person-free"
-        reference = [job.file for job in one.reference if free or job.of_cases.name == dataset]
+        reference = [job.kept_at for job in one.reference if free or job.of_cases.name == dataset]
         for method in dict.fromkeys(job.method for job in one.results):
-            results = [job.file for job in one.results if (job.method, job.of_cases.name) == (method, dataset)]
+            results = [job.kept_at for job in one.results if (job.method, job.of_cases.name) == (method, dataset)]
             seed = derived_seed(plan.recipe.seed, one.metric.name)
             values.whole.setdefault(method, {})[one.metric.name] = _distance(one.metric, results, reference, seed)
     return values
@@ -183,8 +181,8 @@ def _distance(metric: DistributionMetric, results: list[Path], reference: list[P
         value = metric.distance(_features(results), _features(reference), seed)
     except NotComputed as reason:
         return Cell(not_computed={str(reason): counts[0]})
-    few = f"{counts[0]} results and {counts[1]} reference pictures: below {ENOUGH} it depends on their number"
-    return Cell(mean=value, count=counts[0], warning=few if min(counts) < ENOUGH else "")
+    few = f"{counts[0]} results and {counts[1]} reference pictures: below {ENOUGH_PICTURES} it depends on their number"
+    return Cell(mean=value, count=counts[0], warning=few if min(counts) < ENOUGH_PICTURES else "")
 
 
 def _features(paths: list[Path]) -> Iterator[np.ndarray]:
@@ -215,14 +213,14 @@ def _card_title(base: str) -> str:
 
 def _link_pictures(erased: EraseJob, folder: Path) -> None:
     """All pictures of a method on a shard; as links to what the work folder holds, where the disk knows links."""
-    for row in read_rows(erased.cases.folder):
+    for row in read_rows(erased.cases.kept_at):
         (folder / row.key / row.masks).mkdir(parents=True, exist_ok=True)
-        own = erased.cases.folder / row.key
+        own = erased.cases.kept_at / row.key
         for source, target in (
             (own / "before.png", folder / row.key / "before.png"),
             (own / "truth.png", folder / row.key / "truth.png"),
             (own / row.masks / "mask.png", folder / row.key / row.masks / "mask.png"),
-            (erased.folder / row.key / f"{row.masks}.png", _result(folder, row, erased.method.name)),
+            (erased.kept_at / row.key / f"{row.masks}.png", _result(folder, row, erased.method.name)),
         ):
             if source.is_file() and not target.exists():
                 try:
@@ -263,7 +261,7 @@ def _shown_cases(values: list[Values], how: How, count: int, folder: Path) -> li
 def _shown_layers(plan: Plan, folder: Path) -> list[ShownLayers]:
     shown = []
     for job in plan.layers:
-        for place in sorted(job.place.iterdir()):
+        for place in sorted(job.kept_at.iterdir()):
             target = folder / "layers" / job.erased.cases.name / place.name
             shutil.copytree(place, target)
             layers = sorted(target.glob("layer-*.png"), key=lambda path: int(path.stem.rpartition("-")[2]))

@@ -20,7 +20,23 @@ from mild.metrics.metric import DistributionMetric, PictureMetric
 PICTURES = ("numpy", "opencv-python-headless")
 
 
-class CasesJob(Job):
+class KeptJob(Job):
+    """A job that keeps what it makes in one place of its own below the work folder, named by its key."""
+
+    suffix: ClassVar[str] = ""
+    """Of its name, such as ``.json``; empty for folders."""
+
+    @property
+    def kept_at(self) -> Path:
+        """The file or folder."""
+        return Path(self.work, f"{self.key()}{self.suffix}")
+
+    def kept(self, rows: int = 0) -> Files:
+        """What was just written there."""
+        return Files.of(self, "work", [self.kept_at.name], rows)
+
+
+class CasesJob(KeptJob):
     """Pictures and masks of some samples of a shard."""
 
     step: ClassVar[str] = "prepare-cases"
@@ -43,11 +59,6 @@ class CasesJob(Job):
         """Dataset and shard."""
         return f"{self.step}-{self.name}-{Path(self.shard.path).stem}"
 
-    @property
-    def folder(self) -> Path:
-        """Where the cases are."""
-        return Path(self.work, self.key())
-
     def samples(self) -> Any:
         """The samples, one at a time."""
         held = ShardDataset.of_shards(self.place, [self.shard])
@@ -59,12 +70,12 @@ def prepare_cases(job: CasesJob) -> Files:
     """Write the cases of a shard."""
     from mild.evaluation import cases
 
-    shutil.rmtree(job.folder, ignore_errors=True)
-    rows = cases.prepare_cases(job.samples(), job.settings, job.folder)
-    return Files.of(job, "work", [job.folder.name], len(rows))
+    shutil.rmtree(job.kept_at, ignore_errors=True)
+    rows = cases.prepare_cases(job.samples(), job.settings, job.kept_at)
+    return job.kept(len(rows))
 
 
-class EraseJob(Job):
+class EraseJob(KeptJob):
     """One method on the cases of one shard."""
 
     step: ClassVar[str] = "erase"
@@ -84,11 +95,6 @@ class EraseJob(Job):
         """Method, dataset and shard."""
         return f"{self.method.name}-{self.cases.name}-{Path(self.cases.shard.path).stem}"
 
-    @property
-    def folder(self) -> Path:
-        """Where the results are."""
-        return Path(self.work, self.key())
-
 
 _BENCH: Any = None
 """The method that is in memory: steps run one after another in one process."""
@@ -101,14 +107,21 @@ def erase(job: EraseJob) -> Files:
 
     global _BENCH
     _BENCH = _BENCH or Bench()
-    shutil.rmtree(job.folder, ignore_errors=True)
+    shutil.rmtree(job.kept_at, ignore_errors=True)
     with Progress("evaluate-progress") as progress:
         progress.stage(job.label())
         progress.expect(len(job.cases.indices) * len(job.cases.settings.masks))
         _BENCH.erase_cases(
-            job.method, job.setup, job.cases.samples(), job.cases.settings, job.seed, job.folder, progress.advance
+            job.method,
+            job.fingerprint,
+            job.setup,
+            job.cases.samples(),
+            job.cases.settings,
+            job.seed,
+            job.kept_at,
+            progress.advance,
         )
-    return Files.of(job, "work", [job.folder.name])
+    return job.kept()
 
 
 def forget_methods() -> None:
@@ -117,12 +130,13 @@ def forget_methods() -> None:
         _BENCH.clear()
 
 
-class ScoreJob(Job):
+class ScoreJob(KeptJob):
     """One metric of one picture each, on one method's results of one shard."""
 
     step: ClassVar[str] = "score"
     version: ClassVar[int] = 1
     packages: ClassVar[tuple[str, ...]] = PICTURES
+    suffix: ClassVar[str] = ".parquet"
     metric: AnyMetric
     fingerprint: str
     erased: EraseJob
@@ -137,11 +151,6 @@ class ScoreJob(Job):
         """Metric, method, dataset and shard."""
         return f"{self.metric.name}-{self.erased.label()}"
 
-    @property
-    def file(self) -> Path:
-        """Where the values are."""
-        return Path(self.work, f"{self.key()}.parquet")
-
 
 @cached_step
 def score(job: ScoreJob) -> Files:
@@ -150,17 +159,18 @@ def score(job: ScoreJob) -> Files:
     from mild.evaluation.compare import score_cases
 
     assert isinstance(job.metric, PictureMetric)
-    cases = job.erased.cases.folder
-    score_cases(job.metric, cases, job.erased.folder, read_rows(cases), job.file)
-    return Files.of(job, "work", [job.file.name])
+    cases = job.erased.cases.kept_at
+    score_cases(job.metric, cases, job.erased.kept_at, read_rows(cases), job.kept_at)
+    return job.kept()
 
 
-class FeaturesJob(Job):
+class FeaturesJob(KeptJob):
     """Features of the pictures of one shard, for metrics that compare sets of pictures."""
 
     step: ClassVar[str] = "features"
     version: ClassVar[int] = 1
     packages: ClassVar[tuple[str, ...]] = PICTURES
+    suffix: ClassVar[str] = ".npy"
     metric: AnyMetric
     fingerprint: str
     """Of the features, which several metrics may share."""
@@ -189,11 +199,6 @@ class FeaturesJob(Job):
         """Whose results; empty for reference pictures."""
         return self.of.method.name if isinstance(self.of, EraseJob) else ""
 
-    @property
-    def file(self) -> Path:
-        """Where the features are."""
-        return Path(self.work, f"{self.key()}.npy")
-
 
 @cached_step
 def take_features(job: FeaturesJob) -> Files:
@@ -204,17 +209,17 @@ def take_features(job: FeaturesJob) -> Files:
     metric = job.metric
     assert isinstance(metric, DistributionMetric)
     if isinstance(job.of, EraseJob):
-        rows = read_rows(job.of.cases.folder)
+        rows = read_rows(job.of.cases.kept_at)
         with_truth = job.which == "results with truth"
-        count = features_of_results(metric, job.of.folder, rows, job.file, with_truth=with_truth)
+        count = features_of_results(metric, job.of.kept_at, rows, job.kept_at, with_truth=with_truth)
     elif job.which == "plates":
-        count = features_of_plates(metric, job.of.samples(), job.file)
+        count = features_of_plates(metric, job.of.samples(), job.kept_at)
     else:
-        count = features_of_truths(metric, job.of.folder, read_rows(job.of.folder), job.file)
-    return Files.of(job, "work", [job.file.name], count)
+        count = features_of_truths(metric, job.of.kept_at, read_rows(job.of.kept_at), job.kept_at)
+    return job.kept(count)
 
 
-class InsightJob(Job):
+class InsightJob(KeptJob):
     """What one MILD method shows of itself on a few samples of a shard: its layers, or its leakage."""
 
     step: ClassVar[str] = "insight"
@@ -232,11 +237,6 @@ class InsightJob(Job):
         """What of what."""
         return f"{self.what}-{self.erased.label()}"
 
-    @property
-    def place(self) -> Path:
-        """Where it is: a folder of layers, or a file."""
-        return Path(self.work, self.key() + ("" if self.what == "layers" else ".json"))
-
 
 @cached_step
 def look_inside(job: InsightJob) -> Files:
@@ -251,20 +251,21 @@ def look_inside(job: InsightJob) -> Files:
     cases = [case_of(sample, settings, "exact") for sample in job.erased.cases.samples()]
     usable = [case for case in cases if case.hole.any() and not case.hole.all()]
     if job.what == "layers":
-        shutil.rmtree(job.place, ignore_errors=True)
-        paint_layers(method, job.erased.setup, usable, job.erased.seed, job.place)
+        shutil.rmtree(job.kept_at, ignore_errors=True)
+        paint_layers(method, job.erased.setup, usable, job.erased.seed, job.kept_at)
     else:
         found = leakage_of(method, job.erased.setup, usable, job.erased.seed)
-        job.place.write_text(found.model_dump_json(), encoding="utf-8")
-    return Files.of(job, "work", [job.place.name])
+        job.kept_at.write_text(found.model_dump_json(), encoding="utf-8")
+    return job.kept()
 
 
-class SpectrumJob(Job):
+class SpectrumJob(KeptJob):
     """The residual's spectrum of one method's results of one shard."""
 
     step: ClassVar[str] = "spectrum"
     version: ClassVar[int] = 1
     packages: ClassVar[tuple[str, ...]] = PICTURES
+    suffix: ClassVar[str] = ".json"
     erased: EraseJob
     results: str
     """Digest of the results and of what they are compared with."""
@@ -277,11 +278,6 @@ class SpectrumJob(Job):
         """Of what."""
         return f"{self.step}-{self.erased.label()}"
 
-    @property
-    def file(self) -> Path:
-        """Where it is."""
-        return Path(self.work, f"{self.key()}.json")
-
 
 @cached_step
 def take_spectrum(job: SpectrumJob) -> Files:
@@ -289,7 +285,7 @@ def take_spectrum(job: SpectrumJob) -> Files:
     from mild.evaluation.cases import read_rows
     from mild.evaluation.leakage import spectrum_of
 
-    cases = job.erased.cases.folder
-    found = spectrum_of(job.erased.method.name, cases, job.erased.folder, read_rows(cases))
-    job.file.write_text(found.model_dump_json(), encoding="utf-8")
-    return Files.of(job, "work", [job.file.name], found.pictures)
+    cases = job.erased.cases.kept_at
+    found = spectrum_of(job.erased.method.name, cases, job.erased.kept_at, read_rows(cases))
+    job.kept_at.write_text(found.model_dump_json(), encoding="utf-8")
+    return job.kept(found.pictures)

@@ -39,6 +39,7 @@ def evaluate(
     prepare_prefect(verbose)
     from flows.evaluate import check_evaluate
     from flows.evaluate import evaluate as evaluate_flow
+    from mild.evaluation.summary import Comparison
 
     changes = parsed(set_)
     check_evaluate(settings, dataset, adapters, output, changes, against)
@@ -46,9 +47,7 @@ def evaluate(
     show_evaluation(result["summary"])
     say(f"cached    {result['cached']} of {result['steps']} steps")
     say(f"report in {result['report']}")
-    comparison = result["summary"]["against"]
-    worse = [change for change in comparison["changes"] if change["verdict"] == "worse"] if comparison else []
-    if fail_on_regression and worse:
+    if fail_on_regression and Comparison.model_validate(result["summary"]["against"]).regressions:
         raise typer.Exit(REGRESSED)
 
 

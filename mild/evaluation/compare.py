@@ -50,6 +50,7 @@ class Bench:
     def erase_cases(
         self,
         method: MethodSettings,
+        fingerprint: str,
         setup: Setup,
         samples: Iterable[Sample],
         settings: DatasetSettings,
@@ -64,12 +65,12 @@ class Bench:
         a picture.
 
         Args:
+            fingerprint: of the method.
             done: called with the number of cases that are done.
 
         Raises:
             UserError: the method cannot be opened.
         """
-        fingerprint = method.fingerprint(setup)
         if fingerprint != self._fingerprint:
             self.clear()
             self._eraser, self._fingerprint, self._warm = method.open(setup), fingerprint, not method.warms_up

@@ -71,6 +71,9 @@ class CLIPNetwork(EmbeddingNetwork):
 class SimilarityMetric(NetworkMetric, PictureMetric):
     """Cosine similarity, -1..1, of result and clean background, whole pictures as the network's processor has them."""
 
+    digits: ClassVar[int] = 4
+    larger_is_better: ClassVar[bool] = True
+
     usual_preprocessing: ClassVar[str]
     """What the processor of `usual_weights` does to a picture's size."""
 
@@ -78,16 +81,6 @@ class SimilarityMetric(NetworkMetric, PictureMetric):
     def title(self) -> str:
         """See `MetricSettings.title`."""
         return f"{self.kind.upper()} similarity"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return True
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 4
 
     @property
     def region(self) -> Region:

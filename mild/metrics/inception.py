@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -55,6 +55,8 @@ class InceptionNetwork(MetricNetwork):
 class InceptionMetric(NetworkMetric, DistributionMetric):
     """What FID and KID have in common."""
 
+    larger_is_better: ClassVar[bool] = False
+
     reference_pictures: Literal["clean-backgrounds", "person-free"] = "clean-backgrounds"
     """What results are compared with: the clean backgrounds of the same pictures; or other pictures without anybody,
     which needs none (FID* of arXiv 2404.11104). References that show people misjudge who removes them."""
@@ -77,11 +79,6 @@ class InceptionMetric(NetworkMetric, DistributionMetric):
     def title(self) -> str:
         """See `MetricSettings.title`."""
         return self.kind.upper() + ("*" if self.reference_pictures == "person-free" else "")
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return False
 
     @property
     def region(self) -> Region:
@@ -113,11 +110,7 @@ class FID(InceptionMetric):
     """Fréchet Inception Distance (Heusel et al. 2017)."""
 
     kind: Literal["fid"] = "fid"
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 2
+    digits: ClassVar[int] = 2
 
     def distance(self, results: Iterable[np.ndarray], reference: Iterable[np.ndarray], seed: int) -> float:
         """See `DistributionMetric.distance`. Nothing is drawn; memory does not grow with the number of pictures."""
@@ -128,11 +121,7 @@ class KID(InceptionMetric):
     """Kernel Inception Distance (Bińkowski et al. 2018): without bias, whatever the number of pictures."""
 
     kind: Literal["kid"] = "kid"
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 5
+    digits: ClassVar[int] = 5
 
     def distance(self, results: Iterable[np.ndarray], reference: Iterable[np.ndarray], seed: int) -> float:
         """See `DistributionMetric.distance`. Features of both sets are held, of a picture 8 KB."""

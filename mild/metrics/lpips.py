@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class LPIPS(NetworkMetric, PictureMetric):
     """Over the whole picture, at its own size. Values of different backbones cannot be compared."""
 
     kind: Literal["lpips"] = "lpips"
+    digits: ClassVar[int] = 4
+    larger_is_better: ClassVar[bool] = False
     backbone: Backbone = "alex"
     """Whose features are compared: AlexNet's in most publications, VGG's in those that descend from LaMa."""
 
@@ -50,16 +52,6 @@ class LPIPS(NetworkMetric, PictureMetric):
     def title(self) -> str:
         """See `MetricSettings.title`."""
         return f"LPIPS ({TITLES[self.backbone]})"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return False
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 4
 
     @property
     def region(self) -> Region:

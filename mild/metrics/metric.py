@@ -47,6 +47,9 @@ class MetricSettings(Settings, ABC):
     kind: str
     packages: ClassVar[tuple[str, ...]] = ("numpy",)
     """Those whose versions decide about its values."""
+    larger_is_better: ClassVar[bool]
+    digits: ClassVar[int]
+    """Decimals that mean something."""
     batch_size: int = Field(8, ge=1, le=1024)
     """Pictures that its network sees at once."""
 
@@ -59,16 +62,6 @@ class MetricSettings(Settings, ABC):
     @abstractmethod
     def title(self) -> str:
         """For headings, short, with its unit."""
-        ...
-
-    @property
-    @abstractmethod
-    def larger_is_better(self) -> bool: ...
-
-    @property
-    @abstractmethod
-    def digits(self) -> int:
-        """Decimals that mean something."""
         ...
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -14,21 +14,13 @@ class ChangeOutside(PictureMetric):
     """Outside the mask that the method was given: 0 for methods that keep all pixels there."""
 
     kind: Literal["change_outside"] = "change_outside"
+    digits: ClassVar[int] = 3
+    larger_is_better: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
         """See `MetricSettings.title`."""
         return "Change outside, levels"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return False
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 3
 
     @property
     def region(self) -> Region:

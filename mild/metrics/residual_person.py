@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -33,6 +33,8 @@ class ResidualPerson(PictureMetric):
     """
 
     kind: Literal["residual_person"] = "residual_person"
+    digits: ClassVar[int] = 3
+    larger_is_better: ClassVar[bool] = False
     instances: str = _INSTANCES
     """Network that finds people: name of `dataset_tools.networks`, hub id, folder or file. ``drawn-people`` is for
     drawn scenes alone."""
@@ -51,16 +53,6 @@ class ResidualPerson(PictureMetric):
     def title(self) -> str:
         """See `MetricSettings.title`."""
         return "Residual person, rate"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return False
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 3
 
     @property
     def region(self) -> Region:

@@ -23,21 +23,13 @@ class Seam(PictureMetric):
 
     kind: Literal["seam"] = "seam"
     packages: ClassVar[tuple[str, ...]] = ("numpy", "opencv-python-headless")
+    digits: ClassVar[int] = 3
+    larger_is_better: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
         """See `MetricSettings.title`."""
         return "Seam (none: 1)"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return False
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 3
 
     @property
     def region(self) -> Region:

@@ -18,21 +18,13 @@ class SSIM(PictureMetric):
 
     kind: Literal["ssim"] = "ssim"
     packages: ClassVar[tuple[str, ...]] = ("scikit-image",)
+    digits: ClassVar[int] = 4
+    larger_is_better: ClassVar[bool] = True
 
     @property
     def title(self) -> str:
         """See `MetricSettings.title`."""
         return "SSIM"
-
-    @property
-    def larger_is_better(self) -> bool:
-        """See `MetricSettings.larger_is_better`."""
-        return True
-
-    @property
-    def digits(self) -> int:
-        """See `MetricSettings.digits`."""
-        return 4
 
     @property
     def region(self) -> Region:

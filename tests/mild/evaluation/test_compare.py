@@ -88,7 +88,9 @@ def _run(
     samples: Sequence[Sample] | Iterator[Sample], folder: Path, method: MethodSettings, **settings: Any
 ) -> list[dict[str, Any]]:
     bench = Bench()
-    bench.erase_cases(method, NOWHERE, samples, DatasetSettings(**settings), 7, folder, lambda done: None)
+    bench.erase_cases(
+        method, method.fingerprint(NOWHERE), NOWHERE, samples, DatasetSettings(**settings), 7, folder, lambda done: None
+    )
     rows: list[dict[str, Any]] = pq.read_table(folder / "results.parquet").to_pylist()
     return rows
 
@@ -110,7 +112,16 @@ def test_the_first_call_is_not_timed_and_the_method_is_opened_once(tmp_path: Pat
     method, bench = Inverting(calls=[]), Bench()
     for number in range(2):
         samples = [make_sample(2 * number + index) for index in range(2)]
-        bench.erase_cases(method, NOWHERE, samples, DatasetSettings(), 0, tmp_path / str(number), lambda done: None)
+        bench.erase_cases(
+            method,
+            method.fingerprint(NOWHERE),
+            NOWHERE,
+            samples,
+            DatasetSettings(),
+            0,
+            tmp_path / str(number),
+            lambda done: None,
+        )
     assert [call if call == "open" else call[0][0] for call in method.calls] == [
         "open",
         "sample-0",
