@@ -21,7 +21,7 @@ from dataset_tools.donors import Cutout, CutoutRow, DonorSettings
 from dataset_tools.errors import Rejected
 from dataset_tools.masks import AugmentSettings, augment_mask, bounds, occlusion, stratum
 from dataset_tools.records import SPLITS, Split
-from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, Origin, Person, Sample
+from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, MadeBy, Origin, Person, Sample
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 
@@ -226,7 +226,7 @@ def compose(
         people=people,
         parsing=parsing,
         label_set=label_set,
-        made_by=placed[0].cutout.made_by,
+        made_by=replace(placed[0].cutout.made_by, plate=MadeBy("photograph")),
         stratum=stratum([person.mask for person in people]),
         origins=[
             replace(background_origin, role="background", transform=_joined(background_origin.transform, crop)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -364,11 +364,12 @@ def _set_parsing(draft: _Draft, parsing: np.ndarray) -> None:
 def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators) -> Sample:
     if draft.failure is not None:
         raise draft.failure
-    photograph, record, background = draft.photograph, draft.photograph.record, None
+    photograph, record, plate, made_by = draft.photograph, draft.photograph.record, None, estimators.made_by
     if settings.configuration == "paired":
         if estimators.plate is None:
             raise StageFailed("plate", Rejected("no-plate", "nothing provides clean plates"))
-        background = _stage("plate", partial(estimators.plate.clean_plate, draft.image, record))
+        plate = _stage("plate", partial(estimators.plate.clean_plate, draft.image, record))
+        made_by = replace(made_by, plate=plate.made_by)
     no_parsing = np.full(draft.image.shape[:2], NO_PARSING, np.uint8)
     return Sample(
         key=f"{record.source}-{record.id}",
@@ -380,8 +381,10 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         label_set="none" if estimators.parsing is None else estimators.parsing.label_set,
         origins=[photograph.origin("image")],
         stratum=record.stratum if estimators.instances is None else stratum([p.mask for p in draft.people]),
-        background=background,
-        made_by=estimators.made_by,
+        background=None if plate is None else plate.background,
+        known=None if plate is None else plate.known,
+        caption=record.caption,
+        made_by=made_by,
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dataset_tools.errors import Rejected
 from dataset_tools.masks import bounds, touching
-from dataset_tools.schema import KEYPOINTS, NO_PARSING, Makers, Origin, Sample, decode_rle
+from dataset_tools.schema import KEYPOINTS, NO_PARSING, MadeBy, Makers, Origin, Sample, decode_rle
 from dataset_tools.settings import Settings
 
 _HEAD, _SHOULDERS, _HIPS, _ANKLES = (
@@ -96,7 +96,7 @@ class Cutout:
     keypoints: np.ndarray
     """(18, 3) float32 in pixels of the crop, score 0..1; 0, 0, 0 where not found."""
     made_by: Makers
-    """Of the sample."""
+    """Of the sample's masks, pose and parsing."""
     mask_by: str
     mask_score: float
     category: str
@@ -240,7 +240,7 @@ def cut_out(sample: Sample, person: int, settings: DonorSettings) -> Cutout:
         parsing=labels,
         label_set=sample.label_set,
         keypoints=keypoints.astype(np.float32),
-        made_by=sample.made_by,
+        made_by=replace(sample.made_by, plate=MadeBy(), effects=MadeBy()),
         mask_by=donor.mask_by,
         mask_score=donor.mask_score,
         category=donor.category,

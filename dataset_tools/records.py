@@ -33,6 +33,9 @@ class InstanceRecord:
     truncated: bool = False
     digest: str = ""
     """sha256 of the mask's pixels, where curation read them: a mask that changed under its name is noticed."""
+    keypoints: tuple[float, ...] = ()
+    """Where the source ships a pose: 54 numbers, x and y in 0..1 of the image as stored and a score for each of
+    `dataset_tools.schema.KEYPOINTS`; 0, 0, 0 for what it does not know."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class ImageRecord:
     title: str = ""
     url: str = ""
     landing_url: str = ""
+    caption: str = ""
+    """What the source says of the picture, where it says something."""
     instances: tuple[InstanceRecord, ...] = ()
 
 
@@ -71,7 +76,8 @@ class Rejection:
     instance_id: str
     """The person within the image; empty where the whole image is meant."""
     stage: str
-    """``curate``, ``fetch``, ``decode``, ``mask``, ``instances``, ``pose``, ``parsing``, ``plate`` or ``composite``."""
+    """``curate``, ``fetch``, ``decode``, ``mask``, ``instances``, ``pose``, ``parsing``, ``plate``, ``effects`` or
+    ``composite``."""
     outcome: Literal["image-rejected", "person-rejected", "row-rejected", "mended"]
     """``mended``: the input was unusual (CMYK, EXIF rotation, other mask size) and could be used."""
     reason: str
@@ -97,6 +103,7 @@ _INSTANCE = pa.struct(
         ("occluded", pa.bool_()),
         ("truncated", pa.bool_()),
         ("digest", pa.string()),
+        ("keypoints", pa.list_(pa.float64())),
     ]
 )
 IMAGE_SCHEMA = pa.schema(
@@ -134,7 +141,10 @@ def records_to_table(records: Iterable[ImageRecord]) -> pa.Table:
 
 def record_from_row(row: dict[str, Any]) -> ImageRecord:
     """The inverse of one row of `records_to_table`."""
-    instances = tuple(InstanceRecord(**{**item, "box": tuple(item["box"])}) for item in row["instances"])
+    instances = tuple(
+        InstanceRecord(**{**item, "box": tuple(item["box"]), "keypoints": tuple(item["keypoints"])})
+        for item in row["instances"]
+    )
     return ImageRecord(**{**row, "instances": instances})
 
 

@@ -6,11 +6,14 @@ Three configurations, each with one fixed set of parts in every sample (readers 
 ================  ====================================================================================
 configuration     parts of sample ``KEY``
 ================  ====================================================================================
-``real``          ``image.jpg|png``, ``annotations.json``, ``parsing.png``
-``paired``        the same, and ``background.jpg|png``: the clean plate
-``composite``     the same as ``paired``, and ``layers.png``: one RGBA strip, people stacked from top to
-                  bottom in annotation order, each complete also where others hide them
+``real``          ``image.jpg|png``, ``annotations.json``, ``parsing.png``, ``effects.png``
+``paired``        the same, ``background.jpg|png``: the clean plate, and ``known.png``: where it is known
+``composite``     those of ``real``, ``background.jpg|png``, and ``layers.png``: one RGBA strip, people
+                  stacked from top to bottom in annotation order, each complete also where others hide them
 ================  ====================================================================================
+
+``effects.png`` says whose shadow or reflection a pixel shows: bit ``i`` is that of person ``i``, bit 7 that of anybody
+from the eighth on. All of it is `EFFECTS_UNKNOWN` where that is not known.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -28,12 +32,13 @@ from pydantic import Field
 
 from dataset_tools.settings import Settings
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 Configuration = Literal["real", "paired", "composite"]
 CONFIGURATIONS: tuple[Configuration, ...] = ("real", "paired", "composite")
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 ImageFormat = Literal["jpg", "png"]
+EffectKind = Literal["shadow", "reflection"]
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 """What a sample key may be: WebDataset splits file names at the first dot, keys become file names, and a plain tar
@@ -63,6 +68,10 @@ PARSING_LABELS: dict[str, tuple[str, ...]] = {
 """Label sets of SCHP's three checkpoints. ``none``: no parsing was computed."""
 NO_PARSING = 255
 """Value that fills ``parsing.png`` where no parsing was computed (label set ``none``)."""
+EFFECTS_UNKNOWN = 255
+"""Value that fills ``effects.png`` where nobody knows the effects (``made_by.effects`` is ``none``)."""
+SEVERAL = 7
+"""Bit of ``effects.png`` that the eighth person shares with all after them."""
 
 
 class EncodingSettings(Settings):
@@ -97,6 +106,11 @@ class Makers:
     """Who looked for people whom the source has no mask of; `Person.mask_by` says whose masks are theirs."""
     pose: MadeBy = MadeBy()
     parsing: MadeBy = MadeBy()
+    plate: MadeBy = MadeBy()
+    """What the clean plate is: ``annotated`` (the source ships it), ``video`` (estimated from a clip), ``chosen`` (a
+    reviewer's choice; ``network`` names the method that painted it), ``photograph`` (in ``composite``)."""
+    effects: MadeBy = MadeBy()
+    """``annotated``, ``difference`` (of image and clean plate), ``composited``; ``none``: nobody knows them."""
 
 
 @dataclass(eq=False)
@@ -125,6 +139,8 @@ class Person:
     missing): what a model should be given in training; in ``composite``."""
     layer: np.ndarray | None = None
     """(H, W, 4) uint8 RGBA, the complete person; in ``composite``. RGB is 0 where alpha is 0."""
+    effects: tuple[EffectKind, ...] = ()
+    """Kinds of what `Sample.effects` shows of this person; empty where there is nothing, or its kind is not known."""
     order: int | None = None
     """0 for the rearmost person; in ``composite``."""
     occlusion: float | None = None
@@ -167,7 +183,22 @@ class Sample:
     stratum: str = ""
     background: np.ndarray | None = None
     """The clean plate; in ``paired`` and ``composite``."""
+    known: np.ndarray | None = None
+    """(H, W) bool: where the clean plate is known; in ``paired``. Elsewhere in it are plausible colours."""
+    effects: np.ndarray | None = None
+    """(H, W) uint8, bits as in ``effects.png``; people themselves may be in it, behind whom an effect falls. None: not
+    known."""
+    caption: str = ""
+    """What the source says of the picture; empty where it says nothing."""
     made_by: Makers = Makers()
+
+    def effects_of(self, people: Iterable[int]) -> np.ndarray | None:
+        """(H, W) bool: where the picture shows effects of these people (indices); None where effects are not known."""
+        if self.effects is None:
+            return None
+        bits = sum({1 << min(index, SEVERAL) for index in people})
+        shown: np.ndarray = (self.effects & np.uint8(bits)) > 0
+        return shown
 
     def to_parts(self, encoding: EncodingSettings) -> dict[str, bytes]:
         """Encode as shard parts (suffix to bytes), in the order in which they stand in the shard.
@@ -184,6 +215,10 @@ class Sample:
         if self.background is not None:
             parts[f"background.{kind}"] = encode_image(self.background, encoding)
         parts["parsing.png"] = encode_png(self.parsing)
+        unknown = np.full(self.image.shape[:2], EFFECTS_UNKNOWN, np.uint8)
+        parts["effects.png"] = encode_png(unknown if self.effects is None else self.effects)
+        if self.known is not None:
+            parts["known.png"] = encode_png(self.known.astype(np.uint8) * 255)
         if self.configuration == "composite":
             parts["layers.png"] = encode_png(np.concatenate([p.layer for p in self.people if p.layer is not None]))
         return parts
@@ -236,12 +271,15 @@ class Sample:
                     keypoints=keypoints.reshape(18, 3),
                     complete_mask=masks.get("complete_segmentation"),
                     augmented_mask=masks.get("augmented_segmentation"),
+                    effects=tuple(entry["effects"]),
                     layer=None if layers is None else layers[index * height : (index + 1) * height],
                     order=entry.get("order"),
                     occlusion=entry.get("occlusion"),
                 )
             )
         background = any(name.startswith("background.") for name in parts)
+        made_by = Makers(**{cue.name: MadeBy(**document["made_by"][cue.name]) for cue in fields(Makers)})
+        effects = _decode(key, parts, "effects.png", "L")
         return cls(
             key=key,
             split=document["split"],
@@ -253,7 +291,10 @@ class Sample:
             origins=[Origin(**origin) for origin in document["origins"]],
             stratum=document["stratum"],
             background=_picture(key, parts, "background") if background else None,
-            made_by=Makers(**{cue: MadeBy(**document["made_by"][cue]) for cue in ("masks", "pose", "parsing")}),
+            known=_decode(key, parts, "known.png", "L") >= 128 if "known.png" in parts else None,
+            effects=None if made_by.effects.name == "none" else effects,
+            caption=document["caption"],
+            made_by=made_by,
         )
 
     def check(self) -> None:
@@ -275,12 +316,30 @@ class Sample:
             (self.background is None) == (self.configuration == "real"),
             "a clean plate goes with paired and composite",
         )
-        for name, array in [("background", self.background), ("parsing", self.parsing)]:
+        need(
+            (self.known is None) == (self.configuration != "paired"),
+            "where the clean plate is known goes with paired",
+        )
+        need(
+            (self.effects is None) == (self.made_by.effects.name == "none"),
+            "effects go with the name of who made them",
+        )
+        for name, array in [
+            ("background", self.background),
+            ("parsing", self.parsing),
+            ("known", self.known),
+            ("effects", self.effects),
+        ]:
             need(
                 array is None or array.shape[:2] == (height, width),
                 f"{name} differs in size from the image",
             )
         need(self.parsing.dtype == np.uint8 and self.parsing.ndim == 2, "parsing is not a (H, W) uint8 label map")
+        need(
+            self.effects is None or (self.effects.dtype == np.uint8 and self.effects.ndim == 2),
+            "effects are not a (H, W) uint8 map of bits",
+        )
+        need(self.known is None or self.known.dtype == bool, "known is not bool")
         for person in self.people:
             for name, array, channels in [
                 ("mask", person.mask, ()),
@@ -328,6 +387,7 @@ class Sample:
                 "num_keypoints": int((person.keypoints[:, 2] > 0).sum()),
                 "occluded": person.occluded,
                 "truncated": person.truncated,
+                "effects": list(person.effects),
             }
             if self.configuration == "composite":
                 assert person.complete_mask is not None and person.augmented_mask is not None
@@ -343,6 +403,7 @@ class Sample:
             "split": self.split,
             "configuration": self.configuration,
             "stratum": self.stratum,
+            "caption": self.caption,
             "width": width,
             "height": height,
             "label_set": self.label_set,
@@ -366,8 +427,19 @@ def annotations_of(key: str, parts: dict[str, bytes]) -> dict[str, Any]:
         raise ValueError(f"sample {key!r}: annotations.json is not JSON: {error}") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
-        raise ValueError(f"sample {key!r} has schema version {version!r}; this reader knows {SCHEMA_VERSION!r}")
+        raise ValueError(
+            f"sample {key!r} has schema version {version!r}; this reader knows {SCHEMA_VERSION!r}: "
+            "build the dataset again"
+        )
     return document
+
+
+def effect_bits(effects: Sequence[np.ndarray]) -> np.ndarray:
+    """What ``effects.png`` holds, (H, W) uint8, of each person's effects, (H, W) bool, in the order of the people."""
+    bits = np.zeros(effects[0].shape, np.uint8)
+    for index, mask in enumerate(effects):
+        bits[mask] |= np.uint8(1 << min(index, SEVERAL))
+    return bits
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class CurateJob(Job):
     """Choose the images of a source."""
 
     step: ClassVar[str] = "curate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     source: PictureSource
     tables: dict[str, list[str]]
     """Of `dataset_tools.sources.Source.tables`."""
@@ -185,7 +185,7 @@ class BuiltShard(BaseModel):
 class ShardJob(Job):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     source: PictureSource

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from dataset_tools.errors import Rejected
 from dataset_tools.records import ImageRecord
-from dataset_tools.schema import MadeBy
+from dataset_tools.schema import EffectKind, MadeBy
 
 
 @dataclass(eq=False)
@@ -106,8 +106,26 @@ class ParsingEstimator(Estimator, Protocol):
         ...
 
 
+@dataclass(eq=False)
+class CleanPlate:
+    """The scene of a picture without its people, and what else its provider knows. Arrays have the picture's size."""
+
+    background: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    known: np.ndarray
+    """(H, W) bool: where ``background`` is what was there. Elsewhere it holds plausible colours."""
+    made_by: MadeBy
+    """For `dataset_tools.schema.Makers.plate`."""
+    effects: dict[str, np.ndarray] | None = None
+    """Id of a person to where the picture shows their shadow or reflection, (H, W) bool; the id ``""``: somebody's, the
+    provider does not know whose. None: it knows nothing of effects, which is not the same as none in the picture."""
+    kinds: dict[str, tuple[EffectKind, ...]] = field(default_factory=dict)
+    """Of what kinds they are, by the same ids."""
+
+
+@runtime_checkable
 class PlateProvider(Protocol):
-    """Knows the scene without its people."""
+    """Knows the scene without its people. A source that ships clean plates is one itself."""
 
     name: str
 
@@ -116,6 +134,10 @@ class PlateProvider(Protocol):
         """Folders and URLs that messages may name."""
         ...
 
-    def clean_plate(self, image: np.ndarray, record: ImageRecord) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of the same scene without people. Raises `Rejected` where none is known."""
+    def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:
+        """The scene of ``image``, (H, W, 3) uint8 RGB, upright and at its final size.
+
+        Raises:
+            Rejected: none is known.
+        """
         ...

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import Field
 
 from dataset_tools.errors import Rejected, UserError
-from dataset_tools.estimators import PeopleInPicture
+from dataset_tools.estimators import CleanPlate, PeopleInPicture
 from dataset_tools.fetch import FetchSettings, open_filesystem, read_bytes, with_retries
 from dataset_tools.records import ImageRecord
 from dataset_tools.schema import MadeBy
@@ -115,12 +115,13 @@ class Annotated:
         people = np.logical_or.reduce(picture.masks) if picture.masks else np.zeros((height, width), bool)
         return np.where(people, labels, 0).astype(np.uint8)
 
-    def clean_plate(self, image: np.ndarray, record: ImageRecord) -> np.ndarray:
+    def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:
         """The scene without people. See `PlateProvider.clean_plate`."""
         height, width = image.shape[:2]
         plate = self._picture(record, "plate.png", "RGB")
         shrinks = plate.shape[0] > height or plate.shape[1] > width
-        return cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        plate = cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return CleanPlate(plate, np.ones((height, width), bool), self.made_by)
 
     def _picture(self, record: ImageRecord, suffix: str, mode: str) -> np.ndarray:
         data = self._read(record, suffix)

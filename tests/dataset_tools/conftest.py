@@ -18,7 +18,17 @@ from PIL import Image, ImageDraw
 
 from dataset_tools.card import write_card
 from dataset_tools.records import Rejection, rejections_to_table
-from dataset_tools.schema import NO_PARSING, Configuration, EncodingSettings, MadeBy, Makers, Origin, Person, Sample
+from dataset_tools.schema import (
+    NO_PARSING,
+    Configuration,
+    EncodingSettings,
+    MadeBy,
+    Makers,
+    Origin,
+    Person,
+    Sample,
+    effect_bits,
+)
 from dataset_tools.shards import Manifest, Shard, write_shard
 from dataset_tools.storage import write_bytes
 
@@ -140,7 +150,10 @@ def _make_sample(
         origins=origins,
         stratum="one" if people == 1 else "two_or_three",
         background=None if configuration == "real" else plate,
-        made_by=Makers(pose=MadeBy("drawn")),
+        known=np.arange(width)[None] + np.zeros((height, 1)) > 1 if configuration == "paired" else None,
+        effects=effect_bits([np.roll(p.mask, 1, 0) for p in persons]) if composite else None,
+        caption=f"a picture of {people}",
+        made_by=Makers(pose=MadeBy("drawn"), effects=MadeBy("composited" if composite else "none")),
     )
 
 

@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from dataset_tools.schema import (
     CONFIGURATIONS,
+    EFFECTS_UNKNOWN,
     KEY_PATTERN,
     KEYPOINTS,
     Configuration,
@@ -25,6 +26,7 @@ from dataset_tools.schema import (
     Person,
     Sample,
     decode_rle,
+    effect_bits,
     encode_image,
     encode_rle,
 )
@@ -32,9 +34,9 @@ from dataset_tools.schema import (
 PNG = EncodingSettings(image_format="png")
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 24)))
 PARTS = {
-    "real": ["image.png", "annotations.json", "parsing.png"],
-    "paired": ["image.png", "annotations.json", "background.png", "parsing.png"],
-    "composite": ["image.png", "annotations.json", "background.png", "parsing.png", "layers.png"],
+    "real": ["image.png", "annotations.json", "parsing.png", "effects.png"],
+    "paired": ["image.png", "annotations.json", "background.png", "parsing.png", "effects.png", "known.png"],
+    "composite": ["image.png", "annotations.json", "background.png", "parsing.png", "effects.png", "layers.png"],
 }
 
 
@@ -98,6 +100,27 @@ def test_layers_are_one_strip_from_top_to_bottom_in_annotation_order(make_sample
     np.testing.assert_array_equal(strip[40:], sample.people[1].layer)
 
 
+def test_effects_that_nobody_knows_fill_their_part_and_come_back_as_not_known(
+    make_sample: Callable[..., Sample],
+) -> None:
+    sample = make_sample("real")
+    parts = sample.to_parts(PNG)
+    assert (np.asarray(Image.open(io.BytesIO(parts["effects.png"]))) == EFFECTS_UNKNOWN).all()
+    read = Sample.from_parts(sample.key, parts)
+    assert read.effects is None and read.effects_of([0]) is None
+
+
+def test_the_eighth_person_and_all_after_share_a_bit_of_the_effects(make_sample: Callable[..., Sample]) -> None:
+    masks = [np.arange(12) == index for index in range(10)]
+    bits = effect_bits([mask[None] for mask in masks])
+    assert bits[0].tolist() == [1, 2, 4, 8, 16, 32, 64, 128, 128, 128, 0, 0]
+    sample = replace(make_sample("composite"), effects=bits)
+    found = {index: np.flatnonzero(sample.effects_of([index])).tolist() for index in (0, 6, 7, 9)}
+    assert found == {0: [0], 6: [6], 7: [7, 8, 9], 9: [7, 8, 9]}
+    assert not sample.effects_of([]).any()
+    assert np.flatnonzero(sample.effects_of([1, 3])).tolist() == [1, 3]
+
+
 def test_jpeg_is_within_its_quality_and_the_same_every_time(make_sample: Callable[..., Sample]) -> None:
     sample = make_sample("real")
     one, two = (encode_image(sample.image, EncodingSettings(jpeg_quality=95)) for _ in range(2))
@@ -139,6 +162,13 @@ WRONG: dict[str, tuple[Configuration, Callable[[Sample], Sample], str]] = {
     "nobody": ("real", lambda s: replace(s, people=[]), "no person"),
     "an unknown label set": ("real", lambda s: replace(s, label_set="own"), "label set 'own'"),
     "no plate in paired": ("paired", lambda s: replace(s, background=None), "clean plate"),
+    "a plate that is known nowhere said": ("paired", lambda s: replace(s, known=None), "clean plate is known"),
+    "a known area in composite": ("composite", lambda s: replace(s, known=s.parsing > 0), "goes with paired"),
+    "a smaller known area": ("paired", lambda s: replace(s, known=s.known[1:]), "known differs"),
+    "a grey known area": ("paired", lambda s: replace(s, known=s.parsing), "known is not bool"),
+    "effects of nobody": ("real", lambda s: replace(s, effects=s.parsing), "effects go with"),
+    "no effects of somebody": ("composite", lambda s: replace(s, effects=None), "effects go with"),
+    "effects in colour": ("composite", lambda s: replace(s, effects=s.image), "effects are not"),
     "a plate in real": ("real", lambda s: replace(s, background=s.image), "clean plate"),
     "a smaller plate": ("paired", lambda s: replace(s, background=s.image[1:]), "background differs"),
     "a smaller label map": ("real", lambda s: replace(s, parsing=s.parsing[:, 1:]), "parsing differs"),
@@ -188,7 +218,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], str]] = 
         "image.png",
     ),
     "text for an image": (lambda p: {**p, "parsing.png": b"not a picture"}, "parsing.png cannot be decoded"),
-    "another version": (_document(lambda d: d.update(schema_version="0.1")), "schema version '0.1'"),
+    "version 1": (_document(lambda d: d.update(schema_version="1.0")), "schema version '1.0'"),
     "no split": (_document(lambda d: d.pop("split") and None), "'split'"),
     "people that are none": (_document(lambda d: d.update(annotations=None)), "annotations.json breaks the schema"),
     "an origin with another field": (_document(lambda d: d["origins"][0].update(x=1)), "annotations.json breaks"),
