@@ -1,0 +1,72 @@
+"""A list of pairs in a folder: one JSON object a line in ``pairs.jsonl``, beside the pictures that it names.
+
+The steps that make pairs (clips, reviewers) write it, the source ``pairs`` reads it, and anybody may write one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dataset_tools.records import Split
+from dataset_tools.schema import MadeBy
+
+PAIR_LIST = "pairs.jsonl"
+
+
+class PairRow(BaseModel):
+    """One picture with its clean plate. Files are named relative to the list's folder, and are all of one size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    """Letters, digits, ``-`` and ``_``; no other row has it."""
+    group: str
+    """Scene, such as the clip: all pictures of one group come into one split."""
+    image: str
+    """The picture, RGB."""
+    background: str
+    """The clean plate, RGB; several rows may share one."""
+    known: str = ""
+    """Grey picture: 128 and more where the clean plate is known. Empty: it is known everywhere."""
+    masks: list[str] = []
+    """A grey picture a person, 128 and more where they are seen. Empty: nobody has made masks."""
+    mask_scores: list[float] = []
+    """0..1, one a mask; empty: all 1."""
+    masks_by: str = "annotated"
+    """For `dataset_tools.schema.Person.mask_by`."""
+    effects: str = ""
+    """Grey picture of bits as in ``effects.png``, in the order of ``masks``. Empty: effects are not known."""
+    plate_by: MadeBy = MadeBy("annotated")
+    """For `dataset_tools.schema.Makers.plate`."""
+    split: Split | None = None
+    """None: it follows from ``group``."""
+    licence: str = ""
+    author: str = ""
+    author_url: str = ""
+    title: str = ""
+    url: str = ""
+    landing_url: str = ""
+    caption: str = ""
+
+
+def pair_list(rows: Iterable[PairRow]) -> bytes:
+    """The content of ``pairs.jsonl``; equal rows give equal bytes."""
+    return "".join(f"{row.model_dump_json(exclude_defaults=True)}\n" for row in rows).encode()
+
+
+def read_pair_list(data: bytes) -> Iterator[PairRow | ValueError]:
+    """Each row of ``pairs.jsonl`` in turn, or what is wrong with it, told in a line with the number of the row."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield PairRow.model_validate(json.loads(line))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "row"
+            yield ValueError(f"line {number} of {PAIR_LIST}: {where}: {first['msg']}")
+        except ValueError as error:
+            yield ValueError(f"line {number} of {PAIR_LIST} is not JSON: {error}")
