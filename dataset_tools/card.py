@@ -12,16 +12,25 @@ import json
 import re
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet
 import yaml
 
 from dataset_tools.contact_sheet import contact_sheet
-from dataset_tools.inspection import Credit, Part, count_rejected, counted, people_columns, survey
+from dataset_tools.inspection import (
+    EFFECT_COLUMNS,
+    Credit,
+    Part,
+    count_rejected,
+    counted,
+    effects_row,
+    people_columns,
+    survey,
+)
 from dataset_tools.records import text_to_cell
-from dataset_tools.schema import SCHEMA_VERSION, encode_png
+from dataset_tools.schema import SCHEMA_VERSION, EffectKind, encode_png
 from dataset_tools.shards import Shard, ShardDataset, read_index
 from dataset_tools.storage import open_root, write_bytes
 
@@ -250,7 +259,8 @@ def _record_set(configuration: str, stem: str, kind: str, file_set: str) -> dict
 SENSITIVE = (
     "Photographs of people: many can be recognised, and nobody was asked for consent beyond what the licence of each "
     "source picture states. Masks, keypoints and body-part labels describe bodies; no name, age, origin or identity "
-    "is annotated. Do not use the data to identify, track or rate people."
+    "is annotated; captions, where there are any, are the sources' own words. Do not use the data to identify, track "
+    "or rate people."
 )
 BIASES = (
     "The dataset inherits what its sources favour: who is photographed, where and how, and whom annotators label as "
@@ -263,18 +273,27 @@ PART_MEANINGS = {
     "annotations": "one entry a person and the sample's provenance, see below",
     "background": "the clean plate: the same scene without its people, RGB",
     "parsing": "body parts and clothes, one label a pixel; `label_set` in the annotations names the labels",
+    "effects": "grey: whose shadow or reflection a pixel shows, see below; 255 everywhere where nobody knows",
+    "known": "grey: 255 where the clean plate is known; elsewhere, 0, the plate holds plausible colours",
     "layers": "one RGBA strip: people from top to bottom in annotation order, each complete also where hidden",
 }
 CONFIGURATION_MEANINGS = {
     "real": "photographs with masks; no clean plate exists",
-    "paired": "photographs with masks and a clean plate",
+    "paired": "photographs with masks and a clean plate, and where that is known",
     "composite": "people pasted onto clean backgrounds; everything is known",
 }
 ANNOTATION_FIELDS = """\
+Each pixel of `effects.png` is a number of 8 bits: bit `i` (value `2**i`) is set where the picture shows the shadow or
+reflection of person `i` in `annotations`, bit 7 where it shows that of anybody from the eighth person on; 0: nobody's.
+The clean plate has none of them. `made_by.effects` is `none` where nobody knows the effects: the part is then 255
+everywhere, which is not the same as a picture that shows none.
+
 `annotations.json` follows COCO where COCO has a word for it. A sample has `key`, `split`, `configuration`, `stratum`,
-`width`, `height`, `label_set`, `made_by` (who looked for people without masks, and made pose and parsing: kind,
-network, package, sha256 of the weights; `none` where nobody did), `origins` (source, id, licence, author, URL, sha256
-of the source's bytes, what was done to it) and `annotations`, one a person:
+`caption` (the source's words, or empty), `width`, `height`, `label_set`, `known_share` (share of the picture where the
+clean plate is known), `effects_share` (share that shows any effect), `made_by` (who looked for people without masks,
+and made pose, parsing, clean plate and effects: kind, network, package, sha256 of the weights; `none` where nobody
+did), `origins` (source, id, licence, author, URL, sha256 of the source's bytes, what was done to it) and
+`annotations`, one a person:
 
 | field | meaning |
 |---|---|
@@ -284,6 +303,7 @@ of the source's bytes, what was done to it) and `annotations`, one a person:
 | `keypoints`, `num_keypoints` | 18 OpenPose joints x, y, score; 0, 0, 0 where not found; how many were found, 0 for a \
 mask that no skeleton belongs to |
 | `occluded`, `truncated` | flags of the source |
+| `shadow`, `reflection` | kinds of effect that the picture is known to show of them |
 | `complete_segmentation` | composite: the mask as if nobody stood in front |
 | `augmented_segmentation` | composite: the visible mask with faults such as networks make |
 | `order`, `occlusion` | composite: 0 is the rearmost; share of the complete mask that others hide |
@@ -306,6 +326,22 @@ def _readme(
             ["configuration", "split", "1", "2", "3", "4", "5", "6+", "people occluded", "pictures where masks touch"],
             [[p.configuration, p.split, *people_columns(p), f"{p.occluded:.0%}", f"{p.touching:.0%}"] for p in parts],
         ),
+        "## Shadows, reflections, clean plates\n\n"
+        + _table(
+            [
+                "configuration",
+                "split",
+                "effects by",
+                "clean plates by",
+                "effects known",
+                *EFFECT_COLUMNS,
+                "plate known",
+                "captions",
+            ],
+            [[p.configuration, p.split, counted(p.effects_by), counted(p.plates_by), *effects_row(p)] for p in parts],
+        )
+        + "\nShares of pictures; of shadow, reflection and any, of those whose effects are known (any: also of a kind "
+        "that nobody knows); of the plate, of its area.\n",
         "## How it was made\n\n"
         + _table(
             ["configuration", "split", "source pictures", "masks by", "keypoints by", "body-part labels", "strata"],
@@ -357,6 +393,8 @@ def _front_matter(name: str, parts: list[Part]) -> dict[str, Any]:
     other = {"license_name": "as-attributed", "license_link": "attribution.csv"} if "other" in licences else {}
     configurations = list(dict.fromkeys(part.configuration for part in parts))
     samples = sum(part.samples for part in parts)
+    pairs = [part for part in parts if part.plate_known]
+    removed = [f"{kind}-removal" for kind in get_args(EffectKind) if any(part.effects.get(kind) for part in pairs)]
     bounds = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
     return {
         "pretty_name": name,
@@ -370,6 +408,7 @@ def _front_matter(name: str, parts: list[Part]) -> dict[str, Any]:
             "human-parsing",
             "pose-estimation",
             "amodal-segmentation",
+            *removed,
         ],
         "size_categories": [next((label for bound, label in bounds if samples < bound), "10M<n<100M")],
         "configs": [

@@ -1,4 +1,4 @@
-"""A picture of samples at a glance: people tinted and outlined, skeletons, clean plates, captions."""
+"""A picture of samples at a glance: people tinted and outlined, skeletons, effects, clean plates, captions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from dataset_tools.masks import BONES
-from dataset_tools.schema import KEYPOINTS, Person, Sample
+from dataset_tools.schema import KEYPOINTS, SEVERAL, Person, Sample
 
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 """Colours that stay apart for colour-blind eyes (Okabe and Ito, 2008), one a person, in turn."""
 TINT = 0.38
 PAPER, MOUNT, INK, FAINT = (255, 255, 255), (240, 240, 240), (32, 32, 32), (112, 112, 112)
+HATCHES = 20
+"""Lines along a tile's longer side."""
 OVERSAMPLING = 2
 """Tiles are drawn this much larger and reduced, which smooths outlines and limbs."""
 
 
 def contact_sheet(samples: Iterable[Sample], columns: int, tile: int) -> np.ndarray:
     """Draw a tile a sample: its people in distinct colours, the clean plate beside it where there is one.
+
+    Shadows and reflections are hatched in the colour of whose they are, what is not known of a plate in grey.
 
     Args:
         samples: at least one.
@@ -64,7 +68,10 @@ def _pictures(sample: Sample, tile: int) -> list[Image.Image]:
     """The image with its people marked, and the clean plate where there is one."""
     pictures = [_annotated(sample, tile)]
     if sample.background is not None:
-        pictures.append(_fitted(Image.fromarray(sample.background), tile))
+        plate = _fitted(Image.fromarray(sample.background), tile)
+        if sample.known is not None:
+            _hatch(plate, ~sample.known, MOUNT)
+        pictures.append(plate)
     return pictures
 
 
@@ -75,14 +82,37 @@ def _fitted(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
+def _fitted_mask(mask: np.ndarray, side: int) -> np.ndarray:
+    """The mask, bool, as `_fitted` scales pictures."""
+    return np.asarray(_fitted(Image.fromarray(mask.astype(np.uint8) * 255), side)) > 127
+
+
+def _hatch(picture: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], number: int = 0) -> None:
+    """Rule a picture, as `_fitted` made it, with oblique lines where the mask, at its own size, is set.
+
+    Lines of consecutive numbers lie beside each other: both are seen where two people's effects fall on one place.
+    """
+    side = max(picture.size)
+    rows, columns = np.indices((picture.height, picture.width), np.int32)
+    phase = ((rows + columns) * HATCHES + number * side // 3) % side
+    place = _fitted_mask(mask, side)
+    for share, paint in ((0.32, INK), (0.18, colour)):  # a dark rim: one of both is seen before any background
+        lines = place & (np.abs(phase - side / 2) < share / 2 * side)
+        picture.paste(Image.new("RGB", picture.size, paint), mask=Image.fromarray(lines.astype(np.uint8) * 200))
+
+
 def _annotated(sample: Sample, tile: int) -> Image.Image:
     """The image with a longer side of ``tile`` pixels, people tinted, outlined and with their skeletons."""
     side = tile * OVERSAMPLING
     picture = _fitted(Image.fromarray(sample.image), side)
     stroke = max(side // 128, 2)
+    for index in range(min(len(sample.people), SEVERAL + 1)):
+        shown = sample.effects_of([index])
+        if shown is not None and shown.any():
+            _hatch(picture, shown, PALETTE[index % len(PALETTE)], index)
     for index, person in enumerate(sample.people):
         colour = Image.new("RGB", picture.size, PALETTE[index % len(PALETTE)])
-        mask = np.asarray(_fitted(Image.fromarray(person.mask.astype(np.uint8) * 255), side)) > 127
+        mask = _fitted_mask(person.mask, side)
         filled = Image.fromarray(mask.astype(np.uint8) * 255)
         inner = np.asarray(filled.filter(ImageFilter.BoxBlur(stroke))) == 255  # eroded by a square
         picture.paste(colour, mask=Image.fromarray(np.where(mask & ~inner, 255, mask * TINT * 255).astype(np.uint8)))

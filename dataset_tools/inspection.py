@@ -1,4 +1,4 @@
-"""What a dataset holds: counts, sizes, people a picture, overlap, licences, sources, and what was set aside."""
+"""What a dataset holds: counts, sizes, people, overlap, effects, plates, licences, sources, and what was set aside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,14 @@ from rich.text import Text
 
 from dataset_tools.errors import UserError
 from dataset_tools.masks import touching
-from dataset_tools.schema import decode_rle
+from dataset_tools.schema import EffectKind, decode_rle
 from dataset_tools.shards import Shard, ShardDataset, read_manifest
 from dataset_tools.storage import open_root
 
 QUANTILES = (0.25, 0.5, 0.75, 0.9, 1.0)
 WORKERS = 16
 """Range requests at once: they wait for the store far more than they compute."""
+EFFECT_COLUMNS = (*get_args(EffectKind), "any")
 BATCH = 512
 """Annotations in memory at once."""
 
@@ -65,6 +66,18 @@ class Part(BaseModel):
     masks_by: dict[str, int]
     """Of people; what follows, of samples."""
     pose_by: dict[str, int]
+    effects_known: float
+    """Share of samples of which effects (shadows, reflections) are known, 0..1."""
+    effects: dict[str, float]
+    """Each kind, and ``any``, to the share of those samples that show one, 0..1; empty where there is no such sample.
+    A sample that shows none of the kinds, but any, has effects whose kind nobody knows."""
+    effects_by: dict[str, int]
+    plate_known: float | None
+    """Mean share of the clean plate that is known, 0..1; None without plates."""
+    plates_by: dict[str, int]
+    """What the plates are, with the method where one painted them, such as ``chosen (lama)``."""
+    captions: float
+    """Share of samples with a caption, 0..1."""
     networks: dict[str, int]
     """Cue, kind, network, package and digest of weights, to how many samples have it of them."""
     licences: dict[str, int]
@@ -157,15 +170,18 @@ def as_tables(inspection: Inspection) -> list[Table]:
     overlap = _table("Overlap", "part")
     cues = _table("Cues", "part", "masks by", "pose by", "label set", "strata")
     origins = _table("Source pictures", "part", "source", "licence")
+    effects = _table("Shadows, reflections, clean plates", "part", "effects by", "plate")
     for table, headings in [
         (shards, ("shards", "samples", "people", "size", "width", "height")),
         (people, ("1", "2", "3", "4", "5", "6+")),
         (overlap, ("occluded", "median", "90 %", "most", "truncated", "masks touch", "boxes overlap")),
+        (effects, ("effects known", *EFFECT_COLUMNS, "plate known", "captions")),
     ]:
         for heading in headings:
             table.add_column(heading, justify="right")
     overlap.caption = "median, 90 %, most: share of a hidden person that is hidden"
     shards.caption = "width and height: smallest-median-largest, pixels"
+    effects.caption = "shadow, reflection, any: of the pictures whose effects are known"
     for part in inspection.parts:
         name = f"{part.configuration}/{part.split}"
         counts = (f"{count:,}" for count in (part.shards, part.samples, part.people))
@@ -179,11 +195,13 @@ def as_tables(inspection: Inspection) -> list[Table]:
             name, *(Text(counted(counts)) for counts in (part.masks_by, part.pose_by, part.label_sets, part.strata))
         )
         origins.add_row(name, Text(counted(part.sources)), Text(counted(part.licences)))
+        made_by = (Text(counted(counts)) for counts in (part.effects_by, part.plates_by))
+        effects.add_row(name, *made_by, *effects_row(part))
     rejected = _table("Set aside or mended", "stage", "reason", "outcome")
     rejected.add_column("count", justify="right")
     for row in inspection.rejected:
         rejected.add_row(*map(Text, (row.stage, row.reason, row.outcome, f"{row.count:,}")))
-    return [shards, people, overlap, cues, origins, *([rejected] if inspection.rejected else [])]
+    return [shards, people, overlap, cues, effects, origins, *([rejected] if inspection.rejected else [])]
 
 
 def counted(counts: dict[str, int]) -> str:
@@ -195,6 +213,13 @@ def people_columns(part: Part) -> list[int]:
     """How many pictures of the part show 1, 2, 3, 4, 5, and 6 or more people."""
     few = [part.people_per_picture.get(count, 0) for count in range(1, 6)]
     return [*few, part.samples - sum(few)]
+
+
+def effects_row(part: Part) -> list[str]:
+    """Effects known, each of `EFFECT_COLUMNS`, plate known and captions as percentages; ``-`` where there is none."""
+    shown = [part.effects.get(kind) for kind in EFFECT_COLUMNS]
+    shares = [part.effects_known, *shown, part.plate_known, part.captions]
+    return ["-" if share is None else f"{share:.0%}" for share in shares]
 
 
 def _documents(dataset: ShardDataset) -> Iterator[dict[str, Any]]:
@@ -210,12 +235,16 @@ def _part(
     documents: Iterator[dict[str, Any]],
     credits: dict[tuple[str, str], Credit],
 ) -> Part:
-    samples = people = occluded = truncated = near_by = overlapping = 0
+    samples = people = occluded = truncated = near_by = overlapping = captions = 0
+    plates: list[float] = []
     widths, heights, occlusions = [], [], []
     counts: dict[str, Counter[Any]] = {
         name: Counter()
-        for name in ("people", "strata", "label_sets", "masks_by", "pose_by", "networks", "licences", "sources")
-    }
+        for name in (
+            "people", "strata", "label_sets", "masks_by", "pose_by", "plates_by", "effects_by", "effects", "networks",
+            "licences", "sources",
+        )
+    }  # fmt: skip
     seen: set[tuple[str, str]] = set()
     for document in documents:
         persons = document["annotations"]
@@ -227,8 +256,17 @@ def _part(
         counts["strata"][document["stratum"]] += 1
         counts["label_sets"][document["label_set"]] += 1
         counts["masks_by"].update(person["mask_by"] for person in persons)
-        counts["pose_by"][document["made_by"]["pose"]["name"]] += 1
-        for cue, maker in document["made_by"].items():
+        made_by = document["made_by"]
+        counts["pose_by"][made_by["pose"]["name"]] += 1
+        counts["effects_by"][made_by["effects"]["name"]] += 1
+        plate = made_by["plate"]
+        counts["plates_by"][f"{plate['name']} ({plate['network']})" if plate["network"] else plate["name"]] += 1
+        counts["effects"].update(kind for kind in get_args(EffectKind) if any(person[kind] for person in persons))
+        counts["effects"]["any"] += document["effects_share"] > 0
+        if configuration != "real":
+            plates.append(document["known_share"])
+        captions += bool(document["caption"])
+        for cue, maker in made_by.items():
             if maker["weights"]:
                 told = (cue, maker["name"], maker["network"], maker["version"], f"sha256 {maker['weights'][:16]}")
                 counts["networks"][", ".join(told)] += 1
@@ -252,6 +290,7 @@ def _part(
                 ),
             )
             credit.roles.add(origin["role"])
+    with_effects = samples - counts["effects_by"]["none"]
     return Part(
         configuration=configuration,
         split=split,
@@ -275,6 +314,12 @@ def _part(
         label_sets=_ranked(counts["label_sets"]),
         masks_by=_ranked(counts["masks_by"]),
         pose_by=_ranked(counts["pose_by"]),
+        effects_known=with_effects / max(samples, 1),
+        effects={kind: counts["effects"][kind] / with_effects for kind in EFFECT_COLUMNS} if with_effects else {},
+        effects_by=_ranked(counts["effects_by"]),
+        plate_known=float(np.mean(plates)) if plates else None,
+        plates_by=_ranked(counts["plates_by"]),
+        captions=captions / max(samples, 1),
         networks=_ranked(counts["networks"]),
         licences=_ranked(counts["licences"]),
         sources=_ranked(counts["sources"]),

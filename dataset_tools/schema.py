@@ -23,7 +23,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -192,6 +192,18 @@ class Sample:
     """What the source says of the picture; empty where it says nothing."""
     made_by: Makers = Makers()
 
+    @property
+    def known_share(self) -> float:
+        """Share of the picture where the clean plate is known, 0..1, to six decimals; 0 without one."""
+        if self.known is not None:
+            return round(float(self.known.mean()), 6)
+        return 0.0 if self.background is None else 1.0
+
+    @property
+    def effects_share(self) -> float:
+        """Share of the picture that shows anybody's shadow or reflection, 0..1, to six decimals; 0 if not known."""
+        return 0.0 if self.effects is None else round(float((self.effects > 0).mean()), 6)
+
     def effects_of(self, people: Iterable[int]) -> np.ndarray | None:
         """(H, W) bool: where the picture shows effects of these people (indices); None where effects are not known."""
         if self.effects is None:
@@ -271,7 +283,7 @@ class Sample:
                     keypoints=keypoints.reshape(18, 3),
                     complete_mask=masks.get("complete_segmentation"),
                     augmented_mask=masks.get("augmented_segmentation"),
-                    effects=tuple(entry["effects"]),
+                    effects=tuple(kind for kind in get_args(EffectKind) if entry[kind]),
                     layer=None if layers is None else layers[index * height : (index + 1) * height],
                     order=entry.get("order"),
                     occlusion=entry.get("occlusion"),
@@ -280,6 +292,9 @@ class Sample:
         background = any(name.startswith("background.") for name in parts)
         made_by = Makers(**{cue.name: MadeBy(**document["made_by"][cue.name]) for cue in fields(Makers)})
         effects = _decode(key, parts, "effects.png", "L")
+        known = made_by.effects.name != "none"
+        if not known and (effects.shape != (height, width) or (effects != EFFECTS_UNKNOWN).any()):
+            raise ValueError(f"sample {key!r}: effects.png is not {EFFECTS_UNKNOWN} everywhere, but nobody knows them")
         return cls(
             key=key,
             split=document["split"],
@@ -292,7 +307,7 @@ class Sample:
             stratum=document["stratum"],
             background=_picture(key, parts, "background") if background else None,
             known=_decode(key, parts, "known.png", "L") >= 128 if "known.png" in parts else None,
-            effects=None if made_by.effects.name == "none" else effects,
+            effects=effects if known else None,
             caption=document["caption"],
             made_by=made_by,
         )
@@ -387,7 +402,8 @@ class Sample:
                 "num_keypoints": int((person.keypoints[:, 2] > 0).sum()),
                 "occluded": person.occluded,
                 "truncated": person.truncated,
-                "effects": list(person.effects),
+                # Flags, not a list: Hugging Face `datasets` makes "always null" of lists that are empty at first.
+                **{kind: kind in person.effects for kind in get_args(EffectKind)},
             }
             if self.configuration == "composite":
                 assert person.complete_mask is not None and person.augmented_mask is not None
@@ -407,6 +423,8 @@ class Sample:
             "width": width,
             "height": height,
             "label_set": self.label_set,
+            "known_share": self.known_share,
+            "effects_share": self.effects_share,
             "made_by": asdict(self.made_by),
             "annotations": entries,
             "origins": [asdict(origin) for origin in self.origins],

@@ -29,6 +29,7 @@ from dataset_tools.ranges import NoRanges, read_range
 from dataset_tools.schema import (
     CONFIGURATIONS,
     SCHEMA_VERSION,
+    SEVERAL,
     EncodingSettings,
     Sample,
     annotations_of,
@@ -248,7 +249,7 @@ def is_intact(root: str, shard: Shard) -> bool:
 
 
 def read_index(root: str, path: str) -> dict[str, Any]:
-    """The index of the shard at ``path`` below ``root``. Raises `UserError` where it is missing or broken."""
+    """The index of the shard at ``path`` below ``root``. Raises `UserError` where it is missing, broken or old."""
     filesystem, base = _open(root)
     place = f"{base}/{index_path(path)}"
     try:
@@ -259,15 +260,25 @@ def read_index(root: str, path: str) -> dict[str, Any]:
         raise UserError(f"{place} is not JSON: build the dataset again, only what is broken is redone") from None
     if not isinstance(document, dict) or not isinstance(document.get("samples"), list):
         raise UserError(f"{place} is not an index: build the dataset again, only what is broken is redone")
+    _check_version(place, document)
     return document
 
 
 def read_manifest(root: str) -> Manifest:
-    """The manifest of the dataset at ``root``. Raises `UserError` where there is none or it cannot be read."""
+    """The manifest of the dataset at ``root``.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is of another version of the schema.
+    """
     filesystem, base = _open(root)
     place = f"{base}/manifest.json"
     try:
-        return Manifest.model_validate_json(filesystem.cat_file(place))
+        document = json.loads(filesystem.cat_file(place))
+        if isinstance(document, dict) and "schema_version" in document:
+            _check_version(place, document)
+        return Manifest.model_validate(document)
+    except UserError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{root} holds no dataset: {place} is missing (it is written last; was the build ended?)"
@@ -277,6 +288,13 @@ def read_manifest(root: str) -> Manifest:
     except Exception as error:  # every store has its own kinds of refusal
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{root} cannot be read: {reason}") from error
+
+
+def _check_version(place: str, document: dict[str, Any]) -> None:
+    if (version := document.get("schema_version")) != SCHEMA_VERSION:
+        raise UserError(
+            f"{place} has schema version {version}, this program reads {SCHEMA_VERSION}: build the dataset again"
+        )
 
 
 def _open(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -441,7 +459,7 @@ class Problem:
 
 
 def verify(root: str, workers: int = 2) -> Iterator[Problem]:
-    """Check a dataset: digests, tar against index, schema, masks, keypoints, and no source shared by two splits.
+    """Check a dataset: digests, tar against index, schema, masks, keypoints, effects, and no source in two splits.
 
     Reads every byte. Yields what is wrong; nothing where all is well.
     """
@@ -535,8 +553,18 @@ def _faults(sample: Sample, document: dict[str, Any]) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    for person, entry in zip(sample.people, document["annotations"], strict=True):
+    if (sample.made_by.plate.name == "none") != (sample.background is None):
+        yield "a clean plate goes with the name of who made it"
+    for name in ("known_share", "effects_share"):
+        if document[name] != getattr(sample, name):
+            yield f"annotations.json says {name} {document[name]}, the parts say {getattr(sample, name)}"
+    if sample.effects is not None and len(sample.people) <= SEVERAL and (sample.effects >> len(sample.people)).any():
+        yield f"effects.png shows effects of more people than the {len(sample.people)} there are"
+    for index, (person, entry) in enumerate(zip(sample.people, document["annotations"], strict=True)):
         name = f"person {entry['id']}"
+        shown = sample.effects_of([index])
+        if person.effects and (shown is None or not shown.any()):
+            yield f"{name}: has a {person.effects[0]}, of which effects.png shows nothing"
         if not person.mask.any():
             yield f"{name}: mask is empty"
             continue

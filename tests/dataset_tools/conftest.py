@@ -132,6 +132,7 @@ def _make_sample(
                 layer=layer if composite else None,
                 order=order if composite else None,
                 occlusion=round(float((complete & hidden).sum() / complete.sum()), 6) if composite else None,
+                effects=("shadow",) if composite and order == 0 else (),
             )
         )
     if composite:
@@ -153,7 +154,11 @@ def _make_sample(
         known=np.arange(width)[None] + np.zeros((height, 1)) > 1 if configuration == "paired" else None,
         effects=effect_bits([np.roll(p.mask, 1, 0) for p in persons]) if composite else None,
         caption=f"a picture of {people}",
-        made_by=Makers(pose=MadeBy("drawn"), effects=MadeBy("composited" if composite else "none")),
+        made_by=Makers(
+            pose=MadeBy("drawn"),
+            plate=MadeBy({"real": "none", "paired": "video", "composite": "photograph"}[configuration]),
+            effects=MadeBy("composited" if composite else "none"),
+        ),
     )
 
 

@@ -69,6 +69,7 @@ def test_the_front_matter_is_what_the_hub_reads(built_dataset: Path) -> None:
     assert front["license"] == ["cc-by-2.0"]
     assert front["size_categories"] == ["n<1K"]
     assert front["pretty_name"] == "Drawn people"
+    assert "shadow-removal" in front["tags"] and "reflection-removal" not in front["tags"]
     patterns = {
         (config["config_name"], item["split"]): item["path"]
         for config in front["configs"]
@@ -93,6 +94,9 @@ def test_the_card_shows_pictures_that_exist_counts_and_reasons(built_dataset: Pa
         assert picture.std() > 10
     assert "| composite | train | 5 | 9 | 2 |" in text
     assert "| composite | train | 2 | 2 | 1 | 0 | 0 | 0 | 22% | 40% |" in text
+    assert "| composite | train | composited 5 | photograph 5 | 100% | 100% | 0% | 100% | 100% | 100% |" in text
+    assert "| paired | validation | none 2 | video 2 | 0% | - | - | - | 97% | 100% |" in text
+    assert "| `KEY.effects.png` | real, paired, composite | " in text and "| `KEY.known.png` | paired | " in text
     assert "| decode | truncated-image | image-rejected | 2 |" in text
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]) == {
         "seed": 7,
@@ -223,6 +227,8 @@ def test_mlcroissant_validates_the_metadata_and_reads_the_records_back(
             for i in range(count):
                 sample = make_sample(configuration, f"{split}-{i:03d}", split, people=1 + i % 3)
                 parts = {"": sample.image, "_parsing": sample.parsing, "_background": sample.background}
+                parts["_effects"] = np.full_like(sample.parsing, 255) if sample.effects is None else sample.effects
+                parts["_known"] = None if sample.known is None else sample.known * np.uint8(255)
                 if configuration == "composite":
                     parts["_layers"] = np.concatenate([p.layer for p in sample.people if p.layer is not None])
                 for part, array in parts.items():

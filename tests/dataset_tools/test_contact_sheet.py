@@ -69,6 +69,37 @@ def test_each_person_is_outlined_in_a_colour_of_their_own_and_the_scene_is_left_
     assert np.abs(drawn[around].astype(int) - sample.image[around]).mean() < 4
 
 
+def test_effects_are_hatched_in_the_colour_of_whose_they_are(make_sample: Callable[..., Sample]) -> None:
+    """The left half is in the second person's shadow; the right half in nobody's."""
+    sample = without_pose(make_sample("composite", people=2, size=(256, 256)))
+    for person in sample.people:
+        person.mask = np.eye(256, dtype=bool)
+    bits = np.zeros((256, 256), np.uint8)
+    bits[:, :128] = 2
+    margin = 256 // 12
+    plain, drawn = (
+        contact_sheet([replace(sample, image=np.full_like(sample.image, 255), effects=effects)], 1, 256)[margin:][:256]
+        for effects in (None, bits)
+    )
+    shaded, beside = slice(margin, margin + 128), slice(margin + 128, None)
+    np.testing.assert_array_equal(drawn[:, beside], plain[:, beside])
+    changed = (drawn != plain).any(-1)[:, shaded]
+    assert 0.1 < changed.mean() < 0.6, "what lies under the hatches is seen"
+    tinted = drawn[:, shaded][changed]
+    assert (tinted[:, 2] >= tinted[:, 1]).mean() > 0.9 and (tinted[:, 1] >= tinted[:, 0]).mean() > 0.9  # a sky blue
+
+
+def test_what_is_not_known_of_a_plate_is_hatched_and_nothing_else_of_it(make_sample: Callable[..., Sample]) -> None:
+    sample = make_sample("paired", size=(128, 96))
+    sample.known = np.arange(128)[:, None] + np.zeros(96) < 64
+    margin = 128 // 12
+    left = margin + 96 + 2
+    plate = contact_sheet([sample], 1, 128)[margin : margin + 128, left : left + 96]
+    assert sample.background is not None
+    changed = (plate != sample.background).any(-1)
+    assert not changed[:64].any() and 0.1 < changed[64:].mean() < 0.6
+
+
 def test_every_found_joint_is_drawn_where_it_is_and_others_are_not(make_sample: Callable[..., Sample]) -> None:
     sample = make_sample("real", people=1, size=(256, 256))
     person = sample.people[0]

@@ -23,7 +23,7 @@ from scipy.ndimage import binary_dilation
 from dataset_tools.errors import UserError
 from dataset_tools.inspection import Inspection, as_tables, inspect, people_columns, survey
 from dataset_tools.masks import stratum
-from dataset_tools.schema import EncodingSettings, Person, Sample
+from dataset_tools.schema import EncodingSettings, MadeBy, Person, Sample
 from dataset_tools.shards import ShardDataset, read_manifest, write_shard
 
 PNG = EncodingSettings(image_format="png")
@@ -74,6 +74,28 @@ def test_in_photographs_occlusion_is_what_the_source_flags(
     samples = [make_sample("real", f"train-{i:03d}", "train", people=1 + i % 3) for i in range(5)]
     assert part.occlusion_quantiles is None
     assert part.occluded == pytest.approx(np.mean([p.occluded for s in samples for p in s.people]))
+
+
+def test_effects_plates_and_captions_are_those_of_the_samples(make_sample: Callable[..., Sample]) -> None:
+    """Of four pictures: one whose effects nobody knows, one with none, two with one kind or an unknown one."""
+    nobody, none, reflected, unnamed = (make_sample("paired", f"k{index}") for index in range(4))
+    bits = np.eye(48, 64, dtype=np.uint8)
+    for sample, kinds, effects in [(none, (), bits * 0), (reflected, ("reflection",), bits), (unnamed, (), bits)]:
+        sample.effects, sample.people[0].effects = effects, kinds
+        sample.made_by = replace(sample.made_by, effects=MadeBy("difference"))
+    none.made_by = replace(none.made_by, plate=MadeBy("chosen", "lama"))
+    nobody.known, nobody.caption = np.zeros((48, 64), bool), ""
+    shard = write_shard([nobody, none, reflected, unnamed], "memory://effects", "paired/train-000000.tar", PNG, [])
+    ((part,), _) = survey("memory://effects", {"paired": {"train": [shard]}})
+    assert part.effects_known == 0.75 and part.effects_by == {"difference": 3, "none": 1}
+    assert part.effects == pytest.approx({"shadow": 0, "reflection": 1 / 3, "any": 2 / 3})
+    assert part.plate_known == pytest.approx(0.75 * 62 / 64) and part.plates_by == {"video": 3, "chosen (lama)": 1}
+    assert part.captions == 0.75
+
+
+def test_where_nothing_is_known_of_effects_and_plates_there_is_no_share(inspection: Inspection) -> None:
+    (part,) = (p for p in inspection.parts if (p.configuration, p.split) == ("real", "train"))
+    assert (part.effects_known, part.effects, part.plate_known, part.plates_by) == (0, {}, None, {"none": 5})
 
 
 def test_rejections_are_counted_by_reason_and_outcome(inspection: Inspection) -> None:
@@ -168,7 +190,17 @@ def test_it_becomes_plain_data_and_tables(inspection: Inspection) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(*as_tables(inspection))
     text = console.export_text()
-    for fact in ("composite/train", "paired/validation", "truncated-image", "64-64-64", "licenses/by/2.0/", "pascal 5"):
+    for fact in (
+        "composite/train",
+        "paired/validation",
+        "truncated-image",
+        "64-64-64",
+        "licenses/by/2.0/",
+        "pascal 5",
+        "composited 5",
+        "photograph 5",
+        "97%",
+    ):
         assert fact in text
     assert len(as_tables(inspection.model_copy(update={"rejected": []}))) == len(as_tables(inspection)) - 1
 
@@ -188,6 +220,6 @@ def test_what_cannot_be_inspected_is_said_in_one_line(dataset: Path, tmp_path: P
 @pytest.fixture(autouse=True, scope="module")
 def _clear_memory() -> Any:
     yield
-    for root in ("/touch", "/sizes", "/credit"):
+    for root in ("/touch", "/sizes", "/credit", "/effects"):
         if fsspec.filesystem("memory").exists(root):
             fsspec.filesystem("memory").rm(root, recursive=True)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset_tools.schema import Sample
+from dataset_tools.schema import EncodingSettings, Sample
+from dataset_tools.shards import write_shard
 
 pytestmark = pytest.mark.process
 
@@ -41,6 +42,7 @@ def facts(sample):
         {
             "mask": digest(mask.decode(person["segmentation"])),
             "area": person["area"],
+            "shadow": person["shadow"],
             "keypoints": person["keypoints"],
             "occlusion": person.get("occlusion"),
             "complete": digest(mask.decode(person["complete_segmentation"])) if "order" in person else None,
@@ -48,7 +50,8 @@ def facts(sample):
         for person in annotations["annotations"]
     ]
     titles = [origin["title"] for origin in annotations["origins"]]
-    return {"key": sample["__key__"], "split": annotations["split"], "parts": parts, "people": people, "titles": titles}
+    told = {name: annotations[name] for name in ("split", "caption", "known_share", "effects_share")}
+    return {"key": sample["__key__"], "told": told, "parts": parts, "people": people, "titles": titles}
 
 
 for configuration, split in plan:
@@ -63,6 +66,8 @@ for configuration, split in plan:
     by_card, by_files, streamed = ([facts(sample) for sample in rows] for rows in (by_card, by_files, streamed))
     assert by_card == by_files == streamed
     found["datasets"][configuration + "/" + split] = by_card
+late = datasets.load_dataset("webdataset", data_files={"train": [sys.argv[4]]}, split="train")
+found["late"] = [sample["annotations.json"]["annotations"][0]["shadow"] for sample in late]
 os.chdir(root)
 for snippet in snippets:
     with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -88,14 +93,18 @@ def truth(make_sample: Callable[..., Sample]) -> dict[str, list[dict[str, Any]]]
         for i in range(count):
             sample = make_sample(configuration, f"{split}-{i:03d}", split, people=1 + i % 3)
             parts = {"image.png": sample.image, "parsing.png": sample.parsing}
+            parts["effects.png"] = np.full_like(sample.parsing, 255) if sample.effects is None else sample.effects
             if sample.background is not None:
                 parts["background.png"] = sample.background
+            if sample.known is not None:
+                parts["known.png"] = sample.known * np.uint8(255)
             if configuration == "composite":
                 parts["layers.png"] = np.concatenate([p.layer for p in sample.people if p.layer is not None])
             people = [
                 {
                     "mask": digest(person.mask.astype(np.uint8, order="C")),
                     "area": int(person.mask.sum()),
+                    "shadow": person.effects == ("shadow",),
                     "keypoints": [float(value) for value in person.keypoints.reshape(-1)],
                     "occlusion": person.occlusion,
                     "complete": None
@@ -107,7 +116,14 @@ def truth(make_sample: Callable[..., Sample]) -> dict[str, list[dict[str, Any]]]
             expected.setdefault(f"{configuration}/{split}", []).append(
                 {
                     "key": sample.key,
-                    "split": split,
+                    "told": {
+                        "split": split,
+                        "caption": sample.caption,
+                        "known_share": {"real": 0, "composite": 1, "paired": 62 / 64}[configuration],
+                        "effects_share": 0
+                        if sample.effects is None
+                        else pytest.approx(np.count_nonzero(sample.effects) / sample.effects.size, abs=1e-6),
+                    },
                     "parts": {name: digest(array) for name, array in parts.items()},
                     "people": people,
                     "titles": [origin.title for origin in sample.origins],
@@ -123,12 +139,22 @@ def snippets(built_dataset: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def seen(built_dataset: Path, snippets: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def seen(
+    built_dataset: Path,
+    snippets: list[str],
+    make_sample: Callable[..., Sample],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
     """What an isolated interpreter sees that knows neither this folder nor the network: one, as it starts slowly."""
     place = tmp_path_factory.mktemp("readers")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    samples = [make_sample("composite", f"k{index}", size=(24, 32)) for index in range(7)]
+    for sample in samples[:6]:
+        sample.people[0].effects = ()
+    late = write_shard(samples, str(place), "composite/train-000000.tar", EncodingSettings(image_format="png"), [])
     plan = json.dumps([(configuration, split) for configuration, split, _ in PLAN])
     command = [sys.executable, "-I", "-c", READERS, str(built_dataset), plan, json.dumps(snippets)]
+    command.append(str(place / late.path))
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -143,11 +169,16 @@ def test_plain_readers_see_what_was_written(
         assert seen[reader][name] == expected, name
 
 
+def test_a_shadow_that_the_first_samples_do_not_have_is_read_all_the_same(seen: dict[str, Any]) -> None:
+    """Hugging Face `datasets` takes the schema of all samples from the first five."""
+    assert seen["late"] == [False] * 6 + [True]
+
+
 def test_tar_lists_the_parts_of_every_sample_side_by_side(built_dataset: Path) -> None:
     done = subprocess.run(
         ["tar", "tf", str(built_dataset / "composite/train-000000.tar")], capture_output=True, text=True, check=True
     )
-    parts = ["annotations.json", "background.png", "image.png", "layers.png", "parsing.png"]
+    parts = ["annotations.json", "background.png", "effects.png", "image.png", "layers.png", "parsing.png"]
     assert done.stdout.splitlines() == [f"train-{i:03d}.{part}" for i in range(3) for part in parts]
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from dataset_tools.errors import UserError
-from dataset_tools.schema import EncodingSettings, Sample
+from dataset_tools.schema import EncodingSettings, Sample, encode_png
 from dataset_tools.shards import (
     Manifest,
     Outline,
@@ -454,6 +454,10 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "another version": (lambda d: d.update(schema_version="9"), "schema version '9'"),
     "an unknown label set": (lambda d: d.update(label_set="own"), "unknown label set 'own'"),
     "no order": (lambda d: d["annotations"][0].pop("order"), "order and occlusion go with composite"),
+    "a clean plate of nobody": (lambda d: d["made_by"]["plate"].update(name="none"), "name of who made it"),
+    "effects that nobody knows": (lambda d: d["made_by"]["effects"].update(name="none"), "effects.png is not 255"),
+    "another share known": (lambda d: d.update(known_share=0.5), "says known_share 0.5, the parts say 1.0"),
+    "another share of effects": (lambda d: d.update(effects_share=0.9), "says effects_share 0.9, the parts say 0."),
     "nobody": (lambda d: d["annotations"].clear(), "layers.png"),
     "no people at all": (lambda d: d.update(annotations=None), "breaks the schema"),
 }
@@ -468,6 +472,33 @@ def test_what_a_sample_says_wrongly_is_found_and_shard_and_key_are_named(
     (found,) = problems(dataset)
     assert found.startswith(f"{TRAIN}, sample train-001: ")
     assert message in found
+
+
+def test_effects_of_more_people_than_there_are_and_shadows_that_show_nowhere_are_found(
+    dataset: Path, forge: Forge
+) -> None:
+    """Of two people, the first with a shadow, whose bits are all set and then one of them alone."""
+    shown = {"train-000": 2, "train-001": 2, "train-002": 1}
+    bits = {f"{key}.effects.png": encode_png(np.full((48, 64), value, np.uint8)) for key, value in shown.items()}
+    forge(dataset, TRAIN, lambda members: [(name, bits.get(name, data)) for name, data in members])
+    found = [line.removeprefix(f"{TRAIN}, sample ") for line in problems(dataset) if "effects_share" not in line]
+    assert found == [  # one person, two, three
+        "train-000: effects.png shows effects of more people than the 1 there are",
+        "train-000: person 0: has a shadow, of which effects.png shows nothing",
+        "train-001: person 0: has a shadow, of which effects.png shows nothing",
+    ]
+
+
+def test_what_version_1_wrote_is_told_with_what_to_do(dataset: Path, forge: Forge) -> None:
+    told = r"1\.0.*reads .?2\.0.?: build the dataset again$"
+    forge(dataset, TRAIN, edit_annotations("train-001", lambda document: document.update(schema_version="1.0")))
+    with pytest.raises(ValueError, match=f"sample 'train-001' has schema version '{told}".replace("reads", "knows")):
+        ShardDataset(str(dataset), "composite", "train")[1]
+    for name in ("composite/train-000000.index.json", "manifest.json"):
+        place = dataset / name
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"schema_version": "1.0"}))
+        with pytest.raises(UserError, match=f"{name} has schema version {told}"):
+            ShardDataset(str(dataset), "composite", "train")
 
 
 def test_a_missing_part_and_a_broken_picture_are_found(dataset: Path, forge: Forge) -> None:
