@@ -9,12 +9,14 @@ configuration  background branch                           foreground branch
 =============  ==========================================  ====================================================
 composite      learns the clean plate, judged everywhere   learns the image with the whole person in front of
                                                            everybody, judged inside their complete mask
-paired         the same                                    learns the image, judged inside the visible mask
+paired         the same, judged where the plate is known   learns the image, judged inside the visible mask
 real           learns the image, judged outside of all     the same as paired
                people only, where it is its own plate
 =============  ==========================================  ====================================================
 
 At inference the foreground branch completes people where others hide them, and composites alone know what is there.
+What people leave behind beside their masks, shadows and reflections, is shown to the background branch, and the clean
+plate, which has none of it, is what the branch learns to paint there.
 """
 
 from __future__ import annotations
@@ -61,9 +63,9 @@ class Batch:
     people's, which is the hole."""
     target_mask: torch.Tensor
     """Where the branch is judged. Foreground: M_k, the person's true mask, complete where that is known, else what is
-    visible of them. Background: 1 everywhere where the sample has a clean plate; otherwise 1 outside the true masks of
-    all people, each widened by `mild.erasing.regions.editable` for their soft edges, and 0 inside: there nobody knows
-    the background."""
+    visible of them. Background: 1 wherever the clean plate is known, where the sample has one; otherwise 1 outside the
+    true masks of all people, each widened by `mild.erasing.regions.editable` for their soft edges, and 0 inside: there
+    nobody knows the background."""
     weight: torch.Tensor
     """(B,): how often each example counts in the sum of eq. 5."""
 
@@ -224,7 +226,8 @@ def make_cues(
 def _background(sample: Sample, region: Region) -> tuple[np.ndarray, np.ndarray]:
     """What the background branch learns to paint in a window, (h, w, 3) uint8, and where it is known, (h, w) bool."""
     if sample.background is not None:
-        return cut_picture(sample.background, region), np.ones(region.size, bool)
+        unknown = np.zeros(sample.image.shape[:2], bool) if sample.known is None else ~sample.known
+        return cut_picture(sample.background, region), ~cut_mask(unknown, region)
     masks = np.stack([person.mask for person in sample.people])
     people = cut_mask(editable(masks, range(len(masks))), region)
     return prefilled(cut_picture(sample.image, region), people), ~people
@@ -314,9 +317,14 @@ def _transformed(
         )
         for person in sample.people
     ]
-    background = optional(sample.background)
     return replace(
-        sample, image=array(sample.image), people=people, parsing=array(sample.parsing), background=background
+        sample,
+        image=array(sample.image),
+        people=people,
+        parsing=array(sample.parsing),
+        background=optional(sample.background),
+        known=optional(sample.known),
+        effects=optional(sample.effects),
     )
 
 
@@ -342,9 +350,11 @@ def _check_sample(sample: Sample, resolution: int) -> None:
     if (why := misfit(Outline.of(sample), resolution)) is not None:
         raise UserError(f"{name} {why[1]}")
     height, width = sample.image.shape[:2]
-    parts = [sample.parsing, sample.background, *(person.mask for person in sample.people)]
+    parts = [sample.parsing, sample.background, sample.known, sample.effects]
+    parts += [person.mask for person in sample.people]
     parts += [part for person in sample.people for part in (person.augmented_mask, person.complete_mask, person.layer)]
     if {part.shape[:2] for part in parts if part is not None} != {(height, width)}:
         raise UserError(
-            f"{name}: background, masks, layers or parsing differ in size from the image ({width}x{height})"
+            f"{name}: background, known, effects, masks, layers or parsing differ in size from the image "
+            f"({width}x{height})"
         )

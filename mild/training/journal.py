@@ -240,7 +240,9 @@ class SamplePictures:
             rows.append([sample.image, hole, result.image])
             if sample.background is not None:
                 rows[-1].append(sample.background)
-                values.append(psnr_hole(result.image, sample.background, result.removed))
+                judged = result.removed if sample.known is None else result.removed & sample.known
+                if judged.any():
+                    values.append(psnr_hole(result.image, sample.background, judged))
         return Sheet(_sheet(rows), float(np.mean(values)) if values else None)
 
     def _erased(self, sample: Sample) -> Erased:

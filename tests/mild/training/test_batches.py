@@ -281,6 +281,22 @@ def test_joints_stay_on_their_pixels(make_sample: Callable[..., Sample], seed: i
     assert colours == expected
 
 
+@given(seed=st.integers(0, 2**32), smallest=st.sampled_from([0.1, 0.5]))
+@settings(max_examples=20)
+def test_effects_and_where_the_plate_is_known_stay_on_their_pixels(
+    make_sample: Callable[..., Sample], seed: int, smallest: float
+) -> None:
+    """Each pixel's red says whose effects it shows, its green whether the plate is known there."""
+    sample = make_sample(seed, height=40, width=60)
+    sample.image[:] = np.random.default_rng(seed).integers(0, 256, sample.image.shape)
+    sample.effects, sample.known = sample.image[..., 0], sample.image[..., 1] > 127
+    asked = TrainSettings(resolution=16, crop=CropSettings(smallest=smallest), flip=0.5)
+    view = draw_view(sample, 0, asked, np.random.default_rng(seed))
+    assert view.effects is not None and view.known is not None and view.known.dtype == bool
+    assert np.array_equal(view.effects, view.image[..., 0])
+    assert np.array_equal(view.known, view.image[..., 1] > 127)
+
+
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_mirroring_a_sample_mirrors_its_example_and_cues(branch: str, make_sample: Callable[..., Sample]) -> None:
     sample = _parsed(make_sample(1, height=32, width=32), "lip", seed=1)
@@ -438,6 +454,29 @@ def test_where_no_plate_is_known_the_background_is_judged_outside_of_all_people(
     assert np.allclose((same.picture[0].permute(1, 2, 0) + 1) * 127.5, composite.background, atol=1e-3)
 
 
+def test_the_background_is_judged_where_its_plate_is_known_and_there_without_shadows(
+    make_sample: Callable[..., Sample],
+) -> None:
+    """A picture of 64 pixels at 32: pixels that hold anything not known are not judged."""
+    sample = with_faulty_masks(_as("paired", make_sample(0, height=64, width=64)), np.random.default_rng(0))
+    assert sample.background is not None
+    sample.known = np.ones((64, 64), bool)
+    sample.known[10:21, 31:40] = False
+    shadow = np.zeros((64, 64), bool)
+    shadow[60:, :8] = True
+    sample.background[shadow] = 200
+    sample.image[shadow] = 50
+    sample.effects = shadow.astype(np.uint8)
+    batch = make_batch("bg", [sample], [0], 32)
+    judged = np.ones((32, 32), bool)
+    judged[5:11, 15:20] = False
+    assert np.array_equal(batch.target_mask[0, 0].numpy(), judged)
+    assert not batch.hole[0, 0, 30:, :4].any(), "the shadow lies beside the masks"
+    for tensor, level in [(batch.shown, 50), (batch.picture, 200)]:
+        assert torch.allclose((tensor[0, :, 30:, :4] + 1) * 127.5, torch.tensor(float(level)), atol=1e-3)
+    assert batch.target_mask[0, 0, 30:, :4].all()
+
+
 def test_without_a_plate_the_foreground_is_trained_alike(make_sample: Callable[..., Sample]) -> None:
     view = with_faulty_masks(_as("paired", make_sample(0)), np.random.default_rng(0))
     with_plate, without = (make_batch("fg", [one], [1], 32) for one in (view, replace(view, background=None)))
@@ -472,6 +511,8 @@ def test_without_a_plate_the_background_loss_does_not_know_what_people_look_like
         ({"people": []}, "sample sample-0 has no person"),
         ({"parsing": np.zeros((4, 4), np.uint8)}, r"differ in size from the image \(64x48\)"),
         ({"background": np.zeros((48, 63, 3), np.uint8)}, "differ in size"),
+        ({"known": np.ones((47, 64), bool)}, "background, known, effects"),
+        ({"effects": np.zeros((48, 65), np.uint8)}, "background, known, effects"),
         (
             {"people": [Person("a", np.ones((48, 64), bool), layer=np.zeros((48, 63, 4), np.uint8))]},
             "layers or parsing",

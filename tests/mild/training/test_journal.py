@@ -265,6 +265,10 @@ def test_the_sheet_shows_picture_hole_result_and_truth_of_the_first_by_key_as_th
     assert np.array_equal(drawn.picture, sheet)
     removed = (tiles[1, 1] == HOLE).all(-1)
     assert drawn.psnr == pytest.approx(psnr_hole(tiles[1, 2], known.background, removed), abs=0.1)
+    known.known = np.cumsum(removed).reshape(removed.shape) < removed.sum() / 2
+    assert again.draw().psnr == pytest.approx(psnr_hole(tiles[1, 2], known.background, removed & known.known), abs=0.1)
+    known.known[:] = False
+    assert again.draw().psnr is None
     logged = _events(output).Scalars("validation/psnr")
     assert [value.step for value in logged] == [3, 4] and logged[-1].value == pytest.approx(drawn.psnr, rel=1e-5)
     images = _events(output).Images("samples")
