@@ -312,8 +312,7 @@ class _Evaluation:
 
         Spectra are of the first shard alone.
         """
-        digests = {done.job.key(): done.files.digest for done in cases}
-        seen = [digest_of([_pictures(done), digests[done.job.cases.key()]]) for done in erased]
+        seen = _seen(cases, erased)
         jobs = [
             ScoreJob(**self.place, metric=metric, fingerprint=metric.fingerprint(), erased=done.job, results=results)
             for metric in self._able(metrics)
@@ -337,11 +336,10 @@ class _Evaluation:
             plates = [(job, job.shard.sha256) for job in self._plates()] if free else []
             truths = [] if free else [(done.job, done.files.digest) for done in cases]
             fixed: dict[str, Any] = {**self.place, "metric": metric, "fingerprint": metric.features_fingerprint()}
+            seen = [_pictures(done) for done in erased] if free else _seen(cases, erased)
             results = [
-                FeaturesJob(
-                    **fixed, of=done.job, digest=_pictures(done), which="results" if free else "results with truth"
-                )
-                for done in erased
+                FeaturesJob(**fixed, of=done.job, digest=digest, which="results" if free else "known")
+                for done, digest in zip(erased, seen, strict=True)
             ]
             reference = [
                 FeaturesJob(**fixed, of=job, digest=digest, which="plates" if free else "truths")
@@ -395,6 +393,12 @@ class _Evaluation:
             exclude={"datasets": {"__all__": {"place"}}},
         )
         return job.model_copy(update={"plan": write_named(job, "plan.json", text.encode()), "digest": digest_of(said)})
+
+
+def _seen(cases: list[_Done], erased: list[_Done]) -> list[str]:
+    """Digest of each method's results and of the cases that they are compared with."""
+    digests = {done.job.key(): done.files.digest for done in cases}
+    return [digest_of([_pictures(done), digests[done.job.cases.key()]]) for done in erased]
 
 
 def _pictures(erased: _Done) -> str:

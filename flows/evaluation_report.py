@@ -36,7 +36,7 @@ from mild.evaluation.summarize import (
 )
 from mild.evaluation.summary import Cell, Comparison, DatasetRow, Leakage, MethodRow, MetricRow, Spectrum, Summary
 from mild.metrics.inception import ENOUGH_PICTURES
-from mild.metrics.metric import DistributionMetric, NotComputed
+from mild.metrics.metric import UNKNOWN, DistributionMetric, NotComputed
 from mild.seeds import derived_seed
 from mild.versions import software_versions
 
@@ -176,7 +176,7 @@ def _values(plan: Plan, dataset: str) -> Values:
 def _distance(metric: DistributionMetric, results: list[Path], reference: list[Path], seed: int) -> Cell:
     counts = [sum(len(np.load(path, mmap_mode="r")) for path in side) for side in (results, reference)]
     if 0 in counts:
-        return Cell(not_computed={"no clean background is known": max(counts[0], 1)})
+        return Cell(not_computed={UNKNOWN: max(counts[0], 1)})
     try:
         value = metric.distance(_features(results), _features(reference), seed)
     except NotComputed as reason:

@@ -40,7 +40,7 @@ class CasesJob(KeptJob):
     """Pictures and masks of some samples of a shard."""
 
     step: ClassVar[str] = "prepare-cases"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = PICTURES
     name: str
     """Of the dataset in the recipe."""
@@ -134,7 +134,7 @@ class ScoreJob(KeptJob):
     """One metric of one picture each, on one method's results of one shard."""
 
     step: ClassVar[str] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = PICTURES
     suffix: ClassVar[str] = ".parquet"
     metric: AnyMetric
@@ -168,7 +168,7 @@ class FeaturesJob(KeptJob):
     """Features of the pictures of one shard, for metrics that compare sets of pictures."""
 
     step: ClassVar[str] = "features"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = PICTURES
     suffix: ClassVar[str] = ".npy"
     metric: AnyMetric
@@ -177,9 +177,9 @@ class FeaturesJob(KeptJob):
     of: EraseJob | CasesJob
     """Whose results; or of which cases the clean backgrounds."""
     digest: str
-    """Of these."""
-    which: Literal["results", "results with truth", "truths", "plates"]
-    """``plates``: the clean background of every sample, case or not."""
+    """Of these, and of what else is looked at."""
+    which: Literal["results", "known", "truths", "plates"]
+    """``known``: results, where the clean background is known; ``plates``: that of every sample, case or not."""
 
     def determines(self) -> Any:
         """The network and the pictures."""
@@ -204,14 +204,16 @@ class FeaturesJob(KeptJob):
 def take_features(job: FeaturesJob) -> Files:
     """Compute them."""
     from mild.evaluation.cases import read_rows
-    from mild.evaluation.compare import features_of_plates, features_of_results, features_of_truths
+    from mild.evaluation.compare import features_of_known, features_of_plates, features_of_results, features_of_truths
 
     metric = job.metric
     assert isinstance(metric, DistributionMetric)
     if isinstance(job.of, EraseJob):
-        rows = read_rows(job.of.cases.kept_at)
-        with_truth = job.which == "results with truth"
-        count = features_of_results(metric, job.of.kept_at, rows, job.kept_at, with_truth=with_truth)
+        cases = job.of.cases.kept_at
+        if job.which == "known":
+            count = features_of_known(metric, cases, job.of.kept_at, read_rows(cases), job.kept_at)
+        else:
+            count = features_of_results(metric, job.of.kept_at, read_rows(cases), job.kept_at)
     elif job.which == "plates":
         count = features_of_plates(metric, job.of.samples(), job.kept_at)
     else:

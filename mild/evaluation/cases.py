@@ -4,6 +4,8 @@ A folder of cases, written once a shard, holds::
 
     cases.parquet                      a row a case, see `CASES`
     KEY/before.png  KEY/truth.png      the picture, and its clean background where one is known
+    KEY/known.png                      where it is known, unless that is everywhere
+    KEY/effects.png                    shadows and reflections of those who go, where these are known
     KEY/MASKS/mask.png                 what methods are given, 0 or 255
     KEY/MASKS/hole.png                 that, and all that those who go really cover
     KEY/MASKS/staying.png              people and things that stay
@@ -38,10 +40,11 @@ CASES = pa.schema(
         ("overlap", pa.bool_()),
         ("hole_share", pa.float64()),
         ("truth", pa.bool_()),
+        ("effects", pa.bool_()),
     ]
 )
 """``people``: how many vanish; ``overlap``: whether any two of them touch; ``truth``: whether a clean background is
-known."""
+known, anywhere; ``effects``: whether shadows and reflections of those who vanish are known."""
 RESULTS = pa.schema(
     [
         ("key", pa.string()),
@@ -70,6 +73,7 @@ class CaseRow:
     overlap: bool
     hole_share: float
     truth: bool
+    effects: bool
 
 
 def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: Path) -> list[CaseRow]:
@@ -87,6 +91,8 @@ def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: 
                 f"sample key {sample.key!r} cannot be a file name: keys hold letters, digits, '-' and '_' only"
             )
         going = [person for person in sample.people if _goes(person, settings)]
+        effects = sample.effects_of(index for index, person in enumerate(sample.people) if _goes(person, settings))
+        known = sample.background is not None and (sample.known is None or bool(sample.known.any()))
         covered = _union([person.mask for person in going], sample.image)
         staying = _union([person.mask for person in sample.people if not _goes(person, settings)], sample.image)
         for kind in settings.masks:
@@ -96,11 +102,15 @@ def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: 
             place = folder / sample.key / kind
             place.mkdir(parents=True, exist_ok=True)
             write_picture(place.parent / "before.png", sample.image)
-            if sample.background is not None:
+            if known and sample.background is not None:
                 write_picture(place.parent / "truth.png", sample.background)
+                if sample.known is not None and not sample.known.all():
+                    write_mask(place.parent / "known.png", sample.known)
+            if effects is not None:
+                write_mask(place.parent / "effects.png", effects)
             hole = case.hole | covered
             for name, mask in (("mask", case.hole), ("hole", hole), ("staying", staying)):
-                write_picture(place / f"{name}.png", mask.astype(np.uint8) * 255)
+                write_mask(place / f"{name}.png", mask)
             rows.append(
                 CaseRow(
                     key=sample.key,
@@ -110,7 +120,8 @@ def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: 
                     people=len(going),
                     overlap=_overlap([person.mask for person in going]),
                     hole_share=float(hole.mean()),
-                    truth=sample.background is not None,
+                    truth=known,
+                    effects=effects is not None,
                 )
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,16 +168,26 @@ def read_judged(cases: Path, results: Path, rows: Sequence[CaseRow]) -> Iterator
         if not result.is_file():
             yield None
             continue
-        own = cases / row.key
+        own, after = cases / row.key, read_picture(result)
+        truth, known = read_truth(own) if row.truth else (None, np.zeros(after.shape[:2], bool))
         yield Judged(
             key=row.key,
             image=read_picture(own / "before.png"),
-            result=read_picture(result),
-            truth=read_picture(own / "truth.png") if row.truth else None,
+            result=after,
+            truth=None if truth is None else np.where(known[..., None], truth, after),
+            known=known,
             given=read_mask(own / row.masks / "mask.png"),
             hole=read_mask(own / row.masks / "hole.png"),
             staying=read_mask(own / row.masks / "staying.png"),
+            effects=read_mask(own / "effects.png") if row.effects else None,
         )
+
+
+def read_truth(own: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The clean background (H, W, 3) uint8 of a case's folder ``KEY``, and (H, W) bool, where it is known."""
+    truth = read_picture(own / "truth.png")
+    known = read_mask(own / "known.png") if (own / "known.png").is_file() else np.ones(truth.shape[:2], bool)
+    return truth, known
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -177,6 +198,11 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     path.write_bytes(data.tobytes())
 
 
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write (H, W) bool as PNG, 0 and 255."""
+    write_picture(path, mask.astype(np.uint8) * 255)
+
+
 def read_picture(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a file that `write_picture` wrote."""
     found = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
@@ -185,7 +211,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) bool of a file that `write_picture` wrote."""
+    """(H, W) bool of a file that `write_mask` wrote."""
     found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     assert found is not None, path
     return found > 0

@@ -24,11 +24,12 @@ from mild.evaluation.cases import (
     case_of,
     read_judged,
     read_picture,
+    read_truth,
     write_picture,
 )
 from mild.evaluation.methods import Case, Eraser, MethodSettings, Setup
 from mild.evaluation.settings import DatasetSettings
-from mild.metrics.metric import DistributionMetric, Judged, NotComputed, PictureMetric
+from mild.metrics.metric import UNKNOWN, DistributionMetric, Judged, NotComputed, PictureMetric
 from mild.seeds import derived_seed
 
 SCORES = pa.schema(
@@ -147,7 +148,7 @@ def score_cases(metric: PictureMetric, cases: Path, results: Path, rows: Sequenc
         if judged is None:
             values[index] = NotComputed(f"no result: {failures.get((row.key, row.masks), 'it is missing')}")
         elif judged.truth is None and metric.reference != "none":
-            values[index] = NotComputed("no clean background is known")
+            values[index] = NotComputed(UNKNOWN)
         else:
             waiting.append((index, judged))
         if len(waiting) == metric.batch_size:
@@ -166,17 +167,25 @@ def score_cases(metric: PictureMetric, cases: Path, results: Path, rows: Sequenc
     pq.write_table(pa.Table.from_pylist(table, schema=SCORES), target)
 
 
-def features_of_results(
-    metric: DistributionMetric, results: Path, rows: Sequence[CaseRow], target: Path, *, with_truth: bool
-) -> int:
-    """Features of all results of one method; writes (N, D) float32, gives N.
-
-    Args:
-        with_truth: leave out those of which no clean background is known, so that results and reference show the same
-            places.
-    """
-    paths = (results / row.key / f"{row.masks}.png" for row in rows if row.truth or not with_truth)
+def features_of_results(metric: DistributionMetric, results: Path, rows: Sequence[CaseRow], target: Path) -> int:
+    """Features of all results of one method; writes (N, D) float32, gives N."""
+    paths = (results / row.key / f"{row.masks}.png" for row in rows)
     return _write_features(metric, (read_picture(path) for path in paths if path.is_file()), target)
+
+
+def features_of_known(
+    metric: DistributionMetric, cases: Path, results: Path, rows: Sequence[CaseRow], target: Path
+) -> int:
+    """The same to compare with `features_of_truths`: both show the same places, and the same where nothing is known."""
+
+    def pictures() -> Iterator[np.ndarray]:
+        for row in rows:
+            path = results / row.key / f"{row.masks}.png"
+            if row.truth and path.is_file():
+                truth, known = read_truth(cases / row.key)
+                yield np.where(known[..., None], read_picture(path), truth)
+
+    return _write_features(metric, pictures(), target)
 
 
 def features_of_truths(metric: DistributionMetric, cases: Path, rows: Sequence[CaseRow], target: Path) -> int:

@@ -69,7 +69,10 @@ class CLIPNetwork(EmbeddingNetwork):
 
 
 class SimilarityMetric(NetworkMetric, PictureMetric):
-    """Cosine similarity, -1..1, of result and clean background, whole pictures as the network's processor has them."""
+    """Cosine similarity, -1..1, of result and clean background, whole pictures as the network's processor has them.
+
+    What is not known of the clean background counts as equal.
+    """
 
     digits: ClassVar[int] = 4
     larger_is_better: ClassVar[bool] = True

@@ -58,8 +58,9 @@ class InceptionMetric(NetworkMetric, DistributionMetric):
     larger_is_better: ClassVar[bool] = False
 
     reference_pictures: Literal["clean-backgrounds", "person-free"] = "clean-backgrounds"
-    """What results are compared with: the clean backgrounds of the same pictures; or other pictures without anybody,
-    which needs none (FID* of arXiv 2404.11104). References that show people misjudge who removes them."""
+    """What results are compared with: the clean backgrounds of the same pictures, whose colours results are given where
+    it is not known; or other pictures without anybody, which needs none (FID* of arXiv 2404.11104). References that
+    show people misjudge who removes them."""
 
     @property
     def usual_weights(self) -> str:

@@ -26,7 +26,10 @@ _SLICE = re.compile(r"^slices?\.?\d+\.")
 
 
 class LPIPS(NetworkMetric, PictureMetric):
-    """Over the whole picture, at its own size. Values of different backbones cannot be compared."""
+    """Over the whole picture, at its own size. Values of different backbones cannot be compared.
+
+    What is not known of the clean background counts as equal.
+    """
 
     kind: Literal["lpips"] = "lpips"
     digits: ClassVar[int] = 4

@@ -13,9 +13,14 @@ from pydantic import Field
 
 from dataset_tools.settings import Settings, digest_of
 
-Region = Literal["hole", "picture", "outside", "border"]
-"""Where a metric looks: at what was to be filled and what those who go really cover; everywhere; at what no method may
-change; or at the line between both."""
+Region = Literal["hole", "picture", "effects", "outside", "border"]
+"""Where a metric looks: at what was to be filled and what those who go really cover; everywhere; at their shadows and
+reflections beside that; at what no method may change; or at the line between mask and rest."""
+
+
+UNKNOWN = "no clean background is known"
+UNKNOWN_HOLE = "nothing of the clean background is known in the hole"
+"""Why a metric has no value, where several say the same."""
 
 
 class NotComputed(Exception):
@@ -32,13 +37,18 @@ class Judged:
     result: np.ndarray
     """(H, W, 3) uint8 RGB."""
     truth: np.ndarray | None
-    """(H, W, 3) uint8 RGB: the clean background; None where none is known."""
+    """(H, W, 3) uint8 RGB: the clean background; None where none is known. Where it is not ``known`` it is the result
+    itself, so that nothing there speaks for or against it; what is averaged over pixels is averaged over known ones."""
+    known: np.ndarray
+    """(H, W) bool: where the clean background is known."""
     given: np.ndarray
     """(H, W) bool: the mask that the method was given, all that it may change."""
     hole: np.ndarray
     """(H, W) bool: that, and all that those who go really cover; not empty."""
     staying: np.ndarray
     """(H, W) bool: people who stay."""
+    effects: np.ndarray | None
+    """(H, W) bool: where the picture before shows shadows and reflections of those who go; None where nobody knows."""
 
 
 class MetricSettings(Settings, ABC):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from mild.metrics.metric import Judged, NotComputed, PictureMetric, Region
+from mild.metrics.metric import UNKNOWN_HOLE, Judged, NotComputed, PictureMetric, Region
 
 if TYPE_CHECKING:
     from efficientnet_lite_pytorch import EfficientNet
@@ -56,8 +56,10 @@ class PerceptualDistance(PictureMetric):
             if min(one.truth.shape[:2]) < SMALLEST:
                 why = f"the picture is smaller than {SMALLEST} pixels, of which the coarsest features are made"
                 found.append(NotComputed(why))
+            elif not (where := one.hole & one.known).any():
+                found.append(NotComputed(UNKNOWN_HOLE))
             else:
-                found.append(perceptual_hole(one.result, one.truth, one.hole))
+                found.append(perceptual_hole(one.result, one.truth, where))
         return found
 
 

@@ -7,13 +7,15 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from mild.metrics.metric import Judged, NotComputed, PictureMetric, Region
+from mild.metrics.metric import UNKNOWN, UNKNOWN_HOLE, Judged, NotComputed, PictureMetric, Region
 
 
 class PSNR(PictureMetric):
-    """In dB: in the hole, or over the whole picture. Publications use both, and seldom say which."""
+    """In dB: in the hole, or over the whole picture; publications use both, and seldom say which. Or where, outside the
+    hole, the picture before shows shadows and reflections of those who go, which methods without an idea of them leave.
+    """
 
-    kind: Literal["psnr", "psnr_hole"] = "psnr_hole"
+    kind: Literal["psnr", "psnr_hole", "psnr_effects"] = "psnr_hole"
     packages: ClassVar[tuple[str, ...]] = ("scikit-image",)
     digits: ClassVar[int] = 2
     larger_is_better: ClassVar[bool] = True
@@ -21,21 +23,32 @@ class PSNR(PictureMetric):
     @property
     def title(self) -> str:
         """See `MetricSettings.title`."""
-        return "PSNR, dB" if self.kind == "psnr" else "PSNR hole, dB"
+        return {"psnr": "PSNR, dB", "psnr_hole": "PSNR hole, dB", "psnr_effects": "PSNR effects, dB"}[self.kind]
 
     @property
     def region(self) -> Region:
         """See `MetricSettings.region`."""
-        return "picture" if self.kind == "psnr" else "hole"
+        regions: dict[str, Region] = {"psnr": "picture", "psnr_hole": "hole", "psnr_effects": "effects"}
+        return regions[self.kind]
 
     def score(self, judged: Sequence[Judged]) -> list[float | NotComputed]:
         """See `PictureMetric.score`."""
         found: list[float | NotComputed] = []
         for one in judged:
             assert one.truth is not None
-            in_hole = self.kind == "psnr_hole"
-            found.append(psnr_hole(one.result, one.truth, one.hole) if in_hole else psnr(one.result, one.truth))
+            where, why = self._where(one)
+            found.append(psnr_hole(one.result, one.truth, where) if where.any() else NotComputed(why))
         return found
+
+    def _where(self, one: Judged) -> tuple[np.ndarray, str]:
+        """(H, W) bool: what is looked at, and what to say where that is nothing."""
+        if self.kind == "psnr":
+            return one.known, UNKNOWN
+        if self.kind == "psnr_hole":
+            return one.known & one.hole, UNKNOWN_HOLE
+        if one.effects is None:
+            return np.zeros_like(one.known), "whether those who go leave shadows and reflections is not known"
+        return one.known & one.effects & ~one.hole, "no shadow or reflection of those who go lies outside the hole"
 
 
 def psnr(result: np.ndarray, truth: np.ndarray) -> float:

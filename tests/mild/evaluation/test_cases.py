@@ -10,8 +10,18 @@ import pytest
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from mild.evaluation.cases import case_of, prepare_cases, read_judged, read_mask, read_picture, read_rows, write_picture
+from mild.evaluation.cases import (
+    CaseRow,
+    case_of,
+    prepare_cases,
+    read_judged,
+    read_mask,
+    read_picture,
+    read_rows,
+    write_picture,
+)
 from mild.evaluation.settings import DatasetSettings
+from mild.metrics.metric import Judged
 
 MakeSample = Callable[..., Sample]
 BOTH = DatasetSettings(masks=("exact", "augmented"))
@@ -79,6 +89,42 @@ def test_a_picture_without_a_clean_background_is_a_case_without_a_truth(
     write_picture(tmp_path / "results" / sample.key / "exact.png", sample.image)
     (judged,) = read_judged(tmp_path, tmp_path / "results", [row])
     assert judged is not None and judged.truth is None
+
+
+def test_what_is_not_known_of_the_truth_is_the_result_itself(tmp_path: Path, make_sample: MakeSample) -> None:
+    sample = make_sample(0)
+    sample.known = np.arange(64) + np.zeros((48, 1)) < 40
+    (row,) = prepare_cases([sample], DatasetSettings(), tmp_path)
+    judged = _judged(tmp_path, row, 255 - sample.image)
+    assert row.truth and judged.truth is not None and sample.background is not None
+    assert np.array_equal(judged.known, sample.known)
+    assert np.array_equal(judged.truth[:, :40], sample.background[:, :40])
+    assert np.array_equal(judged.truth[:, 40:], judged.result[:, 40:])
+    sample.known[:] = False
+    (row,) = prepare_cases([sample], DatasetSettings(), tmp_path / "nowhere")
+    assert not row.truth and _judged(tmp_path / "nowhere", row, sample.image).truth is None
+
+
+def test_effects_are_those_of_who_goes_and_are_told_from_none(tmp_path: Path, make_sample: MakeSample) -> None:
+    sample = make_sample(0)
+    sample.people[1].category = "Dog"
+    settings = DatasetSettings(categories=("Dog",))
+    (row,) = prepare_cases([sample], settings, tmp_path)
+    assert not row.effects and _judged(tmp_path, row, sample.image).effects is None, "nobody knows them"
+    sample.effects = np.random.default_rng(0).integers(0, 4, (48, 64), np.uint8)
+    (row,) = prepare_cases([sample], settings, tmp_path)
+    judged = _judged(tmp_path, row, sample.image)
+    assert row.effects and judged.effects is not None
+    assert np.array_equal(judged.effects, sample.effects >= 2), "the dog's is bit 1"
+    assert np.array_equal(judged.hole, sample.people[1].mask), "they are no part of the hole"
+
+
+def _judged(cases: Path, row: CaseRow, result: np.ndarray) -> Judged:
+    (cases / "results" / row.key).mkdir(parents=True, exist_ok=True)
+    write_picture(cases / "results" / row.key / "exact.png", result)
+    (judged,) = read_judged(cases, cases / "results", [row])
+    assert judged is not None
+    return judged
 
 
 def test_what_cannot_be_judged_is_named(tmp_path: Path, make_sample: MakeSample) -> None:

@@ -13,7 +13,14 @@ from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
 from mild.evaluation import compare
 from mild.evaluation.cases import CaseRow, prepare_cases, read_picture
-from mild.evaluation.compare import Bench, features_of_plates, features_of_results, features_of_truths, score_cases
+from mild.evaluation.compare import (
+    Bench,
+    features_of_known,
+    features_of_plates,
+    features_of_results,
+    features_of_truths,
+    score_cases,
+)
 from mild.evaluation.methods import Case, MethodSettings, Setup
 from mild.evaluation.settings import DatasetSettings
 from mild.metrics.metric import DistributionMetric, Judged, NotComputed, PictureMetric, Region
@@ -219,9 +226,25 @@ def test_features_of_results_and_their_reference_are_of_the_same_places(
 ) -> None:
     cases, results, rows, samples = erased
     metric, target = MeanColours(batch_size=2), tmp_path / "features.npy"
-    assert features_of_results(metric, results, rows, target, with_truth=True) == 2
-    assert features_of_results(metric, results, rows, target, with_truth=False) == 3
+    assert features_of_results(metric, results, rows, target) == 3
+    assert features_of_known(metric, cases, results, rows, target) == 2
     assert features_of_truths(metric, cases, rows, target) == 3
     assert features_of_plates(metric, samples, target) == 3
     plates = [sample.background.mean((0, 1)) for sample in samples if sample.background is not None]
     assert np.load(target) == pytest.approx(np.array(plates, np.float32))
+
+
+def test_results_are_given_the_colours_of_their_reference_where_that_is_not_known(
+    tmp_path: Path, make_sample: MakeSample
+) -> None:
+    """Half of the picture is not known: results are inverted pictures in the other half alone."""
+    sample = make_sample(0)
+    assert sample.background is not None
+    sample.known = np.arange(64) + np.zeros((48, 1)) < 32
+    rows = prepare_cases([sample], DatasetSettings(), tmp_path / "cases")
+    _run([sample], tmp_path / "results", Inverting(calls=[]))
+    target = tmp_path / "features.npy"
+    features_of_known(MeanColours(), tmp_path / "cases", tmp_path / "results", rows, target)
+    result = read_picture(tmp_path / "results" / sample.key / "exact.png")
+    shown = np.concatenate([result[:, :32], sample.background[:, 32:]], axis=1)
+    assert np.load(target)[0] == pytest.approx(shown.mean((0, 1)), rel=1e-5)

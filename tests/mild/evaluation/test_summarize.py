@@ -38,7 +38,7 @@ def _values(scores: dict[str, list[float]], masks: tuple[str, ...] = ("exact",),
     values = Values("composite")
     values.add_cases(
         [
-            CaseRow(f"s{index // len(masks)}", masks[index % len(masks)], 8, 8, 2, bool(index % 2), 0.1, True)
+            CaseRow(f"s{index // len(masks)}", masks[index % len(masks)], 8, 8, 2, bool(index % 2), 0.1, True, False)
             for index in range(count)
         ]
     )

@@ -69,7 +69,7 @@ def metric(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def judged(result: np.ndarray, truth: np.ndarray) -> Judged:
     nowhere = np.zeros(truth.shape[:2], bool)
-    return Judged("a", truth, result, truth, nowhere, ~nowhere, nowhere)
+    return Judged("a", truth, result, truth, ~nowhere, nowhere, ~nowhere, nowhere, None)
 
 
 def pairs() -> list[Judged]:

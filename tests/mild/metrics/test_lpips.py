@@ -54,7 +54,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Backbone], LPIP
 
 def judged(result: np.ndarray, truth: np.ndarray) -> Judged:
     nowhere = np.zeros(truth.shape[:2], bool)
-    return Judged("a", truth, result, truth, nowhere, ~nowhere, nowhere)
+    return Judged("a", truth, result, truth, ~nowhere, nowhere, ~nowhere, nowhere, None)
 
 
 def pairs() -> list[Judged]:

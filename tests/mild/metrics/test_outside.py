@@ -31,3 +31,12 @@ def test_it_is_the_mean_of_what_changed_outside_in_both_directions(make_judged: 
 def test_where_everything_may_change_there_is_no_value(make_judged: Callable[..., Judged]) -> None:
     (why,) = ChangeOutside().score([make_judged(IMAGE, np.ones_like(GIVEN))])
     assert isinstance(why, NotComputed) and "covers the whole picture" in str(why)
+
+
+def test_shadows_of_those_who_go_may_change(make_judged: Callable[..., Judged]) -> None:
+    shadow = np.zeros_like(GIVEN)
+    shadow[6:8, 1:7] = True
+    result = np.where((GIVEN | shadow)[..., None], 255 - IMAGE, IMAGE)
+    of = [make_judged(result, GIVEN, image=IMAGE, effects=effects) for effects in (shadow, shadow & False, None)]
+    right, wrong, unknown = ChangeOutside().score(of)
+    assert right == 0 and wrong == unknown and float(str(wrong)) > 0

@@ -77,3 +77,9 @@ def test_the_metric_is_the_distance_in_the_hole_or_the_reason_why_there_is_none(
     )
     assert value == perceptual_hole(result, truth, hole) != perceptual_hole(result, truth, WHOLE)
     assert isinstance(why, NotComputed) and "smaller than 32 pixels" in str(why)
+    known = np.arange(64) + np.zeros((64, 1)) < 20
+    partly, nothing = PerceptualDistance().score(
+        [make_judged(result, hole, truth=truth, known=one) for one in (known, ~hole)]
+    )
+    assert partly == perceptual_hole(result, truth, hole & known) != value
+    assert isinstance(nothing, NotComputed) and "in the hole" in str(nothing)

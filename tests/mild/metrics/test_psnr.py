@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
-from mild.metrics.metric import Judged
+from mild.metrics.metric import Judged, NotComputed
 from mild.metrics.psnr import PSNR, psnr
 
 
@@ -47,3 +47,32 @@ def test_where_both_are_identical_it_is_infinite(make_judged: Callable[..., Judg
     assert PSNR(kind="psnr_hole").score([judged]) == [math.inf]
     assert PSNR(kind="psnr").score([judged]) != [math.inf]
     assert psnr(_picture(1), _picture(1)) == math.inf
+
+
+def test_only_what_is_known_of_the_truth_counts(make_judged: Callable[..., Judged]) -> None:
+    """Off by 20 in the known half of the hole, by 5 in what else is known."""
+    truth = np.full((40, 30, 3), 100, np.uint8)
+    known = np.arange(30) + np.zeros((40, 1)) < 15
+    result = truth + np.where((HOLE & known)[..., None], 20, 5).astype(np.uint8)
+    judged = make_judged(result, HOLE, truth=np.where(known[..., None], truth, result), known=known)
+    assert PSNR(kind="psnr_hole").score([judged]) == [pytest.approx(20 * math.log10(255 / 20))]
+    share = (HOLE & known).sum() / known.sum()
+    error = share * 20**2 + (1 - share) * 5**2
+    assert PSNR(kind="psnr").score([judged]) == [pytest.approx(10 * math.log10(255**2 / error))]
+    (why,) = PSNR(kind="psnr_hole").score([make_judged(result, HOLE, truth=truth, known=~HOLE)])
+    assert isinstance(why, NotComputed) and "in the hole" in str(why)
+
+
+def test_effects_are_judged_outside_the_hole_where_the_truth_is_known(make_judged: Callable[..., Judged]) -> None:
+    """A shadow that reaches into the hole and to where nothing is known, left as it was: 40 levels too dark."""
+    truth = np.full((40, 30, 3), 100, np.uint8)
+    shadow = np.zeros((40, 30), bool)
+    shadow[10:30, 5:25] = True
+    known = np.arange(30) + np.zeros((40, 1)) < 20
+    result = np.where(shadow[..., None], np.uint8(60), truth)
+    result[HOLE], result[~known] = 0, 255
+    metric = PSNR(kind="psnr_effects")
+    (value,) = metric.score([make_judged(result, HOLE, truth=truth, known=known, effects=shadow)])
+    assert value == pytest.approx(20 * math.log10(255 / 40))
+    why = metric.score([make_judged(result, HOLE, truth=truth, effects=one) for one in (None, shadow & HOLE)])
+    assert ["not known" in str(why[0]), "outside the hole" in str(why[1])] == [True, True]
