@@ -155,7 +155,7 @@ def draw_sample(index: int, height: int = 48, width: int = 64, people: int = 2) 
         parsing=parsing,
         label_set="pascal",
         origins=[],
-        made_by=Makers(pose=MadeBy("drawn")),
+        made_by=Makers(pose=MadeBy("drawn"), plate=MadeBy("photograph")),
         background=background,
     )
 

@@ -324,6 +324,7 @@ def request_of(make_sample: Callable[..., Sample], quick: TrainSettings, tmp_pat
                 sample = make_sample(number := number + 1)
                 sample.split, sample.configuration = split, configuration  # type: ignore[assignment]
                 if configuration == "paired":
+                    sample.known = np.ones(sample.image.shape[:2], bool)
                     for person in sample.people:
                         person.complete_mask = person.augmented_mask = person.layer = None
                         person.order = person.occlusion = None
