@@ -175,7 +175,7 @@ def as_tables(inspection: Inspection) -> list[Table]:
         (shards, ("shards", "samples", "people", "size", "width", "height")),
         (people, ("1", "2", "3", "4", "5", "6+")),
         (overlap, ("occluded", "median", "90 %", "most", "truncated", "masks touch", "boxes overlap")),
-        (effects, ("effects known", *EFFECT_COLUMNS, "plate known", "captions")),
+        (effects, ("known", *EFFECT_COLUMNS, "plate known", "captions")),
     ]:
         for heading in headings:
             table.add_column(heading, justify="right")
