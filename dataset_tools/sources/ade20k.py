@@ -352,7 +352,7 @@ class _Full:
                         mask,
                         f"{number}:{value}:{name}",
                         occluded=one is not None and one.occluded,
-                        truncated=one is not None and one.truncated,
+                        truncated=one.truncated if one else None,
                     )
                 )
 
@@ -548,9 +548,12 @@ def _decode(data: bytes, full: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _instance(
-    name: str, category: str, mask: np.ndarray, where: str, occluded: bool = False, truncated: bool = False
+    name: str, category: str, mask: np.ndarray, where: str, occluded: bool = False, truncated: bool | None = None
 ) -> InstanceRecord:
+    """Who is truncated where nobody says so touches the picture's edge."""
     (top, bottom, left, right), (height, width) = bounds(mask), mask.shape
+    if truncated is None:
+        truncated = top == 0 or left == 0 or bottom == height or right == width
     return InstanceRecord(
         id=name,
         category=category,

@@ -6,6 +6,9 @@ is published for validation is the split ``test``, since the answers to COCO's o
 
 Pictures are used as they are stored: masks and keypoints are in those pixels, whatever EXIF says.
 
+COCO does not say who is occluded or cut off: who has several polygons counts as the one, since something in front
+divides them, and whose mask touches the picture's edge as the other.
+
 How far nobody is in a background: annotators of COCO were to mark everybody, up to ten or fifteen a picture one by one
 and the others as one crowd (https://arxiv.org/abs/1405.0312, section 4.3). Pictures with either are no backgrounds;
 people whom they overlooked, small ones as a rule, an instance network can find (``instances``).
@@ -423,6 +426,8 @@ class _Part:
             category=category.capitalize(),
             box=(x / width, y / height, (x + w) / width, (y + h) / height),
             mask=f"{height}:{width}:{rle['counts']}",
+            occluded=isinstance(segmentation, list) and len(segmentation) > 1,
+            truncated=min(x, y) == 0 or x + w == width or y + h == height,
             crowd=bool(crowd),
         )
 

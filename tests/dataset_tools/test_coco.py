@@ -190,6 +190,20 @@ def test_other_classes_take_the_place_of_people(coco: Callable[..., CocoSource])
         coco(documents(), categories=["dogs"]).curate()
 
 
+def test_who_is_divided_or_touches_the_edge_is_told(coco: Callable[..., CocoSource]) -> None:
+    files = documents()
+    at_the_edge = person(51, 4, segmentation=[[0, 10, 20, 10, 20, 50, 0, 50]], bbox=[0, 10, 20, 40])
+    files["instances_train2017"]["annotations"].append(at_the_edge)
+    people = {each.id: each for record in coco(files).curate().records for each in record.instances}
+    assert {name: (each.occluded, each.truncated) for name, each in people.items()} == {
+        "11": (True, False),
+        "21": (False, False),
+        "22": (False, False),
+        "51": (False, True),
+        "1001": (False, False),
+    }
+
+
 def test_the_caption_of_the_lowest_id_is_taken(coco: Callable[..., CocoSource]) -> None:
     files = documents()
     rows = [(9, 1, "Later."), (3, 1, " A man\n walks. "), (4, 2, 7), (5, 2, " "), (6, 77, "Nobody."), (7, 4, "A dog.")]
@@ -369,10 +383,10 @@ def test_what_is_missing_or_no_json_is_told_with_its_name(coco: Callable[..., Co
     source = coco(documents())
     file = tmp_path / "coco/annotations/instances_train2017.json"
     file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(UserError, match="^annotations/instances_train2017.json is not the JSON"):
+    with pytest.raises(UserError, match=r"^annotations/instances_train2017\.json is not the JSON"):
         source.curate()
     file.write_text('{"images": [], "annotations": []}')
-    with pytest.raises(UserError, match="^annotations/instances_train2017.json has no categories and no licenses"):
+    with pytest.raises(UserError, match=r"^annotations/instances_train2017\.json has no categories and no licenses"):
         source.curate()
     file.unlink()
     with pytest.raises(UserError, match=r"annotations/instances_train2017\.json does not exist"):
