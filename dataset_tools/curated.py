@@ -29,10 +29,10 @@ from dataset_tools.estimators import (
     PoseEstimator,
 )
 from dataset_tools.fetch import map_in_order
-from dataset_tools.images import Decoded, DecodeSettings, decode_image, undo_orientation
+from dataset_tools.images import Decoded, DecodeSettings, decode_image, orient_points, undo_orientation
 from dataset_tools.masks import MaskSettings, bounds, clean_mask, fit_mask, stratum
 from dataset_tools.records import ImageRecord, InstanceRecord, Rejection
-from dataset_tools.schema import NO_PARSING, Makers, Origin, Person, Sample
+from dataset_tools.schema import NO_PARSING, MadeBy, Makers, Origin, Person, Sample
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 from dataset_tools.sources import Source
@@ -248,6 +248,8 @@ class _Draft:
     """Why people have no mask."""
     wanted: list[InstanceRecord] = field(default_factory=list)
     """People who have a box and no mask, to be found by a network."""
+    crowds: list[np.ndarray] = field(default_factory=list)
+    """(H, W) bool of each crowd that stays part of the scene."""
     parsing: np.ndarray | None = None
     failure: StageFailed | None = None
 
@@ -273,12 +275,16 @@ def _read_masks(draft: _Draft, settings: CuratedSettings, network: bool) -> None
             if isinstance(stored, Rejected):
                 raise stored
             mask = fit_mask(photograph.decoded.apply_orientation(stored), (height, width), settings.masks)
+            if instance.crowd:
+                draft.crowds.append(mask)
+                continue
             mask = clean_mask(mask, settings.masks)
         except Rejected as error:
             draft.notes.reject(error, instance.id)
             draft.lost.append(error)
             continue
         draft.people.append(_person(instance, mask))
+        draft.people[-1].keypoints = _keypoints_of(instance, photograph.decoded, mask)
 
 
 def _find_people(drafts: list[_Draft], instances: InstanceEstimator, settings: CuratedSettings) -> None:
@@ -288,7 +294,8 @@ def _find_people(drafts: list[_Draft], instances: InstanceEstimator, settings: C
         if isinstance(found, Rejected):
             draft.fail("instances", found)
             continue
-        by_source = np.logical_or.reduce([np.zeros(draft.image.shape[:2], bool), *(p.mask for p in draft.people)])
+        masks = [*(person.mask for person in draft.people), *draft.crowds]
+        by_source = np.logical_or.reduce([np.zeros(draft.image.shape[:2], bool), *masks])
         new: list[tuple[np.ndarray, float]] = []
         known: list[np.ndarray] = []
         for mask, score in zip(found.masks, found.scores, strict=True):
@@ -365,6 +372,8 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
     if draft.failure is not None:
         raise draft.failure
     photograph, record, plate, made_by = draft.photograph, draft.photograph.record, None, estimators.made_by
+    if estimators.pose is None and any(instance.keypoints for instance in record.instances):
+        made_by = replace(made_by, pose=MadeBy("annotated"))
     if settings.configuration == "paired":
         if estimators.plate is None:
             raise StageFailed("plate", Rejected("no-plate", "nothing provides clean plates"))
@@ -398,6 +407,17 @@ def _person(instance: InstanceRecord, mask: np.ndarray, by: str = "annotated", s
         occluded=instance.occluded,
         truncated=instance.truncated,
     )
+
+
+def _keypoints_of(instance: InstanceRecord, decoded: Decoded, mask: np.ndarray) -> np.ndarray:
+    """The pose that the source ships, (18, 3), in pixels of the upright picture; all 0 where it ships none."""
+    if not instance.keypoints:
+        return np.zeros((18, 3), np.float32)
+    stored = np.array(instance.keypoints, np.float64).reshape(18, 3)
+    upright = orient_points(stored[:, :2], decoded.orientation) * mask.shape[::-1]
+    keypoints = np.column_stack([upright, stored[:, 2]]).astype(np.float32)
+    keypoints[(keypoints[:, 2] <= 0) | ~keypoints_in_box(keypoints, mask)] = 0
+    return keypoints
 
 
 def _found_person(name: str, mask: np.ndarray, by: str, score: float) -> Person:

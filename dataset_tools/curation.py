@@ -12,14 +12,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
 import duckdb
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from dataset_tools.choice import MOST, ChoiceSettings, Fraction
 from dataset_tools.errors import UserError
 from dataset_tools.records import PEOPLE, SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Role, Split
-from dataset_tools.settings import Settings
 from dataset_tools.tables import BOXES, LABELS, MASKS, METADATA, Table, TableReader, check_header, quoted, read_classes
 
 STRATA = ("one", "two_or_three", "four_or_more", "overlapping")
@@ -29,29 +29,12 @@ PART_PREFIX = "Human "
 MEMORY = "1GB"
 """What DuckDB may use before it spills to disk; the process as a whole stays below twice that."""
 
-MOST = 1 << 31
-"""Beyond any number of people or pictures; what DuckDB counts with holds it."""
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class CurationSettings(Settings):
-    """Which images and people are chosen.
-
-    The conditions on people hold for everyone with a mask in a picture: a picture of which one person is too
-    small is not chosen, since that person could be neither erased nor left in place.
-    """
+class CurationSettings(ChoiceSettings):
+    """Which images and people are chosen."""
 
     people_classes: tuple[str, ...] = Field(PEOPLE, min_length=1)
     """Display names of the classes whose boxes and masks are people."""
-    min_people: int = Field(1, ge=1, le=MOST)
-    """Fewest people with a mask in a picture."""
-    max_people: int | None = Field(None, ge=1, le=MOST)
-    """Most people with a mask in a picture; null: any number."""
-    min_box_area: Fraction = 0.005
-    """Least area of a person's box, as a fraction of the picture's area."""
-    max_box_area: Fraction = 0.9
-    """Greatest area of a person's box, as a fraction of the picture's area."""
     allow_occluded: bool = True
     """Choose pictures in which something hides part of a person."""
     allow_truncated: bool = True
@@ -69,20 +52,6 @@ class CurationSettings(Settings):
     """Boxes that overlap by at least this intersection over union are one person, whatever their classes."""
     licences: tuple[str, ...] = Field(("https://creativecommons.org/licenses/by/2.0",), min_length=1)
     """Prefixes of the licence URLs that are allowed."""
-    images_per_stratum: int | None = Field(10_000, ge=0, le=MOST)
-    """Most images of each stratum (one person, two or three, four or more, overlapping) in each split; null: all."""
-    backgrounds: int | None = Field(10_000, ge=0, le=MOST)
-    """Most images in each split in which people verified that nobody is there; null: all."""
-    seed: int = Field(0, ge=0)
-    """Decides which images are chosen where there are more than enough."""
-
-    @model_validator(mode="after")
-    def _ranges(self) -> CurationSettings:
-        if self.max_people is not None and self.max_people < self.min_people:
-            raise ValueError("max_people is less than min_people")
-        if self.max_box_area < self.min_box_area:
-            raise ValueError("max_box_area is less than min_box_area")
-        return self
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,18 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
             return array
 
 
+def orient_points(points: np.ndarray, orientation: int) -> np.ndarray:
+    """Points (n, 2), x and y in 0..1 of a picture as stored, in 0..1 of the picture that `orient` turns upright."""
+    x, y = points[:, 0], points[:, 1]
+    if orientation >= 5:
+        x, y = y, x
+    if orientation in (2, 3, 6, 7):
+        x = 1 - x
+    if orientation in (3, 4, 7, 8):
+        y = 1 - y
+    return np.stack([x, y], axis=1)
+
+
 def undo_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
     """The inverse of `orient`: upright pixels (h, w, ...) as a file with that EXIF orientation stores them."""
     return orient(array, {6: 8, 8: 6}.get(orientation, orientation))

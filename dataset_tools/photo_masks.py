@@ -33,7 +33,7 @@ from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import MOST_PIXELS
 from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
 from dataset_tools.records import PEOPLE, Rejection
-from dataset_tools.schema import decode_rle
+from dataset_tools.schema import check_rle, decode_rle
 from dataset_tools.storage import open_root
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
@@ -401,7 +401,7 @@ class CocoMasks:
             if str(annotation.get("iscrowd") or 0) not in ("0", "False", "false"):
                 raise Rejected("crowd", "a crowd, not one person")
             try:
-                rle = _rle(_field(annotation, "segmentation"), height, width)
+                rle = coco_rle(_field(annotation, "segmentation"), height, width)
             except (KeyError, TypeError, ValueError) as error:
                 raise Rejected("malformed-row", f"segmentation: {error}") from None
             where, mask = f"{height}:{width}:{rle['counts']}", np.zeros((0, 0), bool)
@@ -486,8 +486,13 @@ def upright_turn(shape: tuple[int, ...], own: int, stored_size: tuple[int, int],
     return orientation if unlike(orientation) < unlike(1) else 1
 
 
-def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """COCO compressed RLE of a segmentation; ValueError where it is malformed, `Rejected` where it is empty."""
+def coco_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """COCO compressed RLE of a segmentation: polygons, or RLE of either kind (https://cocodataset.org/#format-data).
+
+    Raises:
+        KeyError, TypeError, ValueError: it is malformed.
+        Rejected: ``empty-mask``.
+    """
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"{width}x{height} pixels")
     if isinstance(segmentation, dict):
@@ -511,7 +516,9 @@ def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         rle = coco_mask.merge(coco_mask.frPyObjects(areas, height, width))
     counts = rle["counts"]
     result = {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else str(counts)}
-    if not decode_rle(result).any():
+    if isinstance(segmentation, dict):
+        check_rle(result)
+    if not coco_mask.area(result):
         raise Rejected("empty-mask", "no pixel belongs to the person")
     return result
 

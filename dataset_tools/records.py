@@ -33,6 +33,8 @@ class InstanceRecord:
     truncated: bool = False
     digest: str = ""
     """sha256 of the mask's pixels, where curation read them: a mask that changed under its name is noticed."""
+    crowd: bool = False
+    """Several people in one mask, who stay part of the scene: nobody in it is erased, found or cut out."""
     keypoints: tuple[float, ...] = ()
     """Where the source ships a pose: 54 numbers, x and y in 0..1 of the image as stored and a score for each of
     `dataset_tools.schema.KEYPOINTS`; 0, 0, 0 for what it does not know."""
@@ -103,6 +105,7 @@ _INSTANCE = pa.struct(
         ("occluded", pa.bool_()),
         ("truncated", pa.bool_()),
         ("digest", pa.string()),
+        ("crowd", pa.bool_()),
         ("keypoints", pa.list_(pa.float64())),
     ]
 )

@@ -471,11 +471,15 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     """(H, W) bool mask of a COCO compressed RLE. Raises `ValueError` where its runs do not fill the size exactly."""
+    check_rle(rle)  # pycocotools leaves what short runs do not reach uninitialised
+    return coco_mask.decode(rle).astype(bool)
+
+
+def check_rle(rle: dict[str, Any]) -> None:
+    """Raise `ValueError` where the runs of a COCO compressed RLE do not fill its size exactly."""
     height, width = rle["size"]
-    # pycocotools leaves what short runs do not reach uninitialised.
     if (covered := _pixels_covered(rle["counts"])) != height * width:
         raise ValueError(f"its runs cover {covered} pixels, its size is {height}x{width}")
-    return coco_mask.decode(rle).astype(bool)
 
 
 def _pixels_covered(counts: str | bytes) -> int:

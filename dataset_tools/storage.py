@@ -137,6 +137,18 @@ def files_in(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     return sorted(info["name"].rsplit("/", 1)[-1] for info in found if info["type"] == "file")
 
 
+def state_on_disk(file: str) -> str:
+    """Size and time of a file, ``absent``, or nothing where it does not lie on a local disk."""
+    filesystem, path = open_root(file)
+    if not isinstance(filesystem, LocalFileSystem):
+        return ""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "absent"
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
 def check_writable(place: str | Path) -> None:
     """Raise `UserError` unless files can be written at a path, or a place that `normal_place` gave; leaves nothing."""
     if isinstance(place, Path) or not is_url(place):

@@ -19,14 +19,20 @@ from dataset_tools.estimators.segmentation import SegmentationSettings
 from dataset_tools.estimators.vitpose import ViTPoseSettings
 from dataset_tools.schema import EncodingSettings
 from dataset_tools.settings import Settings
+from dataset_tools.sources.ade20k import Ade20kSettings
+from dataset_tools.sources.coco import CocoSettings
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
 from dataset_tools.storage_options import Location, register_blocks
 
-PictureSource = Annotated[OpenImagesSettings | FolderSettings, Field(discriminator="kind")]
+PictureSource = Annotated[
+    OpenImagesSettings | FolderSettings | CocoSettings | Ade20kSettings, Field(discriminator="kind")
+]
 """Sources of files that exist."""
-SourceSettings = Annotated[SampleSettings | OpenImagesSettings | FolderSettings, Field(discriminator="kind")]
+SourceSettings = Annotated[
+    SampleSettings | OpenImagesSettings | FolderSettings | CocoSettings | Ade20kSettings, Field(discriminator="kind")
+]
 """Those, and the drawn world, which is written first and then read as ``openimages``."""
 
 InstancesSettings = Annotated[SegmentationSettings | MaskRCNNSettings, Field(discriminator="kind")]

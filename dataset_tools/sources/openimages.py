@@ -29,6 +29,7 @@ from dataset_tools.fetch import (
     look_up,
     open_filesystem,
     read_bytes,
+    version_of,
     with_retries,
 )
 from dataset_tools.images import DecodeSettings
@@ -36,7 +37,7 @@ from dataset_tools.mask_files import decode_mask
 from dataset_tools.ranges import NoRanges, is_http, read_range
 from dataset_tools.records import SPLITS, Curation, ImageRecord, Split
 from dataset_tools.settings import Settings, digest_of
-from dataset_tools.storage import PlaceSetting, is_url, open_root, written_whole
+from dataset_tools.storage import PlaceSetting, is_url, state_on_disk, written_whole
 from dataset_tools.storage_options import Location, StorageOptions
 from dataset_tools.tables import CLASSES, MASK_PATH, TABLES, Table
 
@@ -130,7 +131,7 @@ class OpenImagesSource:
 
     def state(self, record: ImageRecord) -> list[str]:
         """Of the picture where it lies on a disk, and of the archive of its masks wherever a listing tells."""
-        return [_state_on_disk(record.image), self._state_of_archive(record) if record.instances else ""]
+        return [state_on_disk(record.image), self._state_of_archive(record) if record.instances else ""]
 
     def read_image(self, record: ImageRecord) -> bytes:
         """The encoded image file. Raises `Rejected` as `dataset_tools.fetch.read_bytes`."""
@@ -169,11 +170,11 @@ class OpenImagesSource:
     def _state_of_archive(self, record: ImageRecord) -> str:
         archive = self._archive(record)
         if not is_url(archive):
-            return _state_on_disk(archive)
+            return state_on_disk(archive)
         folder, _, name = archive.rpartition("/")
         if record.split not in self.archives:
             self.archives[record.split] = self._listing(folder.removeprefix(f"{self.settings.root}/")) or {}
-        return " ".join(_told_of(self.archives[record.split].get(name, {})))
+        return " ".join(version_of(self.archives[record.split].get(name, {})))
 
     def _image(self, split: Split, image: str) -> str:
         return f"{self.settings.images}/{split}/{image}.jpg"
@@ -210,7 +211,7 @@ class OpenImagesSource:
                     raise UserError(rejected.message) from None
             elif (info := listing.get(PurePosixPath(candidate).name, {})).get("type") == "directory" or not info:
                 continue
-            return candidate, _told_of(info)
+            return candidate, version_of(info)
         raise UserError(f"table {self.settings.root}/{name} does not exist")
 
     def _local(self, name: str, token: list[str], folder: str) -> Table:
@@ -235,24 +236,6 @@ class OpenImagesSource:
             except OSError as error:
                 raise UserError(f"{copies} cannot take the table {name}: {error.strerror or error}") from None
         return Table(str(copy), name)
-
-
-def _told_of(info: dict[str, Any]) -> list[str]:
-    """Size, and what changes with the content, as a store tells of a file; empty where it does not."""
-    tags = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified", "created")
-    found = next((str(info[tag]) for tag in tags if info.get(tag)), "")
-    return ["" if info.get("size") is None else str(info["size"]), found]
-
-
-def _state_on_disk(file: str) -> str:
-    filesystem, path = open_root(file)
-    if not isinstance(filesystem, LocalFileSystem):
-        return ""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return "absent"
-    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _folder(name: str) -> str:

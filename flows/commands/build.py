@@ -16,7 +16,7 @@ from flows.commands.terminal import Changes, Verbose, console, parsed, say
 def build(
     settings: Annotated[str | None, typer.Argument(help="YAML file of build settings.")] = None,
     source: Annotated[
-        str | None, typer.Option(help="sample, openimages or folder; instead of a settings file.")
+        str | None, typer.Option(help="sample, openimages, coco, ade20k or folder; instead of a settings file.")
     ] = None,
     photos: Annotated[str | None, typer.Option(help="--source folder: folder of photographs.")] = None,
     masks: Annotated[

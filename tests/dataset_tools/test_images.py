@@ -18,6 +18,7 @@ from dataset_tools.images import (
     DecodeSettings,
     decode_image,
     orient,
+    orient_points,
     read_orientation,
     undo_orientation,
 )
@@ -69,6 +70,17 @@ def test_lossless_files_keep_every_pixel_and_need_no_mending(kind: str) -> None:
     decoded = decode_image(encoded(NOISE, kind, **options), SMALL, rotation=None)
     assert np.array_equal(decoded.image, NOISE)
     assert (decoded.mended, decoded.transform, decoded.stored_size, decoded.orientation) == ([], "", (56, 40), 1)
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+def test_points_are_turned_as_pixels_are(code: int) -> None:
+    """The middle of a pixel lies where the pixel comes to lie."""
+    stored = np.zeros((5, 7), bool)
+    stored[1, 4] = True
+    upright = orient(stored, code)
+    ((y, x),) = np.argwhere(upright)
+    ((found_x, found_y),) = orient_points(np.array([[4.5 / 7, 1.5 / 5]]), code)
+    assert found_x * upright.shape[1] == pytest.approx(x + 0.5) and found_y * upright.shape[0] == pytest.approx(y + 0.5)
 
 
 @pytest.mark.parametrize("code", range(1, 9))
