@@ -185,6 +185,8 @@ class _Web:
         self.settings = settings
         self.gate = asyncio.Semaphore(settings.connections)
         self._robots: dict[str, Robots | Rejected] = {}
+        self._hosts: dict[str, asyncio.Semaphore] = {}
+        """A robots.txt may lie on another host, which has visitors of its own."""
 
     async def __aenter__(self) -> Self:
         settings = self.settings
@@ -310,7 +312,8 @@ class _Web:
 
     async def _request(self, url: str, limit: int, heeding: bool) -> _Answer:
         heeded = self.settings.disallowed_directives if heeding else ()
-        async with self._session.get(url, allow_redirects=False) as response:
+        host = self._hosts.setdefault(host_of(url), asyncio.Semaphore(self.settings.connections_per_host))
+        async with host, self._session.get(url, allow_redirects=False) as response:
             found = directives(response.headers.getall("X-Robots-Tag", []), self.settings.token)
             disallowed = found.intersection(heeded)
             answer = _Answer(response.status, response.headers, disallowed, b"")

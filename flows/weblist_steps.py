@@ -144,7 +144,7 @@ def fetch_weblist(
     for _ in range(source.web.max_redirects + 1):
         urls = [url for url in dict.fromkeys(urls) if url not in known]
         known.update(urls)
-        jobs = [DownloadJob(**place, urls=share, settings=source.web) for share in _by_host(urls)]
+        jobs = [DownloadJob(**place, urls=share, settings=source.web) for share in by_host(urls)]
         done: list[Downloaded] = run(download_urls, jobs)
         tables += [each.table for each in done]
         urls = [url for each in done for url in each.moved]
@@ -158,7 +158,7 @@ def fetch_weblist(
     )
 
 
-def _by_host(urls: Sequence[str]) -> list[tuple[str, ...]]:
+def by_host(urls: Sequence[str]) -> list[tuple[str, ...]]:
     """Shares of URLs; all of one host are in one, whatever else is in the list."""
     count = -(-len(urls) // URLS_PER_STEP)
     shares: list[list[str]] = [[] for _ in range(count)]

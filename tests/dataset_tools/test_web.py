@@ -157,6 +157,16 @@ def test_no_host_has_more_visitors_than_its_bound_and_all_hosts_no_more_than_the
     assert strangers.most[""] <= 3
 
 
+def test_the_bound_holds_for_robots_txt_that_lies_on_another_host(strangers: Any) -> None:
+    """Eight hosts all have theirs on z.example, which lets requests through in pairs."""
+    hosts = [f"h{number}.example" for number in range(8)]
+    for host in hosts:
+        strangers.robots[host] = (302, {"Location": strangers.url("/together", "z.example")}, b"")
+        strangers.answers["/a"] = b"x"
+    assert all(found.data == b"x" for found in visit(*(strangers.url("/a", host) for host in hosts)))
+    assert (strangers.most["z.example"], strangers.asked.count("z.example/together")) == (2, 8)
+
+
 def test_who_waits_for_one_host_keeps_nobody_from_another(strangers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One connection in all: while a.example asks for patience, b.example is visited."""
     strangers.answers |= {"/a": [(503, {"Retry-After": "9"}, b""), b"x"], "/b": b"y"}

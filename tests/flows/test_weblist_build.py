@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,29 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from prefect import flow
 
 from dataset_tools.drawn_world import draw_scene
 from dataset_tools.errors import UserError
 from dataset_tools.shards import ShardDataset, read_manifest, verify
+from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings
 from flows.build_dataset import build_dataset, check_build
+from flows.caching import Job, result_storage, run_steps
+from flows.settings import BuildSettings
+from flows.weblist_steps import by_host, fetch_weblist
 
-pytestmark = [pytest.mark.usefixtures("prefect_server", "no_download_limit"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
+
+
+REJECTED = {
+    ("copy", "duplicate-image"),
+    ("alike", "near-duplicate"),
+    ("page", "not-an-image"),
+    ("noai", "header-disallowed"),
+    ("gone", "not-found"),
+    ("two", "robots-disallowed"),
+    ("unlicensed", "no-licence"),
+}
 
 
 def jpeg(image: np.ndarray, quality: int = 95) -> bytes:
@@ -47,9 +65,10 @@ def recipe(tmp_path: Path, strangers: Any) -> Path:
     urls.append(strangers.url("/two", "closed.example"))
     with (tmp_path / "list.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["url", "licence", "author", "split"])
-        rows.writerows([url, "CC BY 4.0", f"Ada {number}", "train"] for number, url in enumerate(urls))
-        rows.writerow([strangers.url("/unlicensed"), "", "", ""])
+        rows.writerow(["url", "licence", "author", "title", "split"])
+        for number, url in enumerate(urls):
+            rows.writerow([url, "CC BY 4.0", f"Ada {number}", url.rpartition("/")[2], "train"])
+        rows.writerow([strangers.url("/unlicensed"), "", "", "", ""])
     web = {"allow_private_addresses": True, "attempts": 1}
     settings = {
         "name": "listed",
@@ -61,47 +80,80 @@ def recipe(tmp_path: Path, strangers: Any) -> Path:
     return tmp_path / "build.yaml"
 
 
-def urls_of(output: Path) -> dict[str, str]:
-    """Author by the last part of the URL."""
-    held = ShardDataset(str(output), "real", "train")
-    return {sample.origins[0].url.rpartition("/")[2]: sample.origins[0].author for sample in held}
+@flow(persist_result=False)
+def fetch(settings: BuildSettings, work: str) -> DownloadedSettings:
+    """The part of `build_dataset` that fetches."""
+
+    def run(step: Any, jobs: Sequence[Job]) -> list[Any]:
+        return [outcome.result for outcome in run_steps(step, jobs, result_storage(work))]
+
+    assert isinstance(settings.source, WeblistSettings)
+    return fetch_weblist(settings.source, {"root": "", "work": work}, run)
 
 
-def test_what_failed_for_a_while_is_tried_again_alone_and_the_bytes_are_those_of_a_run_without_failures(
+def test_what_failed_for_a_while_is_tried_again_alone_and_all_is_as_without_failures(
     recipe: Path, strangers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.weblist_steps.URLS_PER_STEP", 3)
+    settings = BuildSettings.load(recipe)
     good, strangers.answers["/three"] = strangers.answers["/three"], 503
-    output = tmp_path / "dataset"
-    build_dataset(str(recipe), str(output))
-    assert urls_of(output) == {"one": "Ada 0", "two": "Ada 1"}
-    rows = pq.read_table(output / "rejected.parquet").to_pylist()
-    assert {(row["image_id"].rpartition("/")[2], row["reason"]) for row in rows if row["stage"] != "mask"} == {
-        ("three", "http-error"),
-        ("copy", "duplicate-image"),
-        ("alike", "near-duplicate"),
-        ("page", "not-an-image"),
-        ("noai", "header-disallowed"),
-        ("gone", "not-found"),
-        ("two", "robots-disallowed"),
-        ("unlicensed", "no-licence"),
+    found = fetch(settings, str(tmp_path / "work")).open().curate()
+    assert [record.title for record in found.records] == ["one", "two"]
+    assert {(row.image_id.rpartition("/")[2], row.reason) for row in found.rejected} == REJECTED | {
+        ("three", "http-error")
     }
     assert len(strangers.asked) == len(set(strangers.asked)) == 9
     assert not any("closed" in asked or "unlicensed" in asked for asked in strangers.asked)
 
     strangers.asked.clear()
     strangers.answers["/three"] = good
-    build_dataset(str(recipe), str(output))
+    again = fetch(settings, str(tmp_path / "work"))
     assert strangers.asked == ["a.example/three"]
-    assert urls_of(output) == {"one": "Ada 0", "two": "Ada 1", "three": "Ada 2"}
-    assert list(verify(str(output))) == []
+    records = again.open().curate().records
+    assert [(record.title, record.author) for record in records] == [
+        ("one", "Ada 0"),
+        ("two", "Ada 1"),
+        ("three", "Ada 2"),
+    ]
 
     strangers.asked.clear()
+    assert fetch(settings, str(tmp_path / "work")) == again
+    assert strangers.asked == []
+    undisturbed = fetch(settings, str(tmp_path / "undisturbed"))
+    assert undisturbed.downloads == again.downloads
+    assert len(strangers.asked) == 9
+
+
+def test_all_of_one_host_are_in_one_step_whatever_else_is_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.weblist_steps.URLS_PER_STEP", 5)
+    urls = [f"http{'s' * (n % 2)}://h{n % 7}.example/{n}" for n in range(70)]
+    shares = by_host(urls)
+    assert sorted(url for share in shares for url in share) == sorted(urls)
+    hosts = [{url.partition("://")[2].partition("/")[0] for url in share} for share in shares]
+    assert 2 < len(shares) <= 7 and sum(map(len, hosts)) == len(set().union(*hosts)) == 7
+
+
+def test_a_web_list_becomes_a_dataset(recipe: Path, strangers: Any, tmp_path: Path) -> None:
+    """A network finds the people; licence, author and URL of each row are with its picture."""
+    output = tmp_path / "dataset"
+    build_dataset(str(recipe), str(output))
+    held = ShardDataset(str(output), "real", "train")
+    origins = [sample.origins[0] for sample in held]
+    assert [(origin.title, origin.author, origin.licence) for origin in origins] == [
+        (name, f"Ada {number}", "CC BY 4.0") for number, name in enumerate(("one", "two", "three"))
+    ]
+    assert {origin.sha256 for origin in origins} == {
+        hashlib.sha256(strangers.answers[f"/{name}"]).hexdigest() for name in ("one.jpg", "two", "three")
+    }
+    assert all(sample.people for sample in held)
+    rows = pq.read_table(output / "rejected.parquet").to_pylist()
+    assert {(row["image_id"].rpartition("/")[2], row["reason"]) for row in rows} >= REJECTED
+    assert list(verify(str(output))) == []
+    recorded = read_manifest(str(output)).settings["source"]
+    assert recorded["web"]["robots"] and "urls" not in recorded and "attempts" not in recorded["web"]
+    asked = len(strangers.asked)
     summary = build_dataset(str(recipe), str(output))
-    assert (strangers.asked, summary["cached"]) == ([], summary["shards"])
-    undisturbed = build_dataset(str(recipe), str(tmp_path / "undisturbed"))
-    assert undisturbed["digest"] == summary["digest"]
-    assert "list.csv" not in str(read_manifest(str(output)).settings)
+    assert (len(strangers.asked), summary["cached"]) == (asked, summary["shards"])
 
 
 def test_a_web_list_without_a_network_that_finds_people_is_refused(recipe: Path, tmp_path: Path) -> None:
