@@ -45,6 +45,8 @@ OURS = (
 """What no file system raises unless a program is wrong, or the machine has no memory left."""
 OUR_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 PRIVATE = "is a private address"
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""RFC 6052: how networks without IPv4 of their own write addresses of IPv4."""
 LONGEST_WAIT = 300.0
 """Seconds between two tries, at most."""
 
@@ -321,15 +323,29 @@ async def _client(loop: Any, **kwargs: Any) -> aiohttp.ClientSession:
 
 async def _guarded_client(loop: Any, **kwargs: Any) -> aiohttp.ClientSession:
     """A session that looks at every address it is about to connect to, also after redirects and whatever DNS says."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_public_socket), **kwargs)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=public_socket), **kwargs)
 
 
-def _public_socket(address: tuple[Any, ...]) -> socket.socket:
+def public_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A socket for an address of ``getaddrinfo``, about to be connected: what DNS says later changes nothing.
+
+    Raises `OSError` that says `PRIVATE` for an address that no stranger can have.
+    """
     family, kind, protocol, _, (host, *_) = address
-    ip = ipaddress.ip_address(host)
-    if not (getattr(ip, "ipv4_mapped", None) or ip).is_global:
+    if not _is_public(ipaddress.ip_address(host)):
         raise OSError(errno.EACCES, f"{host} {PRIVATE}")
     return socket.socket(family, kind, protocol)
+
+
+def _is_public(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address can be a stranger's; one that carries an IPv4 address leads where that leads."""
+    if isinstance(ip, ipaddress.IPv6Address):
+        carried = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped or ip.sixtofour
+        if carried is not None:
+            return _is_public(carried)
+        if ip.is_site_local:
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def _raise_scrubbed(error: BaseException) -> NoReturn:

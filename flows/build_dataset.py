@@ -25,6 +25,7 @@ from dataset_tools.shards import Manifest, Shard
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
+from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings
 from dataset_tools.storage import (
     check_writable,
     normal_place,
@@ -66,6 +67,7 @@ from flows.pages import show_dataset
 from flows.progress import Progress
 from flows.rejected import What, check_rejected
 from flows.settings import BuildSettings, ParsingSettings, PictureSource, PoseSettings
+from flows.weblist_steps import fetch_weblist
 
 BESIDE_SHARDS = ("README.md", "croissant.json", "attribution.csv", "rejected.parquet", "card")
 """What `flows.dataset_steps.describe` writes."""
@@ -166,6 +168,8 @@ class _Build:
         """Where pictures come from, and the digest of the drawn sample world; empty for other sources."""
         self.progress.stage("source")
         source = self.settings.source
+        if isinstance(source, WeblistSettings):
+            return fetch_weblist(source, self.place, self._run), ""
         if not isinstance(source, SampleSettings):
             return source, ""
         mirror = self._run(draw_sample_mirror, [MirrorJob(**self.place, source=source)])[0]
@@ -372,7 +376,7 @@ def _cue(cue: CueSettings, source: PictureSource) -> CueSettings:
     """Side-cars that lie beside the source's own files are found there."""
     if not isinstance(cue, AnnotatedSettings) or cue.root:
         return cue
-    if isinstance(source, FolderSettings):
-        raise UserError("folder: side-cars are read from a root that the settings must name")
+    if isinstance(source, FolderSettings | DownloadedSettings):
+        raise UserError(f"{source.kind}: side-cars are read from a root that the settings must name")
     beside = {"root": source.root, "root_options": source.root_options, "fetch": source.fetch}
     return cue.model_copy(update=beside)

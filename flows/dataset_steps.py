@@ -123,7 +123,7 @@ def curate(job: CurateJob) -> Curated:
     records = sorted(curation.records, key=lambda r: (SPLITS.index(r.split), r.role))
     chosen, rejected = records_to_table(records), rejections_to_table(set_aside)
     names = [
-        write_named(job, name, _parquet(table))
+        write_named(job, name, parquet_bytes(table))
         for name, table in (("curated.parquet", chosen), ("curated-rejected.parquet", rejected))
     ]
     return Curated(
@@ -509,7 +509,8 @@ def _records(job: ShardJob, role: str, start: int, stop: int) -> list[ImageRecor
     return [record_from_row(row) for row in table.to_pylist()]
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file; equal tables give equal bytes."""
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()

@@ -24,16 +24,20 @@ from dataset_tools.sources.coco import CocoSettings
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
+from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings
 from dataset_tools.storage_options import Location, register_blocks
+from dataset_tools.web import WebSettings
 
 PictureSource = Annotated[
-    OpenImagesSettings | FolderSettings | CocoSettings | Ade20kSettings, Field(discriminator="kind")
+    OpenImagesSettings | FolderSettings | CocoSettings | Ade20kSettings | DownloadedSettings, Field(discriminator="kind")
 ]
 """Sources of files that exist."""
 SourceSettings = Annotated[
-    SampleSettings | OpenImagesSettings | FolderSettings | CocoSettings | Ade20kSettings, Field(discriminator="kind")
+    SampleSettings | OpenImagesSettings | FolderSettings | CocoSettings | Ade20kSettings | WeblistSettings,
+    Field(discriminator="kind"),
 ]
-"""Those, and the drawn world, which is written first and then read as ``openimages``."""
+"""Those, the drawn world, which is written first and then read as ``openimages``, and web lists, which are fetched
+first and then read as ``downloaded``."""
 
 InstancesSettings = Annotated[SegmentationSettings | MaskRCNNSettings, Field(discriminator="kind")]
 PoseSettings = Annotated[AnnotatedSettings | OpenPoseSettings | ViTPoseSettings, Field(discriminator="kind")]
@@ -145,6 +149,11 @@ class BuildSettings(Settings):
                 "source.masks is not set, and neither is instances: name the masks of the photographs, or a network "
                 "that finds people, such as instances.kind=transformers"
             )
+        if isinstance(self.source, WeblistSettings) and self.instances is None:
+            raise ValueError(
+                "a web list has no masks, and instances is not set: name a network that finds people, such as "
+                "instances.kind=transformers"
+            )
         return self
 
     def networks(self) -> dict[str, Network]:
@@ -166,9 +175,12 @@ class BuildSettings(Settings):
             "photos",
             "masks",
             "backgrounds",
+            "urls",
         }
+        pace = {name for name in WebSettings.model_fields if name not in WebSettings().rules()}
         left_out: dict[str, Any] = {
-            **{"runner": True, "max_rejected_share": True, "source": source, "curated": {"fetch_workers"}},
+            **{"runner": True, "max_rejected_share": True, "curated": {"fetch_workers"}},
+            **{"source": {**dict.fromkeys(source, True), "web": pace}},
             **{"instances": cue, "pose": cue, "parsing": cue, "plate": cue},
         }
         return self.model_dump(mode="json", exclude=left_out)

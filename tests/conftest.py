@@ -9,10 +9,12 @@ import multiprocessing.process
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -273,6 +275,140 @@ def serve_files() -> Iterator[Callable[..., FileServer]]:
             return servers.enter_context(_served(FileServer(folder, **settings)))
 
         yield serve
+
+
+class Strangers(ThreadingHTTPServer):
+    """All hosts ``*.example`` on loopback, each as hostile as a path says, and what they were asked.
+
+    ``answers`` holds answers by path; of a list each request takes the next, and the last stays.
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Stranger)
+        self.answers: dict[str, Any] = {}
+        self.robots: dict[str, Any] = {}
+        """By host; a host without has no robots.txt."""
+        self.asked: list[str] = []
+        """``host/path`` of all requests but those for robots.txt."""
+        self.robots_asked: list[str] = []
+        """Hosts."""
+        self.agents: set[str] = set()
+        self.closing = threading.Event()
+        self.changed = threading.Condition()
+        """Told of each request."""
+        self.here: Counter[str] = Counter()
+        """Requests under way, by host."""
+        self.most: Counter[str] = Counter()
+        """The most at once, by host; all hosts together are ``""``."""
+        self.met = 0
+        """Requests that are let through together by the path ``/together``."""
+
+    def url(self, path: str, host: str = "a.example") -> str:
+        return f"http://{host}:{self.server_port}{path}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up early are the point of some tests."""
+
+
+class _Stranger(BaseHTTPRequestHandler):
+    server: Strangers
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        server, host = self.server, self.headers["Host"].partition(":")[0]
+        server.agents.add(self.headers["User-Agent"])
+        assert self.headers["Accept-Encoding"] == "identity" and "Range" not in self.headers
+        for_robots = self.path == "/robots.txt"
+        with server.changed:
+            for name in (host, ""):
+                server.here[name] += 1
+                server.most[name] = max(server.most[name], server.here[name])
+            if for_robots:
+                server.robots_asked.append(host)
+            else:
+                server.asked.append(f"{host}{self.path}")
+            server.changed.notify_all()
+        try:
+            if for_robots:
+                self._send(server.robots.get(host, 404))
+            else:
+                self._answer()
+        finally:
+            with server.changed:
+                for name in (host, ""):
+                    server.here[name] -= 1
+
+    def _answer(self) -> None:
+        server, name = self.server, self.path.strip("/").partition("/")[0]
+        match name:
+            case "silent":
+                server.closing.wait(30)
+            case "slow":
+                self._send((200, {"Content-Length": "1000"}, b"\xff\xd8\xff"))
+                server.closing.wait(30)
+            case "drip":
+                self._send((200, {"Content-Length": "100000"}, b""))
+                while not server.closing.wait(0.01):
+                    self.wfile.write(b"x")
+            case "endless":
+                self._send((200, {"Connection": "close", "Content-Length": None}, b""))
+                while not server.closing.is_set():
+                    self.wfile.write(b"\xff\xd8\xff" * 10_000)
+            case "cut":
+                self._send((200, {"Content-Length": "1000"}, b"\xff\xd8\xff"))
+                self.close_connection = True
+            case "together":
+                with server.changed:  # until as many are here as are to be
+                    server.met += 1
+                    server.changed.notify_all()
+                    server.changed.wait_for(lambda: server.met % 2 == 0 or server.met > 5, 5)
+                self._send((200, {}, b"x"))
+            case _:
+                answer = server.answers.get(self.path, 404)
+                if isinstance(answer, list):
+                    answer = answer.pop(0) if len(answer) > 1 else answer[0]
+                self._send(answer)
+
+    def _send(self, answer: Any) -> None:
+        """An answer is a status, a body of status 200, or both with headers between."""
+        if isinstance(answer, int):
+            answer = (answer, {}, b"")
+        elif isinstance(answer, bytes):
+            answer = (200, {}, answer)
+        status, headers, body = answer
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def strangers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Strangers]:
+    """See `Strangers`. Names ``*.example`` lead to it, but for ``gone.example``; others are not looked up."""
+    look_up = socket.getaddrinfo
+
+    def found(host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        name = str(host)
+        if name == "gone.example":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up("127.0.0.1" if name.endswith(".example") else name, port, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    with Strangers() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.closing.set()
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -188,16 +188,39 @@ def test_addresses_of_private_networks_and_of_cloud_metadata_are_refused(address
     assert refusal(f"http://{address}/x", FetchSettings(attempts=1)).reason == "private-address"
 
 
+def socket_for(address: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return fetch.public_socket((family, socket.SOCK_STREAM, 0, "", (address, 80)))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "224.0.0.1", "240.0.0.1", "::1", "fd00::1", "fe80::1", "fec0::1", "ff02::1"),
+        # IPv4 addresses in IPv6: mapped, compatible, 6to4, NAT64.
+        *("::ffff:10.0.0.1", "::7f00:1", "2002:7f00:1::", "64:ff9b::a9fe:a9fe"),
+    ],
+)
+def test_no_address_that_leads_to_a_private_network_is_connected_to(address: str) -> None:
+    with pytest.raises(OSError, match=fetch.PRIVATE):
+        socket_for(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2001:4860:4860::8888", "64:ff9b::808:808", "2002:808:808::1"])
+def test_public_addresses_may_be_connected_to(address: str) -> None:
+    socket_for(address).close()
+
+
 def test_redirects_to_private_addresses_are_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every connection is checked: here the first is let through, as to a public address, and the second is not."""
-    check = fetch._public_socket
+    check = fetch.public_socket
     seen: list[str] = []
 
     def first_is_public(address: tuple[Any, ...]) -> socket.socket:
         seen.append(address[4][0])
         return check(address) if len(seen) > 1 else socket.socket(*address[:3])
 
-    monkeypatch.setattr(fetch, "_public_socket", first_is_public)
+    monkeypatch.setattr(fetch, "public_socket", first_is_public)
     # A time-out that no other test has: fsspec keeps sessions by their settings.
     strict = FetchSettings(attempts=1, timeout_seconds=4.75)
     rejected = refusal(f"{server.url}/to=http://localhost:{server.server_port}/good", strict)

@@ -105,7 +105,7 @@ def test_an_unknown_recipe_names_those_that_there_are() -> None:
         recipe_path("build", "smaple")
 
 
-@pytest.mark.parametrize("name", ["sample", "openimages", "folder", "photographs"])
+@pytest.mark.parametrize("name", ["sample", "openimages", "folder", "photographs", "weblist"])
 def test_recipes_of_the_package_are_valid(name: str) -> None:
     """Each loads through the same check as a user's."""
     kind = {"photographs": "folder"}.get(name, name)
