@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
+from dataset_tools.effects import effects_of_people
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import (
     Estimator,
@@ -32,7 +33,7 @@ from dataset_tools.fetch import map_in_order
 from dataset_tools.images import Decoded, DecodeSettings, decode_image, undo_orientation
 from dataset_tools.masks import MaskSettings, bounds, clean_mask, fit_mask, stratum
 from dataset_tools.records import ImageRecord, InstanceRecord, Rejection
-from dataset_tools.schema import NO_PARSING, Makers, Origin, Person, Sample
+from dataset_tools.schema import NO_PARSING, MadeBy, Makers, Origin, Person, Sample, effect_bits
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 from dataset_tools.sources import Source
@@ -278,7 +279,7 @@ def _read_masks(draft: _Draft, settings: CuratedSettings, network: bool) -> None
             draft.notes.reject(error, instance.id)
             draft.lost.append(error)
             continue
-        draft.people.append(_person(instance, mask))
+        draft.people.append(_person(instance, mask, instance.mask_by, instance.mask_score))
 
 
 def _find_people(drafts: list[_Draft], instances: InstanceEstimator, settings: CuratedSettings) -> None:
@@ -365,11 +366,15 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
     if draft.failure is not None:
         raise draft.failure
     photograph, record, plate, made_by = draft.photograph, draft.photograph.record, None, estimators.made_by
+    effects = None
     if settings.configuration == "paired":
         if estimators.plate is None:
             raise StageFailed("plate", Rejected("no-plate", "nothing provides clean plates"))
         plate = _stage("plate", partial(estimators.plate.clean_plate, draft.image, record))
         made_by = replace(made_by, plate=plate.made_by)
+        effects = effects_of_people(plate, draft.people)
+        if effects is not None:
+            made_by = replace(made_by, effects=MadeBy("annotated"))
     no_parsing = np.full(draft.image.shape[:2], NO_PARSING, np.uint8)
     return Sample(
         key=f"{record.source}-{record.id}",
@@ -383,12 +388,13 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         stratum=record.stratum if estimators.instances is None else stratum([p.mask for p in draft.people]),
         background=None if plate is None else plate.background,
         known=None if plate is None else plate.known,
+        effects=None if effects is None else effect_bits(effects),
         caption=record.caption,
         made_by=made_by,
     )
 
 
-def _person(instance: InstanceRecord, mask: np.ndarray, by: str = "annotated", score: float = 1.0) -> Person:
+def _person(instance: InstanceRecord, mask: np.ndarray, by: str, score: float) -> Person:
     return Person(
         id=instance.id,
         mask=mask,

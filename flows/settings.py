@@ -21,12 +21,15 @@ from dataset_tools.schema import EncodingSettings
 from dataset_tools.settings import Settings
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
+from dataset_tools.sources.pairs import PairsSettings
 from dataset_tools.sources.sample import SampleSettings
 from dataset_tools.storage_options import Location, register_blocks
 
-PictureSource = Annotated[OpenImagesSettings | FolderSettings, Field(discriminator="kind")]
+PictureSource = Annotated[OpenImagesSettings | FolderSettings | PairsSettings, Field(discriminator="kind")]
 """Sources of files that exist."""
-SourceSettings = Annotated[SampleSettings | OpenImagesSettings | FolderSettings, Field(discriminator="kind")]
+SourceSettings = Annotated[
+    SampleSettings | OpenImagesSettings | FolderSettings | PairsSettings, Field(discriminator="kind")
+]
 """Those, and the drawn world, which is written first and then read as ``openimages``."""
 
 InstancesSettings = Annotated[SegmentationSettings | MaskRCNNSettings, Field(discriminator="kind")]
@@ -116,7 +119,7 @@ class BuildSettings(Settings):
     parsing: ParsingSettings | None = None
     """Parsing estimator; null leaves parsing uncomputed."""
     plate: AnnotatedSettings | None = None
-    """What provides clean plates; needed for ``paired``."""
+    """What provides clean plates, which ``paired`` needs; null: the source, where it has some."""
     composite: CompositorSettings | None = None
     """The synthetic half; null builds none."""
     curated_encoding: EncodingSettings = EncodingSettings()

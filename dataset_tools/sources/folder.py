@@ -14,13 +14,12 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from math import isclose
 from pathlib import PurePosixPath
 from typing import Literal
 
 import cv2
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import orient, read_orientation, undo_orientation
@@ -37,9 +36,10 @@ from dataset_tools.photo_masks import (
     printable,
     upright_turn,
 )
-from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Role, Split, cell_to_text
+from dataset_tools.records import Curation, ImageRecord, InstanceRecord, Rejection, Role, cell_to_text
 from dataset_tools.schema import decode_rle
 from dataset_tools.settings import Settings, digest_of
+from dataset_tools.splits import SplitShares, split_of
 from dataset_tools.storage_options import Location
 
 ATTRIBUTION_FILE = "attribution.csv"
@@ -58,19 +58,12 @@ class FolderSettings(Settings):
     none, and an instance network finds the people."""
     backgrounds: Location | None = None
     """Folder of photographs without any person, for composites."""
-    splits: dict[Split, float] = Field({"train": 0.8, "validation": 0.1, "test": 0.1})
+    splits: SplitShares = Field({"train": 0.8, "validation": 0.1, "test": 0.1})
     """Share of each split. A photograph's split follows from its bytes: copies never come into two splits."""
     licence: str = ""
     """Licence of all photographs that attribution.csv does not name."""
     author: str = ""
     """Author of all photographs that attribution.csv does not name."""
-
-    @field_validator("splits")
-    @classmethod
-    def _whole(cls, splits: dict[Split, float]) -> dict[Split, float]:
-        if any(share < 0 for share in splits.values()) or not isclose(sum(splits.values()), 1, abs_tol=1e-6):
-            raise ValueError("shares must be 0 or more and sum to 1")
-        return {split: splits.get(split, 0.0) for split in SPLITS}
 
     def open(self, tables: dict[str, list[str]] | None = None) -> FolderSource:
         """The source that these settings describe; it has no ``tables``."""
@@ -215,7 +208,7 @@ class _Chosen:
         self.ids: set[str] = set()
 
     def add(self, read: _Read, role: Role, place: Place, credit: dict[str, str]) -> None:
-        split = _split_of(read.sha256, self.settings.splits) if read.sha256 else ""
+        split = split_of(read.sha256, self.settings.splits) if read.sha256 else ""
         identity = self._id(read)
         for person, why in read.unusable:
             if not read.told:
@@ -241,7 +234,7 @@ class _Chosen:
             ImageRecord(
                 id=identity,
                 source=FolderSource.name,
-                split=_split_of(read.sha256, self.settings.splits),
+                split=split_of(read.sha256, self.settings.splits),
                 role=role,
                 stratum=read.stratum,
                 image=f"{place.prefix}{read.name}",
@@ -359,12 +352,3 @@ def _read(place: Place, name: str, masks: PhotoMasks | None) -> _Read:
 def _slug(name: str) -> str:
     letters = unicodedata.normalize("NFKD", PurePosixPath(name).stem).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9]+", "-", letters).strip("-")[:60] or "photo"
-
-
-def _split_of(sha256: str, shares: dict[Split, float]) -> Split:
-    place, upper = int(sha256[8:24], 16) / 16**16, 0.0
-    for split in SPLITS:
-        upper += shares[split]
-        if place < upper:
-            return split
-    return next(split for split in reversed(SPLITS) if shares[split] > 0)
