@@ -402,6 +402,7 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
     if plate is not None:
         effects, by = _effects_of(draft, plate, settings.effects)
         made_by = replace(made_by, plate=plate.made_by, effects=by)
+    own_stratum = bool(record.instances) and estimators.instances is None
     no_parsing = np.full(draft.image.shape[:2], NO_PARSING, np.uint8)
     return Sample(
         key=f"{record.source}-{record.id}",
@@ -412,7 +413,7 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         parsing=no_parsing if draft.parsing is None else draft.parsing,
         label_set="none" if estimators.parsing is None else estimators.parsing.label_set,
         origins=[photograph.origin("image")],
-        stratum=record.stratum if record.instances and estimators.instances is None else stratum([p.mask for p in draft.people]),
+        stratum=record.stratum if own_stratum else stratum([p.mask for p in draft.people]),
         background=None if plate is None else plate.background,
         known=None if plate is None else plate.known,
         effects=effects,

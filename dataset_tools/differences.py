@@ -39,6 +39,9 @@ class DifferenceSettings(Settings):
     """Least change of the colours' ratios that is one."""
     max_exposure: float = Field(0.25, gt=0)
     """Largest difference of exposure or white balance that is compensated; of more, nothing can be told."""
+    max_noise: float = Field(0.2, gt=0)
+    """Largest change of luminance, as its median over the picture, that may still be noise: of pairs that show less
+    alike, nothing can be told."""
 
 
 @dataclass(eq=False)
@@ -71,7 +74,8 @@ def differences(
         settings: what counts as a difference.
 
     Raises:
-        Rejected: ``nothing-static``, or ``exposure-differs``: more than may be compensated.
+        Rejected: ``nothing-static``; ``exposure-differs``: more than may be compensated; ``not-alike``: static parts
+            differ too much.
     """
     if np.count_nonzero(static) < _LEAST_STATIC * static.size:
         raise Rejected("nothing-static", f"{static.mean():.0%} of the picture are static: too little to tell noise by")
@@ -92,16 +96,17 @@ def differences(
     steepest = np.sqrt(cv2.dilate(texture, np.ones((5, 5), np.uint8)))
     alike = _alike(brightness, steepest, static)
 
-    def excess(values: np.ndarray, least: float, deviation: float) -> np.ndarray:
-        sizes = np.abs(values)
-        noise = settings.noise * deviation * _median_of_alike(sizes, alike, static)
-        return sizes / (np.maximum(noise, least) + _PER_GRADIENT * steepest)
-
+    # Medians of a normal distribution's size, and of a Rayleigh distribution, as standard deviations.
+    luminance_noise = settings.noise / 0.6745 * _median_of_alike(np.abs(luminance), alike, static)
+    chroma_noise = settings.noise / 1.1774 * _median_of_alike(chroma, alike, static)
+    if (typical := float(np.median(luminance_noise[static]))) > settings.max_noise:
+        message = f"static parts of picture and plate differ so much that only changes above {typical:.0%} would tell"
+        raise Rejected("not-alike", message)
+    shifted = _PER_GRADIENT * steepest
     return Differences(
         luminance=luminance,
-        # Medians of a normal distribution's size, and of a Rayleigh distribution, as standard deviations.
-        luminance_excess=excess(luminance, settings.least_luminance, 1 / 0.6745),
-        chroma_excess=excess(chroma, settings.least_chroma, 1 / 1.1774),
+        luminance_excess=np.abs(luminance) / (np.maximum(luminance_noise, settings.least_luminance) + shifted),
+        chroma_excess=chroma / (np.maximum(chroma_noise, settings.least_chroma) + shifted),
         texture=texture,
         change=change,
         noise=float(np.median(change[static])),

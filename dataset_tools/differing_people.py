@@ -48,6 +48,7 @@ def people_by_difference(
     radius = max(1, round(_ROUNDING * max(bodies.shape)))
     parts = cv2.morphologyEx(bodies.view(np.uint8), cv2.MORPH_OPEN, _disc(1))
     parts = cv2.morphologyEx(parts, cv2.MORPH_CLOSE, _disc(radius))
+    parts = cv2.erode(parts, _disc(1))  # what is compared is blurred
     _, labels, stats, _ = cv2.connectedComponentsWithStats(parts, connectivity=8)
     large = 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= _LEAST_AREA * bodies.size)
     cleaning = masks.model_copy(update={"max_hole": max(masks.max_hole, _LARGEST_HOLE)})

@@ -20,6 +20,8 @@ from dataset_tools.schema import EffectKind, Person
 
 _WEAK = 0.5
 """An effect reaches out to where differences are half of what counts as one: penumbras are soft."""
+_BLURRED = 0.2
+"""What differs by less than this share of the strongest difference within two pixels is the blur of that."""
 _SURE_CHROMA = 2.0
 """By colour alone an effect begins where that differs so many times as much as counts: it bleeds in JPEG files."""
 _SQUARE = np.ones((3, 3), np.uint8)
@@ -76,7 +78,7 @@ def effects_by_difference(
     beside = cv2.dilate(body.view(np.uint8), _disc(_margin(body.shape, settings))).view(bool)
     found = differences(image, plate.background, plate.known & ~beside, settings)
     effect = _differing(found, body, beside, settings) & plate.known
-    share = np.count_nonzero(effect) / max(1, np.count_nonzero(~body))
+    share = float(effect.sum() / max(1, int((~body).sum())))
     if share > settings.max_area:
         raise Rejected("light-differs", f"{share:.0%} of the picture outside its people differ from the plate")
     effects = _assigned(effect, masks, settings)
@@ -96,6 +98,8 @@ def _differing(found: Differences, body: np.ndarray, beside: np.ndarray, setting
     """
     strong = ((found.luminance_excess > 1) | (found.chroma_excess > _SURE_CHROMA)) & ~beside
     weak = (found.luminance_excess > _WEAK) | (found.chroma_excess > 1)
+    strongest = cv2.dilate(np.where(beside, np.float32(0), found.luminance_excess), np.ones((5, 5), np.uint8))
+    weak &= found.luminance_excess >= _BLURRED * strongest
     weak = cv2.morphologyEx(weak.view(np.uint8), cv2.MORPH_CLOSE, _SQUARE).view(bool) & ~body
     number, labels, stats, _ = cv2.connectedComponentsWithStats((weak & ~beside).view(np.uint8), connectivity=8)
     least = max(12, settings.min_area * body.size)

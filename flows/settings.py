@@ -144,6 +144,17 @@ class BuildSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pairs_have_plates(self) -> BuildSettings:
+        source = self.source
+        if isinstance(source, PairsSettings) and source.layout is not None:
+            paired = self.curated.configuration == "paired"
+            if paired and not source.layout.background and self.plate is None:
+                raise ValueError("source.layout names no clean plates: set curated.configuration to real")
+            if not paired and not source.layout.masks and self.instances is None:
+                raise ValueError("source.layout names no masks: set instances, a network that finds people")
+        return self
+
     def networks(self) -> dict[str, Network]:
         """The networks that see the pictures, by what they are for."""
         used = {"instances": self.instances, "pose": self.pose, "parsing": self.parsing}

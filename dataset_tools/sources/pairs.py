@@ -1,4 +1,4 @@
-"""Source ``pairs``: pictures with their clean plates, from a list of pairs (`dataset_tools.pair_list`).
+"""Source ``pairs``: pictures with their clean plates, from a list of pairs (`dataset_tools.pair_list`) or as published.
 
 Pictures of one scene never come into two splits: those of one group, and those whose plates are the same file or have
 the same bytes.
@@ -19,7 +19,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import CleanPlate
@@ -34,10 +34,12 @@ from dataset_tools.images import (
     read_orientation,
     undo_orientation,
 )
-from dataset_tools.mask_files import MaskFile, people_of
+from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
 from dataset_tools.masks import bounds, stratum
+from dataset_tools.pair_layouts import LayoutSettings, Rows, cell_of, rows_of_files, rows_of_tables
 from dataset_tools.pair_list import PAIR_LIST, PairRow, read_pair_list
 from dataset_tools.photo_masks import MAX_PIXELS, files_below, printable, upright_turn
+from dataset_tools.picture_tables import PictureTable
 from dataset_tools.ranges import is_http
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split
 from dataset_tools.schema import SEVERAL, MadeBy
@@ -59,16 +61,26 @@ class PairsSettings(Settings):
 
     kind: Literal["pairs"] = "pairs"
     root: Location
-    """Folder with ``pairs.jsonl`` (`dataset_tools.pair_list.PairRow`) and the pictures: a path or fsspec URL."""
+    """Folder of the pictures: a path or fsspec URL."""
     root_options: StorageOptions = Field({})
     """fsspec storage options of the root; secrets in them are named, as ``{env: NAME}`` or ``{block: secret/NAME}``."""
+    layout: LayoutSettings | None = None
+    """How a published set lies below the root; null: in ``pairs.jsonl`` (`dataset_tools.pair_list.PairRow`)."""
     splits: SplitShares = Field({"train": 0.8, "validation": 0.1, "test": 0.1})
     """Share of each split among the scenes whose split nobody names; it follows from the scene's name."""
     licence: str = ""
-    """Licence of all pictures whose row names none."""
+    """Licence of all pictures whose row names none; a published set needs one."""
     author: str = ""
     """Author of all pictures whose row names none."""
+    category: str = "Person"
+    """What the masks are of: published sets are often of any object."""
     fetch: FetchSettings = FetchSettings()
+
+    @model_validator(mode="after")
+    def _licensed(self) -> PairsSettings:
+        if self.layout is not None and not self.licence:
+            raise ValueError("licence: name the licence of the set, such as 'CC BY 4.0'; its publisher says which")
+        return self
 
     def open(self, tables: dict[str, list[str]] | None = None) -> PairsSource:
         """The source that these settings describe; it has no ``tables``."""
@@ -101,17 +113,17 @@ class PairsSource:
         """Digest of the settings and of name, size and time (or ETag) of each file; over HTTP, of the list alone.
 
         Raises:
-            UserError: the root cannot be read, or holds no list of pairs.
+            UserError: the root cannot be read, or holds no pairs.
         """
-        settings = self.settings
-        files = self._files
+        settings, files = self.settings, self._files
         if files is None:
+            self._listed()  # where a layout needs it
             try:
                 found = look_up(f"{settings.root}/{PAIR_LIST}", settings.fetch, settings.root_options)
             except Rejected as rejected:
                 raise UserError(rejected.message) from None
             files = {PAIR_LIST: _told_of(found)}
-        if PAIR_LIST not in files:
+        if settings.layout is None and PAIR_LIST not in files:
             raise UserError(f"{settings.root} has no {PAIR_LIST}")
         return digest_of({"settings": settings.model_dump(mode="json", exclude={"fetch"}), "files": files})
 
@@ -121,7 +133,7 @@ class PairsSource:
         Every file is read once: what is the same in two rows is told by its bytes.
 
         Raises:
-            UserError: there is no list of pairs.
+            UserError: there is no pair, or its list or table cannot be read.
         """
         rejected: list[Rejection] = []
         pairs = list(self._pairs(rejected))
@@ -184,7 +196,12 @@ class PairsSource:
             shares = cv2.resize(there.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
             known = shares > 0.999
         effects = None
-        if files.effects:
+        if files.effects and self.settings.layout is not None:
+            mask = self._mask_file(files.effects, self._bytes(files.effects))
+            somebodys = files.upright(mask.whole().view(np.uint8), mask.orientation)
+            somebodys = cv2.resize(somebodys, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+            effects = {"": somebodys > 0}
+        elif files.effects:
             bits = files.upright(*_grey(self._bytes(files.effects)))
             bits = cv2.resize(bits, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
             effects = {
@@ -215,27 +232,39 @@ class PairsSource:
         except Rejected as rejected:
             raise UserError(rejected.message) from None
 
+    def _listed(self) -> list[str]:
+        if self.settings.layout is not None and self._files is None:
+            root = self.settings.root
+            raise UserError(
+                f"{root}: files cannot be listed over HTTP, as a layout needs: name a store or a local copy"
+            )
+        return list(self._files or {})
+
     def _bytes(self, name: str) -> bytes:
         settings = self.settings
+        if settings.layout is not None and settings.layout.table:
+            file, row, column = cell_of(name)
+            return self._table(file).picture(row, column)
         return read_bytes(f"{settings.root}/{name}", settings.fetch, settings.root_options)
+
+    def _table(self, name: str) -> PictureTable:
+        settings = self.settings
+        return PictureTable(f"{settings.root}/{name}", settings.fetch, settings.root_options)
 
     def _mask_file(self, name: str, data: bytes) -> MaskFile:
         with _named(name):
+            if self.settings.layout is not None:
+                return decode_mask_file(data, MAX_PIXELS)
             grey, own = _grey(data)
             return MaskFile({0: grey >= 128}, orientation=own)
 
     def _pairs(self, rejected: list[Rejection]) -> Iterator[_Pair]:
         """Rows with an id of their own and files below the root; the others go to ``rejected``."""
-        try:
-            data = self._bytes(PAIR_LIST)
-        except Rejected as error:
-            raise UserError(error.message) from None
         seen: dict[str, str] = {}
-        for number, row in read_pair_list(data):
-            where = f"line {number} of {PAIR_LIST}"
-            if isinstance(row, ValueError):
-                message = printable(f"{where}: {row}")
-                rejected.append(Rejection("", "", "", "curate", "row-rejected", "malformed-row", message))
+        for where, called, row in self._rows():
+            if isinstance(row, Rejected):
+                message, called = printable(f"{where}: {row.message}"), printable(called)
+                rejected.append(Rejection("", called, "", "curate", "row-rejected", row.reason, message))
                 continue
             pair, fault = _Pair(where, row), _fault_of(row)
             if fault is None and row.id in seen:
@@ -245,6 +274,20 @@ class PairsSource:
                 continue
             seen[row.id] = where
             yield pair
+
+    def _rows(self) -> Rows:
+        layout = self.settings.layout
+        if layout is not None:
+            names = self._listed()
+            yield from rows_of_tables(layout, names, self._table) if layout.table else rows_of_files(layout, names)
+            return
+        try:
+            data = self._bytes(PAIR_LIST)
+        except Rejected as error:
+            raise UserError(error.message) from None
+        for number, row in read_pair_list(data):
+            fault = Rejected("malformed-row", str(row)) if isinstance(row, ValueError) else row
+            yield f"line {number} of {PAIR_LIST}", "", fault
 
     def _read(self, pair: _Pair) -> _Read:
         """Read all files of a row. Raises `Rejected` where one cannot be used."""
@@ -263,8 +306,8 @@ class PairsSource:
             files = _PlateFiles(row.background, row.known, row.effects, stored_size, orientation, row.plate_by)
             for name in filter(None, (row.known, row.effects)):
                 with _named(name):
-                    found = files.upright(*_grey(data[name]))
-                _check_size(name, found.shape[::-1], size)
+                    upright = files.upright(*_grey(data[name]))
+                _check_size(name, upright.shape[::-1], size)
             read.plate = files.text()
         masks: list[np.ndarray] = []
         for person in people_of([self._mask_file(name, data[name]) for name in row.masks]):
@@ -281,7 +324,7 @@ class PairsSource:
             read.instances.append(
                 InstanceRecord(
                     id=str(len(masks) + 1),
-                    category="Person",
+                    category=self.settings.category,
                     box=_box_of(stored),
                     mask=f"{turn}:{orientation}:{person.value}:{name}",
                     digest=hashlib.sha256(np.packbits(stored).tobytes()).hexdigest(),
