@@ -24,7 +24,7 @@ _SPLITS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
-}  # type: ignore[dict-item]
+}
 
 
 class LayoutSettings(Settings):

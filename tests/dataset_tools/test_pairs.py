@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_a_row_without_maps_knows_the_whole_plate_and_no_effects(tmp_path: Path)
     (sample,) = samples_of(source, source.curate(), [])
     assert sample.known is not None and sample.known.all() and sample.made_by.plate.name == "annotated"
     assert (sample.origins[0].licence, sample.origins[0].author) == ("CC BY 4.0", "Di")
+
+
+def test_where_the_light_differs_effects_stay_unknown_with_a_row_that_says_why(tmp_path: Path) -> None:
+    row = write_pair(tmp_path, "a", 1)
+    dark = np.full((HEIGHT, WIDTH, 3), 80, np.uint8)
+    save(dark, tmp_path / "image/a.png")
+    save(dark * 2, tmp_path / "plate/a.png")
+    source, rejected = source_of(tmp_path, [row]), list[Rejection]()
+    (sample,) = samples_of(source, source.curate(), rejected)
+    assert sample.effects is None and sample.made_by.effects == MadeBy()
+    assert [(r.stage, r.outcome, r.reason) for r in rejected] == [("effects", "mended", "exposure-differs")]
 
 
 def test_a_turned_photograph_and_its_shrunk_plate_and_maps_agree(tmp_path: Path) -> None:
@@ -234,8 +246,6 @@ def test_a_folder_without_a_list_is_a_users_error(tmp_path: Path) -> None:
 def test_a_picture_without_a_plate_is_set_aside_by_name(tmp_path: Path) -> None:
     source = source_of(tmp_path, [write_pair(tmp_path, "a", 1)])
     record = source.curate().records[0]
+    image = decode_image(source.read_image(record), DecodeSettings(min_side=1)).image
     with pytest.raises(Rejected, match="no-plate"):
-        source.clean_plate(
-            decode_image(source.read_image(record), DecodeSettings(min_side=1)).image,
-            record.__class__(**{**record.__dict__, "plate": ""}),
-        )
+        source.clean_plate(image, replace(record, plate=""))
