@@ -144,7 +144,7 @@ def rows_of_tables(layout: LayoutSettings, names: Sequence[str], table_of: Calla
         table.check([*told, *pictures])
         for number, values in enumerate(table.values(told)):
             where = f"row {number + 1} of {name}"
-            called = str(values[layout.id]) if layout.id else f"{name.removesuffix('.parquet')}-{number + 1:06d}"
+            called = _text(values.get(layout.id)) or f"{name.removesuffix('.parquet')}-{number + 1:06d}"
 
             def cell(column: str, name: str = name, number: int = number) -> str:
                 return f"{name}#{number}#{column}" if column else ""
@@ -152,7 +152,7 @@ def rows_of_tables(layout: LayoutSettings, names: Sequence[str], table_of: Calla
             try:
                 row = PairRow(
                     id=_key(called),
-                    group=str(values[layout.group]) if layout.group else called,
+                    group=_text(values.get(layout.group)) or called,
                     image=cell(layout.image),
                     background=cell(layout.background),
                     masks=[cell(layout.masks)] if layout.masks else [],
@@ -219,6 +219,10 @@ def _key(called: str) -> str:
         return called
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", called).strip("-")[:60]
     return f"{plain}-{hashlib.sha256(called.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _split(name: object) -> Split | None:

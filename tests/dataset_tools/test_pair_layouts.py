@@ -273,6 +273,20 @@ def test_a_table_is_read_by_row_group_and_each_once(tmp_path: Path, monkeypatch:
     assert len(read) == len(set(read)) == 4 * 5  # four pictures' columns and that of the splits
 
 
+def test_columns_may_name_pairs_and_scenes_and_leave_some_unnamed(tmp_path: Path) -> None:
+    layout = write_ober(
+        tmp_path, 4, split=["test", None, None, None], name=["a", "b", None, "a"], scene=[7, 7, 8, None]
+    )
+    source = source_of(tmp_path, layout | {"id": "name", "group": "scene"}, splits={"train": 1.0})
+    curation = source.curate()
+    assert [(record.title, record.split) for record in curation.records] == [
+        ("a", "test"),
+        ("b", "test"),
+        ("data/train-00000-of-00001-000003", "train"),
+    ]
+    assert [row.reason for row in curation.rejected] == ["repeated-id"]
+
+
 @pytest.mark.parametrize("what", ["column", "broken", "large"])
 def test_a_table_that_cannot_be_read_is_a_users_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
