@@ -18,8 +18,11 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
+from dataset_tools.differing_people import people_by_difference
+from dataset_tools.effects import EffectsSettings, effects_by_difference, effects_of_people
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import (
+    CleanPlate,
     Estimator,
     FoundPeople,
     InstanceEstimator,
@@ -32,7 +35,7 @@ from dataset_tools.fetch import map_in_order
 from dataset_tools.images import Decoded, DecodeSettings, decode_image, orient_points, undo_orientation
 from dataset_tools.masks import MaskSettings, bounds, clean_mask, fit_mask, stratum
 from dataset_tools.records import ImageRecord, InstanceRecord, Rejection
-from dataset_tools.schema import NO_PARSING, MadeBy, Makers, Origin, Person, Sample
+from dataset_tools.schema import NO_PARSING, MadeBy, Makers, Origin, Person, Sample, effect_bits
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 from dataset_tools.sources import Source
@@ -68,6 +71,9 @@ class CuratedSettings(Settings):
     not all have a usable mask: who has none could be neither erased nor left in place."""
     decode: DecodeSettings = DecodeSettings()
     masks: MaskSettings = MaskSettings()
+    effects: EffectsSettings | None = EffectsSettings()
+    """How shadows and reflections are told from picture and clean plate, in ``paired``, where whoever provides plates
+    does not know them; null: they are not known then."""
     fetch_workers: int = Field(8, ge=1, le=256)
     """Images fetched and decoded at once within one shard."""
 
@@ -202,6 +208,9 @@ def curated_samples(
             _read_masks(draft, settings, estimators.instances is not None)
         if estimators.instances is not None:
             _find_people([draft for draft in drafts if not draft.lost], estimators.instances, settings)
+        if settings.configuration == "paired":
+            for draft in drafts:
+                _look_behind(draft, estimators, settings)
         for draft in drafts:
             _check_people(draft)
         if estimators.pose is not None:
@@ -250,6 +259,7 @@ class _Draft:
     """People who have a box and no mask, to be found by a network."""
     crowds: list[np.ndarray] = field(default_factory=list)
     """(H, W) bool of each crowd that stays part of the scene."""
+    plate: CleanPlate | None = None
     parsing: np.ndarray | None = None
     failure: StageFailed | None = None
 
@@ -283,7 +293,7 @@ def _read_masks(draft: _Draft, settings: CuratedSettings, network: bool) -> None
             draft.notes.reject(error, instance.id)
             draft.lost.append(error)
             continue
-        draft.people.append(_person(instance, mask))
+        draft.people.append(_person(instance, mask, instance.mask_by, instance.mask_score))
         draft.people[-1].keypoints = _keypoints_of(instance, photograph.decoded, mask)
 
 
@@ -320,6 +330,29 @@ def _find_people(drafts: list[_Draft], instances: InstanceEstimator, settings: C
             draft.people.append(_found_person(f"found-{number}", mask, instances.name, score))
 
 
+def _look_behind(draft: _Draft, estimators: Estimators, settings: CuratedSettings) -> None:
+    """Get the clean plate, which tells who is there where nobody has masks of them and no network looks."""
+    record = draft.photograph.record
+    if draft.failure is not None or draft.lost:
+        return
+    try:
+        if estimators.plate is None:
+            raise Rejected("no-plate", "nothing provides clean plates")
+        plate = draft.plate = estimators.plate.clean_plate(draft.image, record)
+    except Rejected as error:
+        draft.fail("plate", error)
+        return
+    if record.instances or estimators.instances is not None:
+        return
+    try:
+        how = settings.effects or EffectsSettings()
+        found = people_by_difference(draft.image, plate.background, plate.known, how, settings.masks)
+    except Rejected as error:
+        draft.fail("mask", error)
+        return
+    draft.people = [_found_person(f"found-{k}", mask, "difference", 1.0) for k, mask in enumerate(found, start=1)]
+
+
 def _check_people(draft: _Draft) -> None:
     """Set aside a photograph in which somebody has no mask, or in which nobody is."""
     if draft.failure is not None:
@@ -331,7 +364,7 @@ def _check_people(draft: _Draft) -> None:
         message = some if draft.people else f"none of {count} masks can be used"
         draft.fail("mask", Rejected(reason, message, transient=transient))
     elif not draft.people:
-        draft.fail("mask", Rejected("nobody-found", "the network finds nobody in it"))
+        draft.fail("mask", Rejected("nobody-found", "nobody is found in it"))
 
 
 def _estimate(
@@ -371,14 +404,14 @@ def _set_parsing(draft: _Draft, parsing: np.ndarray) -> None:
 def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators) -> Sample:
     if draft.failure is not None:
         raise draft.failure
-    photograph, record, plate, made_by = draft.photograph, draft.photograph.record, None, estimators.made_by
+    photograph, record, plate, made_by = draft.photograph, draft.photograph.record, draft.plate, estimators.made_by
     if estimators.pose is None and any(instance.keypoints for instance in record.instances):
         made_by = replace(made_by, pose=MadeBy("annotated"))
-    if settings.configuration == "paired":
-        if estimators.plate is None:
-            raise StageFailed("plate", Rejected("no-plate", "nothing provides clean plates"))
-        plate = _stage("plate", partial(estimators.plate.clean_plate, draft.image, record))
-        made_by = replace(made_by, plate=plate.made_by)
+    effects = None
+    if plate is not None:
+        effects, by = _effects_of(draft, plate, settings.effects)
+        made_by = replace(made_by, plate=plate.made_by, effects=by)
+    own_stratum = bool(record.instances) and estimators.instances is None
     no_parsing = np.full(draft.image.shape[:2], NO_PARSING, np.uint8)
     return Sample(
         key=f"{record.source}-{record.id}",
@@ -389,15 +422,30 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         parsing=no_parsing if draft.parsing is None else draft.parsing,
         label_set="none" if estimators.parsing is None else estimators.parsing.label_set,
         origins=[photograph.origin("image")],
-        stratum=record.stratum if estimators.instances is None else stratum([p.mask for p in draft.people]),
+        stratum=record.stratum if own_stratum else stratum([p.mask for p in draft.people]),
         background=None if plate is None else plate.background,
         known=None if plate is None else plate.known,
+        effects=effects,
         caption=record.caption,
         made_by=made_by,
     )
 
 
-def _person(instance: InstanceRecord, mask: np.ndarray, by: str = "annotated", score: float = 1.0) -> Person:
+def _effects_of(draft: _Draft, plate: CleanPlate, settings: EffectsSettings | None) -> tuple[np.ndarray | None, MadeBy]:
+    """For `Sample.effects`, and who made them."""
+    effects = effects_of_people(plate, draft.people, settings or EffectsSettings())
+    if effects is not None:
+        return effect_bits(effects), MadeBy("annotated")
+    if settings is None:
+        return None, MadeBy()
+    try:
+        return effect_bits(effects_by_difference(draft.image, plate, draft.people, settings)), MadeBy("difference")
+    except Rejected as error:
+        draft.notes.mend("effects", error.reason, f"effects are not known: {error.message}")
+        return None, MadeBy()
+
+
+def _person(instance: InstanceRecord, mask: np.ndarray, by: str, score: float) -> Person:
     return Person(
         id=instance.id,
         mask=mask,

@@ -57,16 +57,16 @@ def pair_list(rows: Iterable[PairRow]) -> bytes:
     return "".join(f"{row.model_dump_json(exclude_defaults=True)}\n" for row in rows).encode()
 
 
-def read_pair_list(data: bytes) -> Iterator[PairRow | ValueError]:
-    """Each row of ``pairs.jsonl`` in turn, or what is wrong with it, told in a line with the number of the row."""
+def read_pair_list(data: bytes) -> Iterator[tuple[int, PairRow | ValueError]]:
+    """Each line of ``pairs.jsonl`` that is not empty: its number, from 1, and its row or what is wrong with it."""
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            yield PairRow.model_validate(json.loads(line))
+            yield number, PairRow.model_validate(json.loads(line))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "row"
-            yield ValueError(f"line {number} of {PAIR_LIST}: {where}: {first['msg']}")
+            yield number, ValueError(f"{where}: {first['msg']}")
         except ValueError as error:
-            yield ValueError(f"line {number} of {PAIR_LIST} is not JSON: {error}")
+            yield number, ValueError(f"it is not JSON: {error}")

@@ -38,6 +38,10 @@ class InstanceRecord:
     keypoints: tuple[float, ...] = ()
     """Where the source ships a pose: 54 numbers, x and y in 0..1 of the image as stored and a score for each of
     `dataset_tools.schema.KEYPOINTS`; 0, 0, 0 for what it does not know."""
+    mask_by: str = "annotated"
+    """For `dataset_tools.schema.Person.mask_by`: a source may hold masks that a network made."""
+    mask_score: float = 1.0
+    """For `dataset_tools.schema.Person.mask_score`."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ class ImageRecord:
     landing_url: str = ""
     caption: str = ""
     """What the source says of the picture, where it says something."""
+    plate: str = ""
+    """Where the clean plate lies, in the terms of the source, which is a plate provider itself then."""
+    digest: str = ""
+    """sha256 of the files that belong to the record, where curation read them and the id does not follow from them."""
     instances: tuple[InstanceRecord, ...] = ()
 
 
@@ -107,6 +115,8 @@ _INSTANCE = pa.struct(
         ("digest", pa.string()),
         ("crowd", pa.bool_()),
         ("keypoints", pa.list_(pa.float64())),
+        ("mask_by", pa.string()),
+        ("mask_score", pa.float64()),
     ]
 )
 IMAGE_SCHEMA = pa.schema(

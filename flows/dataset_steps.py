@@ -33,6 +33,7 @@ from dataset_tools.curated import (
 )
 from dataset_tools.donors import Cutout, CutoutRow, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
+from dataset_tools.estimators import PlateProvider
 from dataset_tools.estimators.annotated import AnnotatedSettings
 from dataset_tools.records import (
     REJECTION_SCHEMA,
@@ -253,15 +254,17 @@ class CuratedShardJob(ShardJob):
 def build_curated_shard(job: CuratedShardJob) -> BuiltShard:
     """fetch and decode -> clean masks, people without -> pose, parsing, plate -> write."""
     rejected: list[Rejection] = []
+    source = job.source.open()
+    own_plates = source if isinstance(source, PlateProvider) else None
     estimators = Estimators(
         instances=job.instances.open() if job.instances else None,
         pose=job.pose.open() if job.pose else None,
         parsing=job.parsing.open() if job.parsing else None,
-        plate=job.plate.open() if job.plate else None,
+        plate=job.plate.open() if job.plate else own_plates,
     )
     records = _records(job, "people", job.start, job.stop)
     with download_slot(records):
-        samples = curated_samples(records, job.source.open(), job.settings, estimators, rejected)
+        samples = curated_samples(records, source, job.settings, estimators, rejected)
         return job.build(samples, job.encoding, rejected)
 
 

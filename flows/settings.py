@@ -23,17 +23,25 @@ from dataset_tools.sources.ade20k import Ade20kSettings
 from dataset_tools.sources.coco import CocoSettings
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
+from dataset_tools.sources.pairs import PairsSettings
 from dataset_tools.sources.sample import SampleSettings
 from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings
 from dataset_tools.storage_options import Location, register_blocks
 from dataset_tools.web import WebSettings
 
 PictureSource = Annotated[
-    OpenImagesSettings | FolderSettings | CocoSettings | Ade20kSettings | DownloadedSettings, Field(discriminator="kind")
+    OpenImagesSettings | FolderSettings | CocoSettings | Ade20kSettings | PairsSettings | DownloadedSettings,
+    Field(discriminator="kind"),
 ]
 """Sources of files that exist."""
 SourceSettings = Annotated[
-    SampleSettings | OpenImagesSettings | FolderSettings | CocoSettings | Ade20kSettings | WeblistSettings,
+    SampleSettings
+    | OpenImagesSettings
+    | FolderSettings
+    | CocoSettings
+    | Ade20kSettings
+    | PairsSettings
+    | WeblistSettings,
     Field(discriminator="kind"),
 ]
 """Those, the drawn world, which is written first and then read as ``openimages``, and web lists, which are fetched
@@ -126,7 +134,7 @@ class BuildSettings(Settings):
     parsing: ParsingSettings | None = None
     """Parsing estimator; null leaves parsing uncomputed."""
     plate: AnnotatedSettings | None = None
-    """What provides clean plates; needed for ``paired``."""
+    """What provides clean plates, which ``paired`` needs; null: the source, where it has some."""
     composite: CompositorSettings | None = None
     """The synthetic half; null builds none."""
     curated_encoding: EncodingSettings = EncodingSettings()
@@ -154,6 +162,17 @@ class BuildSettings(Settings):
                 "a web list has no masks, and instances is not set: name a network that finds people, such as "
                 "instances.kind=transformers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_have_plates(self) -> BuildSettings:
+        source = self.source
+        if isinstance(source, PairsSettings) and source.layout is not None:
+            paired = self.curated.configuration == "paired"
+            if paired and not source.layout.background and self.plate is None:
+                raise ValueError("source.layout names no clean plates: set curated.configuration to real")
+            if not paired and not source.layout.masks and self.instances is None:
+                raise ValueError("source.layout names no masks: set instances, a network that finds people")
         return self
 
     def networks(self) -> dict[str, Network]:

@@ -1,0 +1,251 @@
+"""Pairs as a list: plates, masks, effects and splits; every row that cannot be used is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset_tools.curated import CuratedSettings, Estimators, curated_samples
+from dataset_tools.errors import Rejected, UserError
+from dataset_tools.estimators import PlateProvider
+from dataset_tools.images import DecodeSettings, decode_image
+from dataset_tools.pair_list import PairRow, pair_list
+from dataset_tools.records import Curation, Rejection, record_from_row, records_to_table
+from dataset_tools.schema import KEY_PATTERN, MadeBy, Sample
+from dataset_tools.sources import Source
+from dataset_tools.sources.pairs import PairsSettings, PairsSource
+
+HEIGHT, WIDTH = 60, 90
+ANN, BOB, SHADOW = np.zeros((3, HEIGHT, WIDTH), bool)
+ANN[10:50, 10:30] = True
+BOB[20:55, 50:80] = True
+SHADOW[50:58, 10:45] = True
+
+
+def photo(seed: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def save(array: np.ndarray, path: Path, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def grey(mask: np.ndarray) -> np.ndarray:
+    return mask.astype(np.uint8) * 255
+
+
+def write_pair(root: Path, name: str, seed: int, **changes: Any) -> PairRow:
+    """A pair with two people; `changes` are of its row."""
+    save(photo(seed), root / f"image/{name}.png")
+    save(photo(1000 + seed), root / f"plate/{name}.png")
+    save(grey(ANN), root / f"mask/{name}_0.png")
+    save(grey(BOB), root / f"mask/{name}_1.png")
+    values: dict[str, Any] = {
+        "id": name,
+        "group": name,
+        "image": f"image/{name}.png",
+        "background": f"plate/{name}.png",
+        "masks": [f"mask/{name}_0.png", f"mask/{name}_1.png"],
+        "licence": "CC BY 4.0",
+    }
+    return PairRow.model_validate(values | changes)
+
+
+def source_of(root: Path, rows: list[PairRow] | None = None, **changes: object) -> PairsSource:
+    if rows is not None:
+        (root / "pairs.jsonl").write_bytes(pair_list(rows))
+    return PairsSettings.check({"root": str(root), **changes}, origin="test").open()
+
+
+def samples_of(source: PairsSource, curation: Curation, rejected: list[Rejection], **settings: Any) -> list[Sample]:
+    curated = CuratedSettings(configuration="paired", decode=DecodeSettings(min_side=16, **settings), fetch_workers=2)
+    # As they come back from the table of curation.
+    records = [record_from_row(row) for row in records_to_table(curation.records).to_pylist()]
+    return list(curated_samples(records, source, curated, Estimators(plate=source), rejected))
+
+
+def test_a_row_becomes_a_paired_sample_with_all_that_it_says(tmp_path: Path) -> None:
+    known = np.ones((HEIGHT, WIDTH), bool)
+    known[:, :5] = False
+    save(grey(known), tmp_path / "known.png")
+    bits = SHADOW.astype(np.uint8) * 2
+    bits[0, 0] = 1
+    save(bits, tmp_path / "effects.png")
+    by = MadeBy("chosen", network="org/remover")
+    more = {"known": "known.png", "effects": "effects.png", "plate_by": by, "caption": "two people", "author": "Cy"}
+    more |= {"masks_by": "video", "mask_scores": [0.75, 0.5]}
+    source = source_of(tmp_path, [write_pair(tmp_path, "a-1", 1, **more)])
+    assert isinstance(source, Source) and isinstance(source, PlateProvider)
+    source.check()
+    curation = source.curate()
+    rejected = curation.rejected
+    (sample,) = samples_of(source, curation, rejected)
+    assert rejected == []
+    sample.check()
+    assert KEY_PATTERN.fullmatch(sample.key) and sample.key == "pairs-a-1"
+    assert np.array_equal(sample.image, photo(1)) and np.array_equal(sample.background, photo(1001))
+    assert np.array_equal(sample.known, known) and np.array_equal(sample.effects, bits)
+    assert [np.array_equal(p.mask, m) for p, m in zip(sample.people, (ANN, BOB), strict=True)] == [True, True]
+    assert [(p.mask_by, p.mask_score) for p in sample.people] == [("video", 0.75), ("video", 0.5)]
+    assert (sample.made_by.plate, sample.made_by.effects.name) == (by, "annotated")
+    assert (sample.caption, sample.origins[0].licence, sample.origins[0].author) == ("two people", "CC BY 4.0", "Cy")
+
+
+def test_a_row_without_maps_knows_the_whole_plate_and_no_effects(tmp_path: Path) -> None:
+    source = source_of(tmp_path, [write_pair(tmp_path, "a", 1)], licence="CC0", author="Di")
+    (sample,) = samples_of(source, source.curate(), [])
+    assert sample.known is not None and sample.known.all() and sample.made_by.plate.name == "annotated"
+    assert (sample.origins[0].licence, sample.origins[0].author) == ("CC BY 4.0", "Di")
+
+
+def test_where_the_light_differs_effects_stay_unknown_with_a_row_that_says_why(tmp_path: Path) -> None:
+    row = write_pair(tmp_path, "a", 1)
+    dark = np.full((HEIGHT, WIDTH, 3), 80, np.uint8)
+    save(dark, tmp_path / "image/a.png")
+    save(dark * 2, tmp_path / "plate/a.png")
+    source, rejected = source_of(tmp_path, [row]), list[Rejection]()
+    (sample,) = samples_of(source, source.curate(), rejected)
+    assert sample.effects is None and sample.made_by.effects == MadeBy()
+    assert [(r.stage, r.outcome, r.reason) for r in rejected] == [("effects", "mended", "exposure-differs")]
+
+
+def test_a_turned_photograph_and_its_shrunk_plate_and_maps_agree(tmp_path: Path) -> None:
+    """The camera's file is turned, plate and masks are upright; all is shrunk to half."""
+    row = write_pair(tmp_path, "a", 1, known="known.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(np.rot90(photo(1)), tmp_path / "image/a.png", exif=exif)
+    known = np.ones((HEIGHT, WIDTH), bool)
+    known[3, 7] = False
+    save(grey(known), tmp_path / "known.png")
+    source = source_of(tmp_path, [row])
+    (sample,) = samples_of(source, source.curate(), [], max_side=WIDTH // 2)
+    halved = [array.reshape(HEIGHT // 2, 2, WIDTH // 2, 2, -1) for array in (photo(1), photo(1001), known)]
+    image, plate = (array.astype(float).mean((1, 3)) for array in halved[:2])
+    assert np.abs(sample.image - image).max() <= 1 and np.abs(sample.background - plate).max() <= 1
+    assert np.array_equal(sample.known, halved[2].all((1, 3))[..., 0])
+    assert np.array_equal(sample.people[0].mask, ANN[::2, ::2])
+
+
+def reasons(curation: Curation) -> dict[str, tuple[str, str]]:
+    return {row.image_id: (row.outcome, row.reason) for row in curation.rejected}
+
+
+def test_each_row_that_cannot_be_used_is_named_and_the_others_are_used(tmp_path: Path) -> None:
+    def pair(name: str, **changes: Any) -> PairRow:
+        return write_pair(tmp_path, name, sum(map(ord, name)), **changes)
+
+    save(photo(5, (HEIGHT, WIDTH + 20)), tmp_path / "wide.png")
+    save(photo(6, (HEIGHT // 2, WIDTH // 2)), tmp_path / "small.png")
+    save(np.zeros((HEIGHT, WIDTH), np.uint8), tmp_path / "nobody.png")
+    save(photo(sum(map(ord, "good"))), tmp_path / "same.png")
+    (tmp_path / "text.png").write_text("no picture")
+    rows = [
+        pair("good"),
+        pair("good"),
+        pair("a b"),
+        pair("../up"[3:], id="../up"),
+        pair("outside", background="../plate.png"),
+        pair("url", image="https://example.org/a.png"),
+        pair("scores", mask_scores=[1.0]),
+        pair("gone", background="plate/gone-too.png"),
+        pair("wide", background="wide.png"),
+        pair("small", background="small.png"),
+        pair("empty", masks=["nobody.png"]),
+        pair("wide-mask", masks=["wide.png"]),
+        pair("text", image="text.png"),
+        pair("same", image="same.png"),
+    ]
+    source = source_of(tmp_path, rows)
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write('\n{"id": "cut\n' + json.dumps({"id": "x", "group": "x", "image": "a.png"}) + "\n")
+    curation = source.curate()
+    assert [record.id for record in curation.records] == ["good"]
+    assert reasons(curation) == {
+        "good": ("row-rejected", "repeated-id"),
+        "a b": ("row-rejected", "bad-id"),
+        "../up": ("row-rejected", "bad-id"),
+        "outside": ("row-rejected", "bad-path"),
+        "url": ("row-rejected", "bad-path"),
+        "scores": ("row-rejected", "malformed-row"),
+        "gone": ("image-rejected", "not-found"),
+        "wide": ("image-rejected", "other-size"),
+        "small": ("image-rejected", "other-size"),
+        "empty": ("image-rejected", "empty-mask"),
+        "wide-mask": ("image-rejected", "other-size"),
+        "text": ("image-rejected", "not-an-image"),
+        "same": ("image-rejected", "duplicate-image"),
+        "": ("row-rejected", "malformed-row"),
+    }
+    messages = [row.message for row in curation.rejected]
+    starts = {message.split(":")[0] for message in messages}
+    # The fifteenth line is empty.
+    assert starts == {f"line {number} of pairs.jsonl" for number in [*range(2, 15), 16, 17]}
+    assert any(message.endswith("background: Field required") for message in messages)
+
+
+def test_a_plate_of_nearly_the_same_size_is_resized_and_noted(tmp_path: Path) -> None:
+    row = write_pair(tmp_path, "a", 1)
+    save(np.full((HEIGHT + 2, WIDTH + 3, 3), 77, np.uint8), tmp_path / "plate/a.png")
+    source = source_of(tmp_path, [row])
+    curation = source.curate()
+    assert reasons(curation) == {"a": ("mended", "plate-resized")}
+    (sample,) = samples_of(source, curation, [])
+    assert sample.background is not None and (sample.background == 77).all()
+
+
+def test_pictures_of_one_scene_come_into_one_split(tmp_path: Path) -> None:
+    """Of one group, of one plate, of equal plates, and of what these join; others are spread."""
+    rows = [write_pair(tmp_path, f"p{k}", k) for k in range(30)]
+    shared = [rows[0], rows[1].model_copy(update={"group": "p0"})]
+    shared.append(rows[2].model_copy(update={"background": rows[1].background}))
+    save(photo(1002), tmp_path / "plate/p3.png")  # another file of the bytes of p2's own plate
+    shared += [rows[3], rows[4].model_copy(update={"background": "plate/p2.png", "group": "p2"})]
+    source = source_of(tmp_path, [*shared, *rows[5:]], splits={"train": 0.5, "test": 0.5})
+    curation = source.curate()
+    assert curation.rejected == []
+    splits = {record.id: record.split for record in curation.records}
+    assert len({splits[f"p{k}"] for k in range(5)}) == 1
+    assert 6 <= sum(split == "test" for split in splits.values()) <= 24
+
+
+def test_a_row_may_name_its_split_and_nothing_held_out_leaks(tmp_path: Path) -> None:
+    rows = [write_pair(tmp_path, f"p{k}", k, split=split) for k, split in enumerate(["train", "test", "train", None])]
+    rows[2] = rows[2].model_copy(update={"background": rows[1].background})
+    rows[3] = rows[3].model_copy(update={"group": "p0"})
+    curation = source_of(tmp_path, rows, splits={"validation": 1.0}).curate()
+    assert {record.id: record.split for record in curation.records} == {"p0": "train", "p1": "test", "p3": "train"}
+    assert reasons(curation) == {"p2": ("image-rejected", "scene-in-two-splits")}
+
+
+def test_a_file_that_changes_under_its_name_changes_record_and_fingerprint(tmp_path: Path) -> None:
+    row = write_pair(tmp_path, "a", 1)
+    before = source_of(tmp_path, [row])
+    fingerprint, record = before.fingerprint(), before.curate().records[0]
+    save(photo(2), tmp_path / "plate/a.png", compress_level=0)
+    after = source_of(tmp_path)
+    assert after.fingerprint() != fingerprint
+    assert after.curate().records[0].digest != record.digest
+
+
+def test_a_folder_without_a_list_is_a_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no pairs\.jsonl"):
+        source_of(tmp_path).check()
+    with pytest.raises(UserError, match="does not exist"):
+        source_of(tmp_path / "nowhere").check()
+
+
+def test_a_picture_without_a_plate_is_set_aside_by_name(tmp_path: Path) -> None:
+    source = source_of(tmp_path, [write_pair(tmp_path, "a", 1)])
+    record = source.curate().records[0]
+    image = decode_image(source.read_image(record), DecodeSettings(min_side=1)).image
+    with pytest.raises(Rejected, match="no-plate"):
+        source.clean_plate(image, replace(record, plate=""))
