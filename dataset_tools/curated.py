@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -32,7 +32,7 @@ from dataset_tools.fetch import map_in_order
 from dataset_tools.images import Decoded, DecodeSettings, decode_image, undo_orientation
 from dataset_tools.masks import MaskSettings, bounds, clean_mask, fit_mask, stratum
 from dataset_tools.records import ImageRecord, InstanceRecord, Rejection
-from dataset_tools.schema import NO_PARSING, Makers, Origin, Person, Sample
+from dataset_tools.schema import NO_PARSING, EffectKind, Makers, Origin, Person, Sample, effect_bits
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 from dataset_tools.sources import Source
@@ -364,12 +364,16 @@ def _set_parsing(draft: _Draft, parsing: np.ndarray) -> None:
 def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators) -> Sample:
     if draft.failure is not None:
         raise draft.failure
-    photograph, record, plate, made_by = draft.photograph, draft.photograph.record, None, estimators.made_by
+    photograph, record, made_by = draft.photograph, draft.photograph.record, estimators.made_by
+    plate = known = effects = None
     if settings.configuration == "paired":
         if estimators.plate is None:
             raise StageFailed("plate", Rejected("no-plate", "nothing provides clean plates"))
         plate = _stage("plate", partial(estimators.plate.clean_plate, draft.image, record))
-        made_by = replace(made_by, plate=plate.made_by)
+        known, made_by = plate.known, replace(made_by, plate=plate.made_by)
+        if plate.effects is not None:
+            effects, strange = _effects_of_people(draft.people, plate.effects, plate.kinds)
+            known, made_by = known & ~strange, replace(made_by, effects=plate.made_by)
     no_parsing = np.full(draft.image.shape[:2], NO_PARSING, np.uint8)
     return Sample(
         key=f"{record.source}-{record.id}",
@@ -382,10 +386,26 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         origins=[photograph.origin("image")],
         stratum=record.stratum if estimators.instances is None else stratum([p.mask for p in draft.people]),
         background=None if plate is None else plate.background,
-        known=None if plate is None else plate.known,
+        known=known,
+        effects=effects,
         caption=record.caption,
         made_by=made_by,
     )
+
+
+def _effects_of_people(
+    people: Sequence[Person], effects: Mapping[str, np.ndarray], kinds: Mapping[str, tuple[EffectKind, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The bits of ``effects.png``, and where the picture shows effects that are nobody's of these people, (H, W) bool.
+
+    The plate lacks those too, and no mask says why: what it shows there belongs to no erased person.
+    """
+    nothing = np.zeros(people[0].mask.shape, bool)
+    own = [effects.get(person.id, nothing) for person in people]
+    for person, mask in zip(people, own, strict=True):
+        person.effects = kinds.get(person.id, ()) if mask.any() else ()
+    strange = np.logical_or.reduce([nothing, *effects.values()]) & ~np.logical_or.reduce(own)
+    return effect_bits(own), strange
 
 
 def _person(instance: InstanceRecord, mask: np.ndarray, by: str = "annotated", score: float = 1.0) -> Person:
