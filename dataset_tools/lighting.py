@@ -22,6 +22,8 @@ VISIBLE = 2.0
 that both agree."""
 _MIRROR = 0.04
 """Reflectance at right angles of water, varnish and polished stone, about."""
+_SIDE = 224
+"""Pixels of a silhouette's longer side at most, where it is blurred."""
 _LEVELS = 4
 """Blurred copies of a silhouette between which its penumbra is interpolated."""
 
@@ -100,10 +102,10 @@ class Effects:
 
     factor: np.ndarray
     """(H, W, 3) float32: what of the plate's colours is left."""
-    added: np.ndarray
-    """(H, W, 3) float32 in grey levels of 255: what reflections add."""
+    added: np.ndarray | None
+    """(H, W, 3) float32 in grey levels of 255: what reflections add. None: there are none."""
     on_people: list[np.ndarray | None]
-    """(H, W, 3) float32 for each person: what shadows of others leave of their colours. None: all of it."""
+    """(h, w, 3) float32 within the box of each person: what shadows of others leave of their colours. None: all."""
     masks: list[np.ndarray]
     """(H, W) bool for each person: where the picture shows their shadow or reflection."""
     kinds: list[tuple[EffectKind, ...]]
@@ -112,23 +114,16 @@ class Effects:
 
 def blend(plate: np.ndarray, people: Sequence[Figure], effects: Effects) -> np.ndarray:
     """(H, W, 3) uint8: the plate times factor plus reflections, and people in their shade over it, rearmost first."""
-    picture = plate * effects.factor + effects.added
+    picture = plate * effects.factor
+    if effects.added is not None:
+        picture += effects.added
     for person, shade in zip(people, effects.on_people, strict=True):
         colours = person.layer[person.box][..., :3].astype(np.float32)
         if shade is not None:
-            colours *= shade[person.box]
+            colours *= shade
         under = picture[person.box]
         under += person.opacity[..., None] * (colours - under)
-    return np.rint(picture).clip(0, 255).astype(np.uint8)
-
-
-def no_effects(plate: np.ndarray, people: int) -> Effects:
-    """Of a picture in which nobody changes the light."""
-    nothing = np.zeros(plate.shape[:2], bool)
-    return Effects(
-        np.ones(plate.shape, np.float32), np.zeros(plate.shape, np.float32), [None] * people, [nothing] * people,
-        [()] * people,
-    )  # fmt: skip
+    return cv2.convertScaleAbs(picture)
 
 
 def cast(plate: np.ndarray, people: Sequence[Figure], ground: Ground, light: Light | None) -> Effects:
@@ -140,18 +135,19 @@ def cast(plate: np.ndarray, people: Sequence[Figure], ground: Ground, light: Lig
         ground: where they stand.
         light: None casts no shadow.
     """
-    effects = no_effects(plate, len(people))
-    if not people:
-        return effects
+    size = plate.shape[:2]
+    effects = Effects(np.ones(plate.shape, np.float32), None, [None] * len(people), [], [])
     shows = _Visibility(plate, people, ground)
-    shadow = [np.zeros_like(mask) for mask in effects.masks]
+    shadows, mirrored = ([np.zeros(size, bool) for _ in people] for _ in range(2))
     if light is not None:
-        shadow = _cast_shadows(effects, people, ground, light, shows)
-    mirrored = [np.zeros_like(mask) for mask in effects.masks]
+        _cast_shadows(effects, people, ground, light, shows, shadows)
     if np.any(ground.gloss):
-        mirrored = [_mirror(effects, person, ground, shows) for person in people]
-    effects.masks = [a | b for a, b in zip(shadow, mirrored, strict=True)]
-    effects.kinds = [_kinds(a, b) for a, b in zip(shadow, mirrored, strict=True)]
+        effects.added = np.zeros(plate.shape, np.float32)
+        for person, seen in zip(people, mirrored, strict=True):
+            _mirror(effects, person, ground, shows, seen)
+    for shadow, mirror in zip(shadows, mirrored, strict=True):
+        effects.masks.append(shadow | mirror)
+        effects.kinds.append(_kinds(shadow, mirror))
     return effects
 
 
@@ -184,44 +180,54 @@ class _Visibility:
         self.bare[: self.ground.first_row] = 0
 
 
+def _brightest(colours: np.ndarray) -> np.ndarray:
+    """The greatest of red, green and blue, float32."""
+    red, green, blue, *_ = cv2.split(colours)
+    return cv2.max(cv2.max(red, green), blue).astype(np.float32)
+
+
 def _cast_shadows(
-    effects: Effects, people: Sequence[Figure], ground: Ground, light: Light, shows: _Visibility
-) -> list[np.ndarray]:
-    """Set factors; where each person's shadow is seen."""
+    effects: Effects,
+    people: Sequence[Figure],
+    ground: Ground,
+    light: Light,
+    shows: _Visibility,
+    masks: Sequence[np.ndarray],
+) -> None:
+    """Set what is left of colours, and ``masks`` where each person's shadow is seen."""
     fill = np.array(light.fill, np.float32)
-    lost_sun, lost_sky = shows.bare * (shows.plate * (1 - fill)).max(axis=2), shows.bare * (shows.plate * fill).max(2)
-    sun, sky = np.zeros_like(shows.bare), np.zeros_like(shows.bare)
+    bright = shows.bare * _brightest(shows.plate)
+    shades = [
+        weight * _brightest(person.layer[person.box]) for weight, person in zip(shows.weights, people, strict=True)
+    ]
+    sun, sky = np.zeros_like(bright), np.zeros_like(bright)
     on_people = [np.zeros_like(weight) for weight in shows.weights]
-    masks = []
-    for index, person in enumerate(people):
+    for person, mask in zip(people, masks, strict=True):
+        if person.opacity.size == 0:
+            continue
         caster = _Caster(person, ground, light)
-        dark, close = caster.on_ground(), caster.contact()
-        change = lost_sun * dark + lost_sky * close
-        behind = {}
-        for other in range(index):
-            receiver = people[other]
+        for dark, (place, box), lost in (
+            (sun, caster.on_ground(), 1 - fill.min()),
+            (sky, caster.contact(), fill.max()),
+        ):
+            seen = bright[box] * place >= VISIBLE / max(lost, 1e-6)
+            mask[box] |= seen
+            np.maximum(dark[box], place * seen, out=dark[box])
+        for receiver, shade, dark in zip(people, shades, on_people, strict=True):
             fallen = caster.on_figure(receiver)
             if fallen is not None:
-                behind[other] = fallen
-                colours = receiver.layer[receiver.box][..., :3]
-                change[receiver.box] += fallen * shows.weights[other] * (colours * (1 - fill)).max(axis=2)
-        mask = change >= VISIBLE
-        masks.append(mask)
-        np.maximum(sun, dark * mask, out=sun)
-        np.maximum(sky, close * mask, out=sky)
-        for other, fallen in behind.items():
-            np.maximum(on_people[other], fallen * mask[people[other].box], out=on_people[other])
+                seen = shade * fallen >= VISIBLE / max(1 - fill.min(), 1e-6)
+                mask[receiver.box] |= seen
+                np.maximum(dark, fallen * seen, out=dark)
     # Things hide the ground: what they leave of its darkness is all that the picture shows.
     if ground.bare is not None:
         sun *= ground.bare
         sky *= ground.bare
-    effects.factor = (1 - fill) * (1 - sun[..., None]) + fill * (1 - sky[..., None])
-    for index, (person, dark) in enumerate(zip(people, on_people, strict=True)):
+    rows = np.s_[ground.first_row :]
+    effects.factor[rows] = cv2.merge([1 - (1 - f) * sun[rows] - f * sky[rows] for f in fill])
+    for index, dark in enumerate(on_people):
         if dark.any():
-            shade = np.ones_like(effects.factor)
-            shade[person.box] -= dark[..., None] * (1 - fill)
-            effects.on_people[index] = shade
-    return masks
+            effects.on_people[index] = 1 - dark[..., None] * (1 - fill)
 
 
 class _Caster:
@@ -242,7 +248,6 @@ class _Caster:
         across = np.array([-self.away[1], self.away[0]])
         across = (across if across[0] >= 0 else -across) + [1, 0]
         self.across = across / np.hypot(*across)
-        self.stands_in_picture = row < self.size[0]
         self.alpha, self.left, self.top = self._silhouette()
 
     def _silhouette(self) -> tuple[np.ndarray, int, int]:
@@ -256,41 +261,65 @@ class _Caster:
         return alpha, columns.start, rows.start
 
     def _softened(self, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The silhouette, blurred by a radius in pixels for each of its rows, and the corner of the larger array."""
-        most = max(1.0, float(radii.max(initial=0)))
-        pad = int(np.ceil(most)) + 1
-        wide = cv2.copyMakeBorder(self.alpha, pad, pad, pad, pad, cv2.BORDER_CONSTANT)
-        levels = np.unique(np.rint(np.linspace(1, most, _LEVELS)).astype(int))
-        blurred = [cv2.stackBlur(wide, (2 * int(level) + 1,) * 2).astype(np.float32) for level in levels]
-        wanted = np.interp(np.arange(-pad, len(self.alpha) + pad), np.arange(len(self.alpha)), radii)
-        soft = np.zeros(wide.shape, np.float32)
-        for index, copy in enumerate(blurred):
-            share = np.interp(wanted, levels, np.eye(len(levels))[index])
-            soft += copy * share[:, None].astype(np.float32)
-        return soft / 255, np.array([self.left - pad, self.top - pad])
+        """The silhouette, smaller, blurred by a radius in the picture's pixels for each of its rows.
 
-    def on_ground(self) -> np.ndarray:
-        """(H, W) float32: share of the light that the person keeps from the ground at each pixel."""
-        if self.alpha.size == 0 or self.light.height >= np.pi / 2:
-            return np.zeros(self.size, np.float32)
+        Also the matrix that leads from pixels of the picture, homogeneous, to those of the array.
+        """
+        shrink = min(1.0, _SIDE / max(self.alpha.shape))
+        size = max(1, round(self.alpha.shape[1] * shrink)), max(1, round(self.alpha.shape[0] * shrink))
+        alpha = cv2.resize(self.alpha, size, interpolation=cv2.INTER_AREA)
+        scale_x, scale_y = size[0] / self.alpha.shape[1], size[1] / self.alpha.shape[0]
+        radii = np.interp(np.arange(size[1]), np.arange(len(radii)) * scale_y, radii * scale_x)
+        most = max(1.0, float(radii.max()))
+        pad = int(np.ceil(most)) + 2
+        alpha = cv2.copyMakeBorder(alpha, pad, pad, pad, pad, cv2.BORDER_CONSTANT)
+        radii = np.pad(radii, pad, "edge")
+        levels = np.unique(np.rint(np.geomspace(1, most, _LEVELS)).astype(int))
+        soft = np.zeros(alpha.shape, np.float32)
+        for index, level in enumerate(levels):
+            share = np.interp(radii, levels, np.eye(len(levels))[index]).astype(np.float32)[:, None] / 255
+            part = np.flatnonzero(share)
+            if part.size:
+                rows = np.s_[part[0] : part[-1] + 1]
+                soft[rows] += share[rows] * _blurred(alpha, int(level))[rows]
+        to_array = np.array(
+            [[scale_x, 0, pad - self.left * scale_x], [0, scale_y, pad - self.top * scale_y], [0, 0, 1]]
+        )
+        return soft, to_array
+
+    def on_ground(self) -> tuple[np.ndarray, tuple[slice, slice]]:
+        """Share of the light that the person keeps from the ground, float32 within a box of the picture; the box."""
         heights = np.maximum(self.person.foot[1] - self.top - 0.5 - np.arange(len(self.alpha)), 0)
-        soft, corner = self._softened(1 + self.light.softness * heights / np.sin(self.light.height))
-        # From homogeneous pixels to the ground, there to height and side of the figure, and to its pixels.
+        soft, to_array = self._softened(1 + self.light.softness * heights / np.sin(self.light.height))
+        # From homogeneous pixels to the ground, there to side and height of the figure, and to its pixels.
         ground, length = self.ground, 1 / np.tan(self.light.height)
         to_ground = np.array([[1, 0, -ground.centre], [0, 0, ground.focal], [0, 1, -ground.horizon]])
         to_foot = np.array([[1, 0, -self.x], [0, 1, -self.z], [0, 0, 1]])
         to_figure = np.eye(3)
         to_figure[:2, :2] = np.linalg.inv(np.stack([self.across, length * self.away], 1))
         column, row = self.person.foot
-        to_pixels = np.array([[self.scale, 0, column - corner[0]], [0, -self.scale, row - corner[1]], [0, 0, 1]])
-        dark = self._warped(soft, to_pixels @ to_figure @ to_foot @ to_ground)
-        dark[: ground.first_row] = 0
-        return dark
+        to_pixels = np.array([[self.scale, 0, column], [0, -self.scale, row], [0, 0, 1]])
+        matrix = to_array @ to_pixels @ to_figure @ to_foot @ to_ground
+        box = self._reach(np.linalg.inv(matrix), soft.shape)
+        return _warped(soft, matrix, box), box
+
+    def _reach(self, to_picture: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Rows and columns of ground that an array (h, w) may darken."""
+        height, width = shape
+        corners = to_picture @ np.array([[0, width, width, 0], [0, 0, height, height], [1, 1, 1, 1]])
+        (high, wide), first = self.size, self.ground.first_row
+        # Behind the viewer, where the sign changes, lines of the ground go on to the picture's edges.
+        if not (np.all(corners[2] > 1e-9) or np.all(corners[2] < -1e-9)):
+            return np.s_[first:high, 0:wide]
+        x, y = corners[:2] / corners[2]
+        left, right = (int(v) for v in np.clip([np.floor(x.min()), np.ceil(x.max())], 0, wide))
+        top, bottom = (int(v) for v in np.clip([np.floor(y.min()), np.ceil(y.max())], min(first, high), high))
+        return np.s_[top:bottom, left:right]
 
     def on_figure(self, receiver: Figure) -> np.ndarray | None:
         """Share of the light, within the receiver's box, that the person keeps from somebody behind; None: of none."""
         gap = self.ground.distance(receiver.foot[1]) - self.z
-        if self.away[1] < 0.05 or gap <= 0 or self.alpha.size == 0:
+        if self.away[1] < 0.05 or gap <= 0 or receiver.opacity.size == 0:
             return None
         slope, rise = self.away[0] / self.away[1], np.tan(self.light.height) / self.away[1]
         # A ray that leaves the figure at (side, height) has gone `way / away[1]` along the ground when it arrives.
@@ -299,49 +328,66 @@ class _Caster:
         side = np.array([1 / scale, 0, -self.ground.centre / scale - self.x - gap * slope]) / across
         way = np.array([0, 0, gap]) - self.across[1] * side
         height = np.array([0, -1 / scale, receiver.foot[1] / scale]) + way * rise
-        radius = self.light.softness * gap / self.away[1] / np.cos(self.light.height) * self.scale
-        soft, corner = self._softened(np.full(len(self.alpha), 1 + radius))
         column, row = self.person.foot
-        matrix = np.stack([side * self.scale, -height * self.scale, np.zeros(3)])
-        matrix[:, 2] += column - corner[0], row - corner[1], 1
-        fallen = self._warped(soft, matrix)[receiver.box]
+        to_pixels = np.stack([side * self.scale, -height * self.scale, np.zeros(3)])
+        to_pixels[:, 2] += column, row, 1
+        # Where the receiver's box is on the figure: mostly nowhere.
+        (rows, columns), (tall, wide) = receiver.box, self.alpha.shape
+        corners = [[x, y, 1] for x in (columns.start, columns.stop) for y in (rows.start, rows.stop)]
+        x, y, _ = to_pixels @ np.array(corners).T
+        radius = self.light.softness * gap / self.away[1] / np.cos(self.light.height) * self.scale
+        reach = 2 * radius + 8
+        if x.max() < self.left - reach or x.min() > self.left + wide + reach:
+            return None
+        if y.max() < self.top - reach or y.min() > self.top + tall + reach:
+            return None
+        soft, to_array = self._softened(np.full(len(self.alpha), 1 + radius))
+        fallen = _warped(soft, to_array @ to_pixels, receiver.box)
         return fallen if fallen.any() else None
 
-    def _warped(self, soft: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        """The silhouette in the picture; ``matrix`` leads from centres of its pixels to those of the silhouette's."""
-        centres = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
-        matrix = np.linalg.inv(centres) @ matrix @ centres
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpPerspective(soft, matrix, self.size[::-1], flags=flags, borderMode=cv2.BORDER_CONSTANT)
-
-    def contact(self) -> np.ndarray:
-        """(H, W) float32: share of the sky's light that the feet keep from the ground around them."""
-        close = np.zeros(self.size, np.float32)
-        if not self.stands_in_picture or self.alpha.size == 0 or self.light.contact == 0:
-            return close
+    def contact(self) -> tuple[np.ndarray, tuple[slice, slice]]:
+        """Share of the sky's light that the feet keep from the ground around them, float32 within a box; the box."""
+        if self.person.foot[1] >= self.size[0]:
+            return np.zeros((0, 0), np.float32), np.s_[0:0, 0:0]
         tall = len(self.alpha)
-        reach = max(2, round(0.07 * tall))
-        feet: np.ndarray = self.alpha[-reach:] * np.linspace(0, 1, reach, dtype=np.float32)[:, None]
-        pad = max(3, round(0.09 * tall))
+        reach, pad = max(2, round(0.07 * tall)), max(3, round(0.09 * tall))
+        feet: np.ndarray = self.alpha[-reach:] * np.linspace(0, 1 / 255, reach, dtype=np.float32)[:, None]
         feet = cv2.copyMakeBorder(feet, pad, pad, pad, pad, cv2.BORDER_CONSTANT)
         feet = cv2.GaussianBlur(feet, (0, 0), max(1.0, 0.03 * tall), sigmaY=max(0.7, 0.014 * tall))
         feet = feet * np.float32(self.light.contact / max(1e-6, feet.max()))
         y, x = self.top + tall - reach - pad, self.left - pad
-        top, left = max(0, y), max(0, x)
+        top, left = max(0, y, self.ground.first_row), max(0, x)
         shown = feet[top - y : self.size[0] - y, left - x : self.size[1] - x]
-        close[top : top + shown.shape[0], left : left + shown.shape[1]] = shown
-        return close
+        return shown, np.s_[top : top + shown.shape[0], left : left + shown.shape[1]]
 
 
-def _mirror(effects: Effects, person: Figure, ground: Ground, shows: _Visibility) -> np.ndarray:
-    """Lay a person's mirror image over the ground; where it is seen."""
-    seen = np.zeros(shows.bare.shape, bool)
+def _blurred(alpha: np.ndarray, radius: int) -> np.ndarray:
+    """Two box blurs that reach ``radius`` pixels together: nearly a Gaussian, and nothing beyond."""
+    for reach in (radius // 2, radius - radius // 2):
+        alpha = cv2.blur(alpha, (2 * reach + 1,) * 2, borderType=cv2.BORDER_CONSTANT)
+    return alpha
+
+
+def _warped(soft: np.ndarray, matrix: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
+    """An array in a box of the picture, float32; ``matrix`` leads from places in the picture to such in the array."""
+    rows, columns = box
+    size = columns.stop - columns.start, rows.stop - rows.start
+    if min(size) <= 0:
+        return np.zeros(size[::-1], np.float32)
+    # Pixels are at the middle of their squares.
+    from_pixels = np.array([[1, 0, columns.start + 0.5], [0, 1, rows.start + 0.5], [0, 0, 1]])
+    to_pixels = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpPerspective(soft, to_pixels @ matrix @ from_pixels, size, flags=flags)
+
+
+def _mirror(effects: Effects, person: Figure, ground: Ground, shows: _Visibility, seen: np.ndarray) -> None:
+    """Lay a person's mirror image over the ground, and set ``seen`` where it shows."""
     rows, columns = person.box
-    height = shows.bare.shape[0]
-    start = round(person.foot[1])
+    height, start = seen.shape[0], round(person.foot[1])
     end = min(height, 2 * start - rows.start)
     if start >= height or end <= start or columns.start == columns.stop:
-        return seen
+        return
     # Premultiplied, from the foot line down; the farther from it, the more the ground blurs what it mirrors.
     figure: np.ndarray = person.layer[2 * start - end : start, columns][::-1].astype(np.float32)
     figure[..., :3] *= figure[..., 3:] / 255
@@ -365,6 +411,6 @@ def _mirror(effects: Effects, person: Figure, ground: Ground, shows: _Visibility
     share = share[..., None]
     left_over = 1 - share * shown[..., 3:] / 255
     effects.factor[window] *= left_over
+    assert effects.added is not None
     effects.added[window] *= left_over
     effects.added[window] += share * shown[..., :3]
-    return seen

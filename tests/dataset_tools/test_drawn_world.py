@@ -86,9 +86,12 @@ def recomposed(scene: Scene, *, effects: bool) -> np.ndarray:
     """(H, W, 3) float64: background x effects + layers."""
     picture = scene.background.astype(np.float64)
     if effects:
-        picture = picture * scene.light.factor + scene.light.added
+        picture = picture * scene.light.factor + (0 if scene.light.added is None else scene.light.added)
     for person, shade in zip(scene.people, scene.light.on_people, strict=True):
-        colours = person.layer[..., :3] * (1.0 if shade is None or not effects else shade)
+        colours = person.layer[..., :3].astype(np.float64)
+        if shade is not None and effects:
+            rows, columns = (np.flatnonzero(person.layer[..., 3].any(axis)) for axis in (1, 0))
+            colours[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] *= shade
         opacity = (person.layer[..., 3] / 255 * person.bare)[..., None]
         picture = (1 - opacity) * picture + opacity * colours
     return picture
