@@ -2,8 +2,8 @@
 
 People stand on a ground plane seen by one camera a picture: whoever stands lower in the picture is nearer, larger
 and in front. Layers are straight (not premultiplied) RGBA; pasting them in ``order`` over the background gives
-the image, except where a soft contact shadow darkens the ground around the feet: shadows belong to the image
-alone, not to a layer and not to the background, and never fall on a person.
+the image, except where people change the light: their shadows on the ground and on people behind, and their
+reflections, belong to the image alone, neither to a layer nor to the background (`dataset_tools.lighting`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from pydantic import Field, field_validator
 
 from dataset_tools.donors import Cutout, CutoutRow, DonorSettings
 from dataset_tools.errors import Rejected
+from dataset_tools.lighting import Effects, Figure, Ground, blend, cast
 from dataset_tools.masks import AugmentSettings, augment_mask, bounds, occlusion, stratum
+from dataset_tools.picture_light import LightSettings, draw_gloss, draw_light
 from dataset_tools.records import SPLITS, Split
-from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, MadeBy, Origin, Person, Sample
+from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, MadeBy, Origin, Person, Sample, effect_bits
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 
@@ -42,6 +44,8 @@ _GAP = 2
 """Pixels at least between people who are to stand apart."""
 _MAX_COLOUR_SHIFT = np.array([20, 10, 10], np.float32)
 """Bound of the colour match in L, a, b."""
+_FOCAL = 1.0
+"""Focal length of the camera as a share of the picture's longer side: 53 degrees."""
 Contact = Literal["apart", "allowed", "wanted"]
 
 
@@ -84,8 +88,8 @@ class CompositorSettings(Settings):
     colour_match: float = Field(0.3, ge=0, le=1)
     """How far the mean and spread of a person's colours in Lab move to those of the place where they are pasted
     (Reinhard et al., Color transfer between images, 2001); 0 is off. The move is bounded: skin stays skin."""
-    shadow: float = Field(0.4, ge=0, le=1)
-    """Largest strength of the contact shadow on the ground; each picture draws its own from 0 to this. 0: none."""
+    light: LightSettings = LightSettings()
+    """Shadows and reflections."""
     augment: AugmentSettings = AugmentSettings()
     """Faults of the masks that a model is given in training."""
 
@@ -172,9 +176,9 @@ def compose(
         Rejected: ``background-too-small``, or ``no-placement`` where not one person can be placed.
         ValueError: the donors differ in label set or estimators.
     """
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{settings.seed}/{key}".encode()).digest()[:16], "big"))
+    rng = _generator(f"{settings.seed}/{key}")
     plate, crop = _plate(background, settings, rng)
-    placed = _placed_people(plate.shape[:2], rows, load, settings, rng)
+    horizon, placed = _placed_people(plate.shape[:2], rows, load, settings, rng)
     if not placed:
         raise Rejected("no-placement", f"none of {len(rows)} people could be placed on {background_origin.id}")
     for name, values in (
@@ -184,14 +188,10 @@ def compose(
         if len(values) > 1:
             raise ValueError(f"composite {key!r}: donors of different {name} cannot be mixed: {sorted(values)}")
 
-    image = plate.astype(np.float32)
-    strength = rng.uniform(0, 1) * settings.shadow
-    for person in placed:
-        _cast_shadow(image, person, strength)
     layers = [_layer(person, plate, settings.colour_match) for person in placed]
-    for person, layer in zip(placed, layers, strict=True):
-        under, over = image[person.window], layer[person.window]
-        under += over[..., 3:].astype(np.float32) / 255 * (over[..., :3] - under)
+    figures = [Figure(layer, person.standing_place()) for person, layer in zip(placed, layers, strict=True)]
+    # With its own generator: other settings of the light change neither people nor masks.
+    effects = _effects(plate, figures, horizon, settings.light, _generator(f"{settings.seed}/{key}/light"))
 
     label_set = placed[0].cutout.label_set
     parsing = np.full(plate.shape[:2], NO_PARSING if label_set == "none" else 0, np.uint8)
@@ -210,6 +210,7 @@ def compose(
                 occluded=bool((person.visible != person.complete).any()),
                 truncated=person.cutout.truncated,
                 keypoints=keypoints,
+                effects=effects.kinds[order],
                 complete_mask=person.complete,
                 augmented_mask=augment_mask(person.visible, keypoints, rng, settings.augment),
                 layer=layer,
@@ -221,12 +222,13 @@ def compose(
         key=key,
         split=split,
         configuration="composite",
-        image=np.rint(image).astype(np.uint8),
+        image=blend(plate, figures, effects),
         background=plate,
         people=people,
         parsing=parsing,
         label_set=label_set,
-        made_by=replace(placed[0].cutout.made_by, plate=MadeBy("photograph")),
+        effects=effect_bits(effects.masks),
+        made_by=replace(placed[0].cutout.made_by, plate=MadeBy("photograph"), effects=MadeBy("composited")),
         stratum=stratum([person.mask for person in people]),
         origins=[
             replace(background_origin, role="background", transform=_joined(background_origin.transform, crop)),
@@ -236,6 +238,20 @@ def compose(
             ),
         ],
     )
+
+
+def _generator(key: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big"))
+
+
+def _effects(
+    plate: np.ndarray, figures: Sequence[Figure], horizon: float, settings: LightSettings, rng: np.random.Generator
+) -> Effects:
+    """What people do to the light on the ground plane; ``horizon`` is its share of the picture's height."""
+    height, width = plate.shape[:2]
+    light, gloss = draw_light(plate, horizon * height, settings, rng), draw_gloss(settings, rng)
+    ground = Ground(horizon * height, width / 2, _FOCAL * max(height, width), gloss=gloss)
+    return cast(plate, figures, ground, light)
 
 
 class _Placed:
@@ -276,6 +292,12 @@ class _Placed:
         self.complete = np.zeros(size, bool)
         self.complete[self.window] = self.patch_complete[self.inside]
         self.hidden, self.visible = np.zeros(size, bool), self.complete
+
+    def standing_place(self) -> tuple[float, float]:
+        """Column and row of the foot line's middle; the row lies below the picture for whom its edge cuts off."""
+        top, bottom, _, _ = bounds(self.complete)
+        left, right = bounds(self.complete[bottom - max(1, round(0.06 * (bottom - top))) : bottom])[2:]
+        return (left + right) / 2, self.foot * self.complete.shape[0] if self.cutout.truncated else float(bottom)
 
     def is_hidden(self) -> bool:
         """Whether someone nearer hides a part of this person."""
@@ -348,8 +370,8 @@ def _placed_people(
     load: Callable[[CutoutRow], Cutout],
     settings: CompositorSettings,
     rng: np.random.Generator,
-) -> list[_Placed]:
-    """Donors at their places in a picture of ``size`` (H, W), from the rearmost to the nearest."""
+) -> tuple[float, list[_Placed]]:
+    """The horizon as a share of the height, and donors placed in a picture of ``size`` (H, W), rearmost first."""
     numbers, weights = np.array(list(settings.people)), np.array(list(settings.people.values()))
     wanted = min(int(rng.choice(numbers, p=weights / weights.sum())), len(rows))
     overlapping = wanted > 1 and rng.random() < settings.overlap
@@ -368,9 +390,9 @@ def _placed_people(
                 placed = sorted([*placed, person], key=lambda p: p.foot)
                 _hide(placed)
             if len(placed) == wanted:
-                return placed
+                return camera[0], placed
         most = max(most, placed, key=len)
-    return most
+    return camera[0], most
 
 
 def _loaded(
@@ -512,23 +534,6 @@ def _colour_matched(rgb: np.ndarray, mask: np.ndarray, surroundings: np.ndarray,
     matched = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
     matched *= 255
     return np.rint(matched, out=matched).clip(0, 255, out=matched).astype(np.uint8)
-
-
-def _cast_shadow(image: np.ndarray, person: _Placed, strength: float) -> None:
-    """Darken the ground (H, W, 3 float) in a flat ellipse around the feet; nothing changes outside of it."""
-    if person.cutout.truncated or strength == 0:
-        return
-    top, bottom, _, _ = bounds(person.complete)
-    tall = bottom - top
-    _, _, left, right = bounds(person.complete[bottom - max(1, round(0.06 * tall)) : bottom])
-    radius_x, radius_y = (right - left) / 2 + 0.08 * tall, 0.045 * tall
-    centre_x, centre_y = (left + right) / 2, bottom - 0.012 * tall
-    y0, y1 = max(0, int(centre_y - radius_y)), int(centre_y + radius_y) + 2
-    x0, x1 = max(0, int(centre_x - radius_x)), int(centre_x + radius_x) + 2
-    region = image[y0:y1, x0:x1]
-    rows, columns = np.ogrid[y0 : y0 + region.shape[0], x0 : x0 + region.shape[1]]
-    distance = ((columns - centre_x) / radius_x) ** 2 + ((rows - centre_y) / radius_y) ** 2
-    region *= (1 - strength * np.clip(1 - distance, 0, 1) ** 1.5).astype(np.float32)[..., None]
 
 
 def _mirrored_labels(label_set: str) -> np.ndarray:

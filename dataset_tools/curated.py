@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -407,10 +407,10 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
     photograph, record, plate, made_by = draft.photograph, draft.photograph.record, draft.plate, estimators.made_by
     if estimators.pose is None and any(instance.keypoints for instance in record.instances):
         made_by = replace(made_by, pose=MadeBy("annotated"))
-    effects = None
+    known = effects = None
     if plate is not None:
-        effects, by = _effects_of(draft, plate, settings.effects)
-        made_by = replace(made_by, plate=plate.made_by, effects=by)
+        effects, by, strange = _effects_of(draft, plate, settings.effects)
+        known, made_by = plate.known & ~strange, replace(made_by, plate=plate.made_by, effects=by)
     own_stratum = bool(record.instances) and estimators.instances is None
     no_parsing = np.full(draft.image.shape[:2], NO_PARSING, np.uint8)
     return Sample(
@@ -424,25 +424,33 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         origins=[photograph.origin("image")],
         stratum=record.stratum if own_stratum else stratum([p.mask for p in draft.people]),
         background=None if plate is None else plate.background,
-        known=None if plate is None else plate.known,
+        known=known,
         effects=effects,
         caption=record.caption,
         made_by=made_by,
     )
 
 
-def _effects_of(draft: _Draft, plate: CleanPlate, settings: EffectsSettings | None) -> tuple[np.ndarray | None, MadeBy]:
-    """For `Sample.effects`, and who made them."""
-    effects = effects_of_people(plate, draft.people, settings or EffectsSettings())
-    if effects is not None:
-        return effect_bits(effects), MadeBy("annotated")
+def _effects_of(
+    draft: _Draft, plate: CleanPlate, settings: EffectsSettings | None
+) -> tuple[np.ndarray | None, MadeBy, np.ndarray]:
+    """For `Sample.effects`; who made them; and where effects show that are nobody's of the sample, (H, W) bool.
+
+    The plate lacks those too, and no mask says why: what it shows there belongs to no erased person.
+    """
+    nowhere = np.zeros(draft.image.shape[:2], bool)
+    told = effects_of_people(plate, draft.people, settings or EffectsSettings())
+    if told is not None:
+        effects, strange = told
+        return effect_bits(effects), MadeBy("annotated"), strange
     if settings is None:
-        return None, MadeBy()
+        return None, MadeBy(), nowhere
     try:
-        return effect_bits(effects_by_difference(draft.image, plate, draft.people, settings)), MadeBy("difference")
+        found = effects_by_difference(draft.image, plate, draft.people, settings)
     except Rejected as error:
         draft.notes.mend("effects", error.reason, f"effects are not known: {error.message}")
-        return None, MadeBy()
+        return None, MadeBy(), nowhere
+    return effect_bits(found), MadeBy("difference"), nowhere
 
 
 def _person(instance: InstanceRecord, mask: np.ndarray, by: str, score: float) -> Person:

@@ -43,23 +43,24 @@ class EffectsSettings(DifferenceSettings):
 
 def effects_of_people(
     plate: CleanPlate, people: Sequence[Person], settings: EffectsSettings
-) -> list[np.ndarray] | None:
-    """Where the picture shows the effects of each person, (H, W) bool; None where the plate's provider knows nothing.
+) -> tuple[list[np.ndarray], np.ndarray] | None:
+    """Where the picture shows the effects of each person, (H, W) bool, and where those of others; as a provider knows.
 
     Effects of somebody (`CleanPlate.effects`) go to whom they lie nearest to. Sets `Person.effects` to the kinds that
-    the provider knows.
+    the provider knows. None where it knows nothing of effects.
     """
     if plate.effects is None:
         return None
     masks = [person.mask for person in people]
     nobodys = plate.effects.get("", np.zeros(plate.background.shape[:2], bool)) & ~np.logical_or.reduce(masks)
     shared = _assigned(nobodys, masks, settings)
-    for person in people:
-        person.effects = plate.kinds.get(person.id, ())
-    return [
-        plate.effects[person.id] | own if person.id in plate.effects else own
-        for person, own in zip(people, shared, strict=True)
-    ]
+    nothing = np.zeros_like(nobodys)
+    effects = [plate.effects.get(person.id, nothing) | own for person, own in zip(people, shared, strict=True)]
+    for person, own in zip(people, effects, strict=True):
+        person.effects = plate.kinds.get(person.id, ()) if own.any() else ()
+    ids = {"", *(person.id for person in people)}
+    others = [mask for name, mask in plate.effects.items() if name not in ids]
+    return effects, np.logical_or.reduce([nothing, *others]) & ~np.logical_or.reduce(effects)
 
 
 def effects_by_difference(

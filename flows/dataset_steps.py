@@ -69,7 +69,7 @@ class MirrorJob(Job):
     """Draw the sample world as a mirror in OpenImages' format."""
 
     step: ClassVar[str] = "draw-sample-mirror"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = PICTURES
     source: SampleSettings
 

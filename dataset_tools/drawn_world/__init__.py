@@ -5,7 +5,7 @@ person complete also where others hide them, body joints and labels of clothes. 
 such scenes as a mirror in OpenImages' file format.
 
 The world is measured in metres. A pinhole camera at eye height projects it, people are 18-joint skeletons posed
-in three dimensions and dressed in tapered limbs; shading follows the side from which the light comes.
+in three dimensions and dressed in tapered limbs; shading and shadows follow the side from which the light comes.
 """
 
 # ruff: noqa: RUF005 (arrays are added here, not lists)
@@ -14,14 +14,19 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+from dataset_tools import lighting
 from dataset_tools.drawn_world.casting import cast
 from dataset_tools.drawn_world.people import THING, Figure, Puppet
 from dataset_tools.drawn_world.places import KINDS, Kind, Prop, Stage, set_stage
 from dataset_tools.drawn_world.sheet import Array
-from dataset_tools.schema import KEYPOINTS
+from dataset_tools.lighting import Effects, Ground, Light
+from dataset_tools.lighting import Figure as Silhouette
+from dataset_tools.schema import KEYPOINTS, EffectKind
+
+_MIRRORING = {"street": 0.2, "park": 0.0, "room": 0.5}
+"""How often streets are wet and floors are polished."""
 
 
 @dataclass(eq=False)
@@ -42,6 +47,12 @@ class DrawnPerson:
     """(H, W) uint8 LIP labels of the complete person; 0 outside and on ``held``."""
     keypoints: Array
     """(18, 3) float32: x, y in 0..1 of the picture, score; 0, 0, 0 where outside the picture or hidden."""
+    bare: Array
+    """(H, W) float32 in 0..1: what things (not people) in front leave of each pixel of ``layer``."""
+    effects: Array
+    """(H, W) bool: where the picture shows the person's shadow or reflection, on the ground or on people behind."""
+    effect_kinds: tuple[EffectKind, ...]
+    """Which of the two; empty where ``effects`` is."""
     occluded: bool
     truncated: bool
 
@@ -54,9 +65,10 @@ class Scene:
     image: Array
     """(H, W, 3) uint8 RGB."""
     background: Array
-    """(H, W, 3) uint8 RGB: the scene without people and their shadows."""
-    shadow: Array
-    """(H, W) bool: where people's shadows change the background."""
+    """(H, W, 3) uint8 RGB: the scene without people and without their shadows and reflections."""
+    light: Effects
+    """How people change the light: ``image`` is ``background`` and the people's layers, as far as they are ``bare``,
+    joined by `dataset_tools.lighting.blend`."""
     people: list[DrawnPerson]
     """From back to front."""
     objects: list[tuple[str, tuple[float, float, float, float]]]
@@ -84,7 +96,7 @@ def draw_scene(key: str, seed: int, size: tuple[int, int], people: int) -> Scene
     stage = set_stage(rng, KINDS[int(rng.integers(len(KINDS)))], size)
     rng = generator(seed, f"{key}/people")
     sprites = [_draw_person(stage, figure, rng) for figure in cast(stage, people, rng)]
-    return _compose(stage, sprites)
+    return _compose(stage, sprites, generator(seed, f"{key}/light"))
 
 
 def generator(seed: int, key: str) -> np.random.Generator:
@@ -124,26 +136,6 @@ def _draw_person(stage: Stage, figure: Figure, rng: np.random.Generator) -> _Spr
     )
 
 
-def _cast_shadow(stage: Stage, sprite: _Sprite, darkness: Array) -> None:
-    """Add the shadow that a person throws on the ground to ``darkness`` (H, W) float32."""
-    camera, foot, scale = stage.camera, sprite.foot, stage.camera.scale(sprite.z)
-    outdoors = stage.kind != "room"
-    flat, slant, blur, strength = (0.16, 0.75, 0.025, 1.0) if outdoors else (0.08, 0.3, 0.06, 0.6)
-    shear = -stage.sun[0] * slant
-    # A point u above the foot falls beside it, and a little farther away.
-    matrix = np.array([[1, -shear, shear * foot[1]], [0, flat, foot[1] * (1 - flat)]], np.float64)
-    matrix[:, 2] += matrix[:, 0] * sprite.left + matrix[:, 1] * sprite.top
-    alpha = np.ascontiguousarray(sprite.rgba[..., 3])
-    thrown = cv2.warpAffine(alpha, matrix, (camera.width, camera.height), flags=cv2.INTER_LINEAR)
-    size = 2 * max(1, round(scale * blur)) + 1
-    soft = cv2.blur(thrown, (size, size)).astype(np.float32) * (stage.shade * strength / 255)
-    x = (np.arange(camera.width, dtype=np.float32)[None] + 0.5 - np.float32(foot[0])) / np.float32(0.34 * scale)
-    y = (np.arange(camera.height, dtype=np.float32)[:, None] + 0.5 - np.float32(foot[1])) / np.float32(0.1 * scale)
-    soft = np.maximum(soft, np.clip(1 - x * x - y * y, 0, 1) * min(0.5, stage.shade * 1.2))
-    soft[: int(camera.ground(stage.farthest + (4 if outdoors else 0.5)))] = 0
-    np.maximum(darkness, soft, out=darkness)
-
-
 def _over(image: Array, thing: Prop) -> None:
     """Lay a drawing over an (H, W, 3) uint8 image, in place."""
     region = image[thing.box]
@@ -151,19 +143,13 @@ def _over(image: Array, thing: Prop) -> None:
     region[:] = np.rint(region + (thing.rgba[..., :3].astype(np.float32) - region) * alpha)
 
 
-def _compose(stage: Stage, sprites: list[_Sprite]) -> Scene:
+def _compose(stage: Stage, sprites: list[_Sprite], rng: np.random.Generator) -> Scene:
     shape = stage.camera.height, stage.camera.width
-    background, image = stage.base, stage.base.copy()
-    darkness = np.zeros(shape, np.float32)
-    for sprite in sprites:
-        _cast_shadow(stage, sprite, darkness)
-    darkness[darkness < 0.01] = 0
-    if sprites:
-        image[:] = np.rint(image * (1 - darkness[..., None]))
+    background = stage.base
+    ground = np.ones(shape, np.float32)
     sprites = sorted(sprites, key=lambda sprite: -sprite.z)
     people: list[DrawnPerson] = []
     for thing in sorted([*stage.props, *sprites], key=lambda thing: -thing.z):
-        _over(image, thing)
         if isinstance(thing, _Sprite):
             person = _as_person(thing, shape)
             for other in people:
@@ -171,15 +157,51 @@ def _compose(stage: Stage, sprites: list[_Sprite]) -> Scene:
             people.append(person)
         else:
             _over(background, thing)
+            left = 1 - thing.rgba[..., 3].astype(np.float32) / 255
+            ground[thing.box] *= left
             for person in people:
+                person.bare[thing.box] *= left
                 person.mask[thing.box] &= thing.rgba[..., 3] < 128
-    # The shadow lies on the ground: things that stand there hide it from view.
-    shadow = (image != background).any(2)
-    for sprite, person in zip(sprites, people, strict=True):
+    silhouettes = [
+        Silhouette(person.layer, (float(sprite.foot[0]), float(sprite.foot[1])), person.bare)
+        for person, sprite in zip(people, sprites, strict=True)
+    ]
+    light = lighting.cast(background, silhouettes, _ground(stage, ground, rng), _light(stage, rng))
+    for sprite, person, effects, kinds in zip(sprites, people, light.masks, light.kinds, strict=True):
         person.occluded = bool(person.mask.sum() < 0.98 * person.complete_mask.sum())
         person.keypoints = _seen_keypoints(sprite, person.mask)
-        shadow &= person.layer[..., 3] == 0
-    return Scene(stage.kind, image, background, shadow, people, _object_boxes(stage))
+        person.effects, person.effect_kinds = effects, kinds
+    image = lighting.blend(background, silhouettes, light)
+    return Scene(stage.kind, image, background, light, people, _object_boxes(stage))
+
+
+def _light(stage: Stage, rng: np.random.Generator) -> Light:
+    """The stage's sun, which also models people and things, with the depth that a flat drawing does not ask for."""
+    turn = rng.uniform(-0.7, 0.9)  # radians that shadows point away from the viewer; below 0: towards the viewer
+    softness = rng.uniform(0.12, 0.25) if stage.shade < 0.3 else rng.uniform(0.01, 0.06)
+    slope = -stage.sun[1] / abs(stage.sun[0]) * np.cos(turn)
+    if stage.kind == "room":  # lamps and windows are high up, and wide
+        slope *= rng.uniform(1.8, 3)
+    return Light(
+        azimuth=turn if stage.sun[0] < 0 else np.pi - turn,
+        height=float(np.arctan(slope)),
+        softness=softness,
+        fill=(1 - stage.shade * 1.4, 1 - stage.shade * 1.3, 1 - stage.shade * 1.1),
+        contact=min(0.5, stage.shade * 1.5),
+    )
+
+
+def _ground(stage: Stage, bare: Array, rng: np.random.Generator) -> Ground:
+    camera = stage.camera
+    mirrors = rng.random() < _MIRRORING[stage.kind]
+    return Ground(
+        horizon=camera.horizon,
+        centre=camera.centre,
+        focal=camera.focal,
+        top=camera.ground(stage.farthest + (0.5 if stage.kind == "room" else 4)),
+        bare=bare,
+        gloss=stage.gloss * rng.uniform(0.5, 1) if mirrors else 0.0,
+    )
 
 
 def _as_person(sprite: _Sprite, shape: tuple[int, int]) -> DrawnPerson:
@@ -195,6 +217,9 @@ def _as_person(sprite: _Sprite, shape: tuple[int, int]) -> DrawnPerson:
         held=held,
         parsing=np.where(held, 0, labels).astype(np.uint8),
         keypoints=np.zeros((18, 3), np.float32),
+        bare=np.ones(shape, np.float32),
+        effects=np.zeros(shape, bool),
+        effect_kinds=(),
         occluded=False,
         truncated=sprite.truncated,
     )

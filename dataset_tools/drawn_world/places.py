@@ -95,6 +95,8 @@ class Stage:
     tint: Array
     shade: float
     """Strength of cast shadows, 0..1."""
+    gloss: Array = field(default_factory=lambda: np.zeros(0))
+    """(H, W) float32 in 0..1: ground that mirrors when it is wet or polished."""
     base: Array = field(default_factory=lambda: np.zeros(0))
     """(H, W, 3) uint8: sky, walls, ground."""
     props: list[Prop] = field(default_factory=list)
@@ -178,6 +180,8 @@ class _Ground:
         """Pixels a metre of distance."""
         self.shape = len(rows), camera.width
         self.colours = np.empty((3, *self.shape), np.float32)
+        self.gloss = np.ones(self.shape, np.float32)
+        """1 where the ground mirrors when it is wet or polished."""
         self.fill(colour)
 
     def fill(self, colour: Array) -> None:
@@ -198,8 +202,10 @@ class _Ground:
         self.stain(rng, amount, (columns * 0.5, rows * 0.4))
         self.colours *= np.linspace(1.04, 0.95, rows, dtype=np.float32)[:, None]
 
-    def lay(self, sheet: Sheet) -> None:
+    def lay(self, sheet: Sheet, stage: Stage) -> None:
         sheet.planes[:3, self.first :] = self.colours
+        stage.gloss = np.zeros((stage.camera.height, stage.camera.width), np.float32)
+        stage.gloss[self.first :] = self.gloss
 
     def lines(self, coordinate: Array, scale: Array, period: float, width: float) -> Array:
         """1 on lines of ``width`` metres that repeat every ``period`` metres of ``coordinate``."""
@@ -370,7 +376,7 @@ def _along(stage: Stage, sheet: Sheet, rng: np.random.Generator, ground: _Ground
         inside = from_left * np.clip((left + 3 - ground.x) * ground.scale, 0, 1)
         ground.blend(_LINES, inside * road * ((ground.x - left) / 0.75 % 1 < 0.55) * 0.85)
     ground.wear(rng, 0.025)
-    ground.lay(sheet)
+    ground.lay(sheet, stage)
     reach = camera.width / camera.scale(wall_z)
     start = -camera.centre / camera.scale(wall_z) - rng.uniform(0, 5)
     for x0, x1 in _spans(rng, start, reach, 5, 9):
@@ -395,7 +401,7 @@ def _away(stage: Stage, sheet: Sheet, rng: np.random.Generator, ground: _Ground,
             start = rng.uniform(4, 8)
             ground.blend(_LINES, ground.band(start, start + 2.6) * road * (ground.x / 0.9 % 1 < 0.55) * 0.85)
     ground.wear(rng, 0.025)
-    ground.lay(sheet)
+    ground.lay(sheet, stage)
     end = rng.uniform(26, 45)
     for x0, x1 in _spans(rng, -half - 6.0, half + 6, 4, 7):
         _facade(stage, sheet, rng, (x0, end), (x1, end), rng.uniform(7, 13), 0.92)
@@ -451,7 +457,7 @@ def _park(stage: Stage, sheet: Sheet, rng: np.random.Generator, sky: list[Array]
             inside = np.clip((reach - np.abs(ground.x - course)) * ground.scale / 2 + 0.5, 0, 1)
             ground.blend(colour, inside)
     ground.wear(rng, 0.03)
-    ground.lay(sheet)
+    ground.lay(sheet, stage)
     tufts, petals = [], []
     for _ in range(int(rng.integers(10, 40))):
         z = rng.uniform(2.4, 9)
@@ -479,7 +485,7 @@ def _park(stage: Stage, sheet: Sheet, rng: np.random.Generator, sky: list[Array]
 
 def _room(stage: Stage, sheet: Sheet, rng: np.random.Generator, sky: list[Array]) -> None:
     room = _Room(stage, sheet, rng, sky)
-    _floor(rng, stage.camera, room.depth).lay(sheet)
+    _floor(rng, stage.camera, room.depth).lay(sheet, stage)
     paper = pick(rng, _PAPERS)
     room.draw_walls(paper)
     room.hang_things(paper)
@@ -523,6 +529,7 @@ def _floor(rng: np.random.Generator, camera: Camera, depth: float) -> _Ground:
     else:  # carpet
         ground.fill(pick(rng, hexes("9c8f80", "7f8c94", "a8968a", "8a7f98", "93a08a")))
         ground.stain(rng, 0.02, (14, 8))
+        ground.gloss[:] = 0
     if rng.random() < 0.6:
         _rug(rng, ground)
     ground.wear(rng, 0.015)
@@ -542,7 +549,9 @@ def _rug(rng: np.random.Generator, ground: _Ground) -> None:
                 (long - (1 - shrink) * 0.8 - np.abs(ground.x - x)) * ground.scale,
                 (deep - (1 - shrink) * 0.8 - np.abs(ground.z - z)) * ground.z_scale,
             )
-        ground.blend(colour, np.clip(edge + 0.5, 0, 1) * 0.92)
+        inside = np.clip(edge + 0.5, 0, 1)
+        ground.blend(colour, inside * 0.92)
+        ground.gloss *= 1 - inside
 
 
 class _Room:

@@ -1,27 +1,28 @@
-"""Cues that a source ships beside its pictures: keypoints, parsing and clean plates read from side-car files.
+"""Cues that a source ships beside its pictures: keypoints, parsing, clean plates and effects read from side-car files.
 
 ``{root}/sidecar/{split}/{id}.json`` holds ``{"people": [{"box_id": str, "keypoints": 18 x [x, y, score]}]}`` with
 x and y in 0..1 of the upright picture; ``.parsing.png`` a map of LIP labels and ``.plate.png`` the scene without
-people, both upright.
+people, both upright. Where there is an ``.effects.png`` too, a grey picture of bits, bit ``effects_bit`` of a person is
+set where the picture shows their shadow or reflection, and their ``effects`` names which of the two; other bits are
+people without a box.
 """
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import cv2
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import CleanPlate, PeopleInPicture
 from dataset_tools.fetch import FetchSettings, open_filesystem, read_bytes, with_retries
 from dataset_tools.records import ImageRecord
-from dataset_tools.schema import MadeBy
+from dataset_tools.schema import EffectKind, MadeBy
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.storage_options import Location, StorageOptions
 
@@ -42,8 +43,19 @@ class AnnotatedSettings(Settings):
         return Annotated(self)
 
 
+class _SideCarPerson(BaseModel):
+    box_id: str
+    keypoints: list[tuple[float, float, float]] = Field(min_length=18, max_length=18)
+    effects_bit: int | None = Field(None, ge=0, le=7)
+    effects: tuple[EffectKind, ...] = ()
+
+
+class _SideCar(BaseModel):
+    people: list[_SideCarPerson]
+
+
 class Annotated:
-    """Reads pose, parsing and clean plates of an image from its side-cars, scaled to the size of the image.
+    """Reads pose, parsing, clean plates and effects of an image from its side-cars, scaled to the size of the image.
 
     A side-car that is missing, broken or out of reach gives `Rejected`; a person whom the side-car does not know has
     no keypoints.
@@ -94,12 +106,7 @@ class Annotated:
 
     def _pose(self, picture: PeopleInPicture) -> np.ndarray:
         record = _record_of(picture)
-        data = self._read(record, "json")
-        try:
-            people = json.loads(data)["people"]
-            known = {person["box_id"]: np.array(person["keypoints"], np.float32).reshape(18, 3) for person in people}
-        except (ValueError, KeyError, TypeError) as error:
-            raise Rejected("broken-annotation", f"side-car of {record.id}: not the expected JSON ({error})") from None
+        known = {person.box_id: np.array(person.keypoints, np.float32) for person in self._people(record)}
         height, width = picture.image.shape[:2]
         found = np.zeros((len(picture.ids), 18, 3), np.float32)
         for index, person_id in enumerate(picture.ids):
@@ -121,7 +128,33 @@ class Annotated:
         plate = self._picture(record, "plate.png", "RGB")
         shrinks = plate.shape[0] > height or plate.shape[1] > width
         plate = cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        return CleanPlate(plate, np.ones((height, width), bool), self.made_by)
+        effects, kinds = self._effects(record, (height, width))
+        return CleanPlate(plate, np.ones((height, width), bool), self.made_by, effects, kinds)
+
+    def _effects(
+        self, record: ImageRecord, size: tuple[int, int]
+    ) -> tuple[dict[str, np.ndarray] | None, dict[str, tuple[EffectKind, ...]]]:
+        """Where the picture shows whose effects, and of what kinds; None where the side-cars do not say."""
+        try:
+            bits = self._picture(record, "effects.png", "L")
+        except Rejected as rejected:
+            if rejected.reason == "no-annotation" and not rejected.transient:
+                return None, {}
+            raise
+        bits = cv2.resize(bits, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8)
+        people = self._people(record)
+        bit = {person.box_id: np.uint8(1 << person.effects_bit) for person in people if person.effects_bit is not None}
+        effects = {box_id: bits & own > 0 for box_id, own in bit.items()}
+        effects[""] = bits & ~np.bitwise_or.reduce([np.uint8(0), *bit.values()]) > 0
+        return effects, {person.box_id: person.effects for person in people}
+
+    def _people(self, record: ImageRecord) -> list[_SideCarPerson]:
+        try:
+            return _SideCar.model_validate_json(self._read(record, "json")).people
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise Rejected("broken-annotation", f"side-car of {record.id}: not the expected JSON ({what})") from None
 
     def _picture(self, record: ImageRecord, suffix: str, mode: str) -> np.ndarray:
         data = self._read(record, suffix)

@@ -3,7 +3,8 @@
 The mirror has the names, columns and oddities of the real release, so that the ``openimages`` source reads it as
 it reads the public bucket. Beside the tables and pictures lie side-cars with what only a drawn world can know:
 ``sidecar/{split}/{ImageID}.json`` (18 keypoints a person, in 0..1 of the upright picture), ``.parsing.png`` (LIP
-labels) and ``.plate.png`` (the scene without its people); the ``annotated`` estimators read them.
+labels), ``.plate.png`` (the scene without its people) and ``.effects.png`` (whose shadow or reflection a pixel shows);
+the ``annotated`` estimators read them.
 
 Oddities, as in the real release: Rotation that is not applied to the pixels; masks of another resolution than
 their picture, or off by one pixel; one person with a ``Person`` box and a ``Man`` box; group-of and depiction
@@ -43,7 +44,7 @@ from dataset_tools.drawn_world import DrawnPerson, draw_scene, generator
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.records import PEOPLE, SPLITS, Split
-from dataset_tools.schema import encode_png
+from dataset_tools.schema import effect_bits, encode_png
 from dataset_tools.settings import Settings
 from dataset_tools.storage import open_root
 from dataset_tools.tables import CLASSES as CLASS_TABLE
@@ -330,7 +331,10 @@ class _Picture:
             for name in names:
                 box_id = _digest(self.id, index, name)[:8]
                 self._mask_row(box_id, name, box, mask, oddity if index == 0 else "")
-                entries.append({"box_id": box_id, "keypoints": _rounded(person)})
+                kinds = list(person.effect_kinds)
+                entries.append(
+                    {"box_id": box_id, "keypoints": _rounded(person), "effects_bit": index, "effects": kinds}
+                )
         if oddity == "group":
             self._box_row("Person", (0.02, 0.3, 0.3, 0.45), (1, 0, 1, 0, 0), None)
         if oddity == "depiction":
@@ -397,6 +401,8 @@ class _Picture:
         self.put(f"{stem}.json", json.dumps({"people": people}, separators=(",", ":")).encode())
         self.put(f"{stem}.parsing.png", encode_png(self.scene.parsing))
         self.put(f"{stem}.plate.png", encode_png(self.scene.background))
+        if self.people:
+            self.put(f"{stem}.effects.png", encode_png(effect_bits([person.effects for person in self.scene.people])))
 
 
 def _malformed_rows(tables: _Tables) -> None:

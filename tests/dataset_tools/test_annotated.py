@@ -81,6 +81,24 @@ def test_plates_are_averaged_when_they_shrink(annotated: Annotated) -> None:
     assert small[0, :, 0].tolist() == [0, 100, 200]  # the middle pixel covers one dark and one light column
 
 
+def test_effects_go_by_the_ids_of_people_and_the_rest_is_somebodys(annotated: Annotated, tmp_path: Path) -> None:
+    assert annotated.clean_plate(image(4, 6), RECORD).effects is None  # there is no side-car of them
+    folder = tmp_path / "sidecar" / "test"
+    people = [
+        {"box_id": f"p{bit}", "keypoints": KEYPOINTS, "effects_bit": bit, "effects": ["shadow"]} for bit in (0, 2)
+    ]
+    (folder / "abc.json").write_text(json.dumps({"people": people}))
+    bits = np.zeros((4, 6), np.uint8)
+    bits[0] = 0b001
+    bits[1] = 0b101
+    bits[2] = 0b010
+    Image.fromarray(bits).save(folder / "abc.effects.png")
+    plate = annotated.clean_plate(image(8, 12), RECORD)
+    assert plate.effects is not None and plate.kinds == {"p0": ("shadow",), "p2": ("shadow",)}
+    rows = {name: np.flatnonzero(mask.all(1)).tolist() for name, mask in plate.effects.items()}
+    assert rows == {"p0": [0, 1, 2, 3], "p2": [2, 3], "": [4, 5]}
+
+
 def test_a_missing_side_car_rejects_the_image(annotated: Annotated) -> None:
     other = ImageRecord(id="nobody", source="openimages", split="test", role="people", stratum="one", image="x")
     (why,) = annotated.estimate_pose(picture(4, 6, [], [], other))

@@ -14,9 +14,12 @@ from pycocotools import mask as coco_mask
 from pydantic import ValidationError
 from scipy import ndimage
 
+from dataset_tools import compositing
 from dataset_tools.compositing import CompositorSettings, compose, is_tall_enough
 from dataset_tools.donors import Cutout, CutoutRow, DonorSettings, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
+from dataset_tools.lighting import Effects, Figure, blend
+from dataset_tools.picture_light import LightSettings
 from dataset_tools.schema import (
     KEYPOINTS,
     NO_PARSING,
@@ -32,7 +35,9 @@ from dataset_tools.schema import (
 LIP = PARSING_LABELS["lip"]
 RIGHT_ARM, LEFT_ARM = LIP.index("Right-arm"), LIP.index("Left-arm")
 GREEN, BLUE, MAGENTA = (20, 230, 20), (30, 30, 240), (255, 0, 255)
-SETTINGS = CompositorSettings(size=(96, 96), max_upscaling=2, shadow=0, donors=DonorSettings(min_height=40))
+DARK = LightSettings(shadows=0)
+LIT = LightSettings(shadows=1, reflections=0.5)
+SETTINGS = CompositorSettings(size=(96, 96), max_upscaling=2, light=DARK, donors=DonorSettings(min_height=40))
 
 
 def origin(role: str, name: str) -> Origin:
@@ -157,23 +162,69 @@ def test_outside_of_people_the_image_is_the_background_bit_for_bit(sample: Sampl
     assert np.array_equal(sample.image[outside], sample.background[outside])
 
 
-def test_shadows_only_darken_the_ground_near_the_feet() -> None:
-    for number in range(8):
-        bare = composite(f"s{number}", people={2: 1.0}, shadow=0.0)
-        shaded = composite(f"s{number}", people={2: 1.0}, shadow=1.0)
-        assert all(np.array_equal(a.layer, b.layer) for a, b in zip(bare.people, shaded.people, strict=True))
-        assert np.array_equal(bare.background, shaded.background)
-        assert (shaded.image <= bare.image).all() and (shaded.image < bare.image).any()
-        changed = (shaded.image != bare.image).any(axis=2)
-        covered = np.any([person.layer[..., 3] == 255 for person in shaded.people], axis=0)
-        assert not (changed & covered).any()
-        near_feet = np.zeros_like(changed)
-        for person in shaded.people:
-            rows, columns = np.nonzero(person.complete_mask)
-            reach = 2 + round(0.15 * (rows.max() - rows.min()))
-            left, right = max(0, columns.min() - reach), columns.max() + reach
-            near_feet[rows.max() - reach : rows.max() + reach, left:right] = True
-        assert not (changed & ~near_feet).any()
+def test_background_times_effects_plus_layers_is_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers and the background of the sample, and the effects with which it was composed."""
+    used: list[Effects] = []
+
+    def spy(plate: np.ndarray, people: Sequence[Figure], effects: Effects) -> np.ndarray:
+        used.append(effects)
+        return blend(plate, people, effects)
+
+    monkeypatch.setattr(compositing, "blend", spy)
+    for number in range(10):
+        sample = composite(f"crowd-{number}", people={4: 1.0}, overlap=1.0, light=LIT)
+        effects = used.pop()
+        picture = sample.background * effects.factor.astype(np.float64)
+        picture += 0 if effects.added is None else effects.added
+        for person, shade in zip(sample.people, effects.on_people, strict=True):
+            colours = person.layer[..., :3].astype(np.float64)
+            if shade is not None:
+                rows, columns = (np.flatnonzero(person.layer[..., 3].any(axis)) for axis in (1, 0))
+                colours[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] *= shade
+            opacity = person.layer[..., 3:] / 255
+            picture = (1 - opacity) * picture + opacity * colours
+        assert np.abs(picture - sample.image).max() < 0.51
+
+
+def test_the_image_is_as_without_effects_but_for_where_they_are_said_to_be() -> None:
+    shown = fallen = 0
+    for number in range(10):
+        bare, lit = (composite(f"s{number}", people={3: 1.0}, overlap=1.0, light=each) for each in (DARK, LIT))
+        assert all(
+            np.array_equal(a.layer, b.layer) and np.array_equal(a.augmented_mask, b.augmented_mask)
+            for a, b in zip(bare.people, lit.people, strict=True)
+        )
+        assert np.array_equal(bare.background, lit.background)
+        assert not bare.effects.any() and all(person.effects == () for person in bare.people)
+        assert lit.made_by.effects == MadeBy("composited") and lit.effects_of(range(3)).any()
+        changed = np.abs(bare.image.astype(int) - lit.image).max(axis=2)
+        assert np.array_equal(changed > 0, (changed > 0) & (lit.effects > 0))
+        assert (changed[lit.effects > 0] > 0).mean() > 0.98
+        for index, person in enumerate(lit.people):
+            own = lit.effects_of([index])
+            assert bool(person.effects) == own.any()
+            for other in lit.people[index:]:
+                assert not (own & (other.layer[..., 3] == 255) & other.mask).any()
+            fallen += sum(int((own & other.mask).sum()) for other in lit.people[:index])
+        shown += int((lit.effects > 0).sum())
+    assert shown > 10 * 100 and fallen > 0
+
+
+def test_people_of_one_picture_stand_in_one_light() -> None:
+    """Each alone casts to the same side: hard light, from a side, in a picture where they stand apart."""
+    settings = LightSettings(shadows=1, softness=(0, 0), contact=(0, 0), height=(25, 35))
+    told = 0
+    for number in range(12):
+        sample = composite(f"apart{number}", people={2: 1.0}, overlap=0.0, height=(0.35, 0.45), light=settings)
+        sides = []
+        for index, person in enumerate(sample.people):
+            columns = np.nonzero(sample.effects_of([index]) & ~person.complete_mask)[1]
+            if columns.size > 30:
+                sides.append(columns.mean() - np.nonzero(person.complete_mask)[1].mean())
+        if len(sides) == 2 and min(abs(side) for side in sides) > 4:
+            told += 1
+            assert np.sign(sides[0]) == np.sign(sides[1])
+    assert told > 4
 
 
 def test_whoever_stands_lower_is_nearer_and_larger() -> None:

@@ -19,10 +19,10 @@ from dataset_tools.curated import (
     photographs,
 )
 from dataset_tools.errors import Rejected
-from dataset_tools.estimators import FoundPeople, PeopleInPicture
+from dataset_tools.estimators import CleanPlate, FoundPeople, PeopleInPicture
 from dataset_tools.images import DecodeSettings, undo_orientation
 from dataset_tools.records import Curation, ImageRecord, InstanceRecord, Rejection
-from dataset_tools.schema import MadeBy, Sample, encode_png
+from dataset_tools.schema import EffectKind, MadeBy, Sample, encode_png
 
 SIZE = (96, 128)
 SETTINGS = CuratedSettings(decode=DecodeSettings(min_side=16), fetch_workers=2)
@@ -268,6 +268,33 @@ def test_samples_say_who_made_each_cue() -> None:
     made_by = samples["a"].made_by
     assert (made_by.masks, made_by.pose, made_by.parsing) == (Blobs.made_by, *[Everywhere.made_by] * 2)
     assert samples["a"].label_set == "pascal" and samples["a"].people[0].keypoints[:, 2].all()
+
+
+class Plates:
+    """Ann and Bob have a shadow below their feet, and Zoe, of whom nobody has a mask, elsewhere and on Ann's."""
+
+    name, places, made_by = "plates", (), MadeBy("annotated")
+
+    def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:
+        known = np.ones(SIZE, bool)
+        known[0] = False
+        effects = {"ann": block(50, 10, 5), "bob": block(60, 50, 5), "zoe": block(54, 10, 5)}
+        kinds: dict[str, tuple[EffectKind, ...]] = {"bob": ("shadow",), "carl": ("reflection",)}
+        return CleanPlate(image, known, self.made_by, effects, kinds)
+
+
+def test_effects_become_bits_in_the_order_of_the_people_and_nobodys_are_not_known() -> None:
+    source = Pictures({"a": picture(ANN, BOB, CARL)}, {"ann": ANN, "bob": BOB, "carl": CARL})
+    people = instance("carl", CARL), instance("bob", BOB), instance("ann", ANN)
+    paired = SETTINGS.model_copy(update={"configuration": "paired"})
+    (sample,) = curated_samples([record("a", *people)], source, paired, Estimators(plate=Plates()), [])
+    assert sample.effects is not None and sample.known is not None and sample.made_by.effects == Plates.made_by
+    assert np.array_equal(sample.effects, 2 * block(60, 50, 5) + 4 * block(50, 10, 5))
+    assert [person.effects for person in sample.people] == [(), ("shadow",), ()]
+    unknown = block(55, 10, 4)
+    unknown[0] = True
+    assert np.array_equal(sample.known, ~unknown)
+    sample.check()
 
 
 def test_a_background_in_which_a_network_finds_somebody_is_set_aside() -> None:

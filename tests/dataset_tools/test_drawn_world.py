@@ -41,8 +41,9 @@ def test_arrays_have_the_size_of_the_picture(scenes: list[Scene]) -> None:
     assert scenes[1].image.shape == (320, 256, 3)
     for scene in scenes:
         shape = scene.image.shape[:2]
-        assert scene.background.shape == scene.image.shape and scene.shadow.shape == shape
+        assert scene.background.shape == scene.image.shape
         for person in scene.people:
+            assert person.effects.shape == person.bare.shape == shape
             assert person.layer.shape == (*shape, 4)
             assert person.mask.shape == person.complete_mask.shape == person.parsing.shape == shape
 
@@ -70,13 +71,64 @@ def test_visible_masks_are_disjoint_and_most_people_are_well_seen(scenes: list[S
     assert min(int(person.complete_mask.sum()) for scene in scenes for person in scene.people) > 200
 
 
-def test_the_background_equals_the_picture_away_from_people_and_shadows(scenes: list[Scene]) -> None:
+def test_the_background_equals_the_picture_away_from_people_and_their_effects(scenes: list[Scene]) -> None:
     for scene in scenes:
-        touched = scene.shadow | np.any([person.layer[..., 3] > 0 for person in scene.people], axis=0)
+        effects = np.any([person.effects for person in scene.people], axis=0)
+        people = np.any([person.layer[..., 3] > 0 for person in scene.people], axis=0)
+        touched = effects | people
         assert np.array_equal(scene.image[~touched], scene.background[~touched])
-        assert (scene.image[scene.shadow].astype(int).sum(1) <= scene.background[scene.shadow].astype(int).sum(1)).all()
+        assert (scene.image[effects & ~people] != scene.background[effects & ~people]).any(1).all()
         changed = [(scene.image[person.mask] != scene.background[person.mask]).any(1).mean() for person in scene.people]
         assert min(changed) > 0.9
+
+
+def recomposed(scene: Scene, *, effects: bool) -> np.ndarray:
+    """(H, W, 3) float64: background x effects + layers."""
+    picture = scene.background.astype(np.float64)
+    if effects:
+        picture = picture * scene.light.factor + (0 if scene.light.added is None else scene.light.added)
+    for person, shade in zip(scene.people, scene.light.on_people, strict=True):
+        colours = person.layer[..., :3].astype(np.float64)
+        if shade is not None and effects:
+            rows, columns = (np.flatnonzero(person.layer[..., 3].any(axis)) for axis in (1, 0))
+            colours[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] *= shade
+        opacity = (person.layer[..., 3] / 255 * person.bare)[..., None]
+        picture = (1 - opacity) * picture + opacity * colours
+    return picture
+
+
+def test_background_times_effects_plus_layers_is_the_picture(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        assert np.abs(recomposed(scene, effects=True) - scene.image).max() < 0.51
+
+
+def test_effects_are_where_the_picture_differs_from_one_without_them(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        change = np.abs(recomposed(scene, effects=False) - scene.image).max(2)
+        shown = np.any([person.effects for person in scene.people], axis=0)
+        assert change[~shown].max() < 0.51
+        assert (change[shown] > 1).sum() >= 0.95 * shown.sum()
+        assert [bool(person.effect_kinds) for person in scene.people] == [p.effects.any() for p in scene.people]
+
+
+def test_shadows_fall_on_people_behind_and_never_on_those_in_front(scenes: list[Scene]) -> None:
+    fallen = 0
+    for scene in scenes:
+        for index, person in enumerate(scene.people):
+            assert not any((person.effects & eroded(other.mask)).any() for other in scene.people[index:])
+            fallen += sum(int((person.effects & other.mask).sum()) for other in scene.people[:index])
+    assert fallen > 500
+
+
+def test_most_people_cast_shadows(scenes: list[Scene]) -> None:
+    assert np.mean(["shadow" in person.effect_kinds for scene in scenes for person in scene.people]) > 0.75
+
+
+def test_wet_streets_and_polished_floors_mirror_and_meadows_do_not() -> None:
+    scenes = [draw_scene(f"share-{i}", 11, (160, 120), 1) for i in (7, 8, 12)]
+    kinds = {scene.kind: scene.people[0].effect_kinds for scene in scenes}
+    assert set(kinds) == set(KINDS)
+    assert {kind for kind, shown in kinds.items() if "reflection" in shown} == {"street", "room"}
 
 
 def test_where_a_layer_is_opaque_and_in_front_the_picture_shows_it(scenes: list[Scene]) -> None:
@@ -143,7 +195,7 @@ def test_flags_say_who_is_occluded(scenes: list[Scene]) -> None:
 def test_a_scene_without_people_is_its_own_background() -> None:
     scene = draw_scene("empty", 1, (256, 192), 0)
     assert scene.people == [] and np.array_equal(scene.image, scene.background)
-    assert not scene.shadow.any() and not scene.parsing.any()
+    assert not scene.parsing.any()
 
 
 def test_things_have_boxes_within_the_picture(scenes: list[Scene]) -> None:

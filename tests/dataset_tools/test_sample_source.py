@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from dataset_tools.errors import UserError
 from dataset_tools.sources.sample import BROKEN, SampleSettings, write_mirror
@@ -207,6 +208,30 @@ def test_turning_by_rotation_brings_the_stored_picture_upright(mirror: Path) -> 
             k: np.abs(np.rot90(stored, k) - plate).mean() for k in range(4) if np.rot90(stored, k).shape == plate.shape
         }
         assert min(errors, key=lambda k: errors[k]) == quarter_turns
+
+
+def test_effects_of_the_side_car_are_where_picture_and_plate_differ_outside_of_people(mirror: Path) -> None:
+    seen = 0
+    for row in rows(mirror, "2018_04/validation/validation-images-with-rotation.csv"):
+        stem = mirror / "sidecar/validation" / row["ImageID"]
+        if not stem.with_suffix(".effects.png").exists() or row["Rotation"] not in ("", "0.0"):
+            continue
+        try:
+            picture = np.asarray(Image.open(mirror / "images/validation" / f"{row['ImageID']}.jpg")).astype(int)
+        except OSError:
+            continue  # broken on purpose
+        plate = np.asarray(Image.open(stem.with_suffix(".plate.png"))).astype(int)
+        bits = np.asarray(Image.open(stem.with_suffix(".effects.png")))
+        people = json.loads(stem.with_suffix(".json").read_text())["people"]
+        known = sum({1 << person["effects_bit"] for person in people if person["effects"]})
+        assert known == 0 or bits.max() <= known
+        outside = ~ndimage.binary_dilation(np.asarray(Image.open(stem.with_suffix(".parsing.png"))) > 0, iterations=4)
+        change = np.abs(picture - plate).max(2)
+        shown = (bits > 0) & outside
+        if shown.any():
+            assert change[shown].mean() > 3 * change[~shown & outside].mean()
+        seen += int(shown.sum())
+    assert seen > 100
 
 
 def test_keypoints_of_the_side_car_lie_in_the_upright_box(mirror: Path) -> None:
