@@ -58,7 +58,7 @@ def select_plates(
 
     Args:
         settings: place of a YAML file of `ReviewSettings`.
-        dataset: folder or URL of a built dataset with pictures of ``real``.
+        dataset: folder or URL of a built dataset.
         adapters: folder that the flow ``train`` wrote, or hub id; empty: none.
         output: local folder of ``pairs.jsonl`` and its pictures; decisions lie beside it.
         changes: settings to change, dotted name to value.
@@ -96,9 +96,11 @@ def check_select_plates(
         UserError: they cannot.
     """
     recipe = ReviewSettings.load(settings, changes)
-    held = read_manifest(normal_place(dataset)).shards.get("real", {})
-    if not any(split in held for split in recipe.samples):
-        raise UserError(f"{dataset} holds no picture of real/{', real/'.join(recipe.samples)}: build some first")
+    held = read_manifest(normal_place(dataset)).shards
+    asked = [f"{recipe.configuration}/{split}" for split in recipe.samples]
+    there = [f"{configuration}/{split}" for configuration, splits in held.items() for split in splits]
+    if not set(asked) & set(there):
+        raise UserError(f"{dataset} holds none of {', '.join(asked)}; set configuration or samples: {', '.join(there)}")
     if adapters:
         read_config(fetched(adapters))
     check_writable(local_place(output, "pairs"))
@@ -298,13 +300,16 @@ class _Selection:
 
     def _choose(self) -> list[CasesJob]:
         """The pictures that are drawn, shard by shard."""
-        there, jobs = read_manifest(self.dataset).shards["real"], list[CasesJob]()
-        for split, samples in self.recipe.samples.items():
+        recipe, jobs = self.recipe, list[CasesJob]()
+        there = read_manifest(self.dataset).shards[recipe.configuration]
+        for split, samples in recipe.samples.items():
             if split in there:
-                held = ShardDataset(self.dataset, "real", split)
-                settings = DatasetSettings(configuration="real", split=split, categories=self.recipe.categories)
-                drawn = np.sort(held.order(self.recipe.seed, 0)[:samples])
-                jobs += cases_jobs(self.place, f"real-{split}", settings, held, drawn)
+                held = ShardDataset(self.dataset, recipe.configuration, split)
+                settings = DatasetSettings(
+                    configuration=recipe.configuration, split=split, categories=recipe.categories
+                )
+                drawn = np.sort(held.order(recipe.seed, 0)[:samples])
+                jobs += cases_jobs(self.place, split, settings, held, drawn)
         return jobs
 
     def _fingerprints(self, cases: Sequence[tuple[str, str, tuple[int, int]]]) -> dict[str, str]:

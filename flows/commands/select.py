@@ -12,9 +12,7 @@ from flows.commands.terminal import Changes, Verbose, parsed, say
 
 def select(
     settings: Annotated[str, typer.Argument(help="YAML file of a review recipe.")],
-    dataset: Annotated[
-        str, typer.Option("--dataset", "-d", help="Folder or URL of a built dataset, with real pictures.")
-    ],
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Folder or URL of a built dataset.")],
     adapters: Annotated[str, typer.Option("--adapters", "-a", help="Folder that training wrote, or hub id.")] = "",
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the list of pairs.")] = "build/chosen",
     set_: Changes = None,

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dataset_tools.errors import UserError
-from dataset_tools.schema import Split
+from dataset_tools.schema import Configuration, Split
 from dataset_tools.settings import Settings, digest_of
 from mild.evaluation.page import opened
 from mild.evaluation.ratings import krippendorff_alpha
@@ -39,10 +39,12 @@ MOST = 9
 class ReviewSettings(Settings):
     """Which pictures get clean plates, which methods propose them, and when one is chosen."""
 
+    configuration: Configuration = "real"
+    """Of the dataset. Of others than ``real``, the clean plates that are there already are not looked at."""
     samples: dict[Split, Annotated[int, Field(ge=1)] | None] = Field(
         {"train": None, "validation": None, "test": None}, min_length=1
     )
-    """How many pictures of ``real`` are drawn of each split; null: all. Pairs stay in their splits."""
+    """How many pictures are drawn of each split; null: all. Pairs stay in their splits."""
     categories: tuple[str, ...] = ()
     """What is to vanish, as `mild.evaluation.settings.DatasetSettings.categories`."""
     methods: tuple[AnyMethod, ...] = Field(
@@ -161,7 +163,7 @@ class Outcome(_Part):
     def sentences(self) -> list[str]:
         """For people to read; names nobody and no method."""
         agreed = "alpha not computed: " + self.alpha_not_computed if self.alpha is None else f"alpha {self.alpha:.2f}"
-        lines = [f"{len(self.plates)} plates chosen, {self.none} pictures without, {self.undecided} undecided"]
+        lines = [f"plates chosen: {len(self.plates)}, pictures without: {self.none}, undecided: {self.undecided}"]
         if self.same is not None:
             lines.append(
                 f"agreement of {self.reviewers} reviewers on {self.shared} pictures: the same choice in "

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
@@ -24,14 +25,15 @@ from prefect.flow_engine import run_flow
 
 from dataset_tools.errors import UserError
 from dataset_tools.pair_list import PairRow, read_pair_list
-from dataset_tools.schema import EncodingSettings, Origin, Sample
+from dataset_tools.schema import EncodingSettings, Origin, Person, Sample
 from dataset_tools.shards import Manifest, ShardDataset, write_shard
 from flows import waiting
+from flows.pipeline import recipe_path
 from flows.select_plates import select_plates
 from flows.waiting import resume_waiting
 from mild.evaluation.compare import Bench
 from mild.evaluation.pairs import folder_beside
-from mild.evaluation.review import NONE, Decisions, Review
+from mild.evaluation.review import NONE, Decisions, Review, ReviewSettings
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
 
@@ -45,8 +47,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, make_sample: Callable[
 
     def real(index: int, split: str) -> Sample:
         drawn = make_sample(index)
-        only_composites = ("complete_mask", "augmented_mask", "layer", "order", "occlusion")
-        people = [replace(person, **dict.fromkeys(only_composites), mask_score=0.5) for person in drawn.people]
+        people = [
+            Person(id=person.id, mask=person.mask, keypoints=person.keypoints, mask_score=0.5)
+            for person in drawn.people
+        ]
         credit = {name: f"{name} {index}" for name in ("licence", "author", "author_url", "title", "url")}
         origin = Origin("image", "drawn", str(index), **credit, landing_url="", sha256="0" * 64, transform="")
         changes: dict[str, Any] = {"split": split, "configuration": "real", "background": None, "people": people}
@@ -169,7 +173,7 @@ def _at_the_second_row() -> None:
 
 
 def _kill_at(place: Any, name: str, call: int) -> None:
-    whole, calls = getattr(place, name), []
+    whole, calls = getattr(place, name), list[None]()
 
     def counted(*arguments: Any) -> Any:
         calls.append(None)
@@ -185,11 +189,15 @@ def test_a_run_of_the_command_line_pauses_and_goes_on_when_all_is_decided(
 ) -> None:
     paused, results = threading.Event(), list[Any]()
     monkeypatch.setattr(waiting, "LOOKED_EVERY", 0.05)
-    pause = waiting.pause_flow_run
+    pause, sleep = waiting.pause_flow_run, time.sleep
+
+    def asleep(seconds: float) -> None:
+        paused.set()
+        sleep(seconds)
 
     def told(**options: Any) -> None:
-        # Prefect sleeps as soon as the server knows that the run is paused.
-        monkeypatch.setattr("time.sleep", lambda seconds: (paused.set(), threading.Event().wait(seconds)))
+        # Prefect sleeps as soon as its server knows that the run is paused.
+        monkeypatch.setattr("time.sleep", asleep)
         pause(**options)
 
     monkeypatch.setattr(waiting, "pause_flow_run", told)
@@ -226,7 +234,7 @@ def test_a_deployments_run_is_suspended_and_begins_anew_without_proposing_again(
         decide(tmp_path, leave=1)
         assert resume_waiting(str(tmp_path / "out.work")).endswith(" goes on.")
         assert state_of(run).type == StateType.SCHEDULED
-        result = run_flow(select_plates, flow_run=client.read_flow_run(run.id), parameters=given)
+        result: Any = run_flow(select_plates, flow_run=client.read_flow_run(run.id), parameters=given)
         assert state_of(run).type == StateType.COMPLETED
     assert (result["chosen"], result["none"], result["undecided"]) == (1, 1, 1)
     assert result["cached"] == result["steps"] - 1
@@ -254,7 +262,13 @@ def test_where_no_method_can_run_each_says_why(photographs: str, tmp_path: Path)
         select_plates(**parameters(tmp_path, photographs, methods=["mild"]))
 
 
+def test_the_recipe_of_the_package_is_valid() -> None:
+    assert [method.name for method in ReviewSettings.load(recipe_path("review", "sample")).methods] == [
+        *("smooth-fill", "telea", "navier-stokes", "base", "mild")
+    ]
+
+
 def test_a_dataset_without_such_pictures_is_told_at_once(drawn_dataset: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no picture of real/train"):
+    with pytest.raises(UserError, match=r"holds none of real/train, .*: composite/train"):
         select_plates(**parameters(tmp_path, drawn_dataset))
     assert not (tmp_path / "out.work").exists()

@@ -129,7 +129,6 @@ def test_decisions_do_not_count_for_another_choice_of_proposals(
     review = make_review(1)
     (item,) = review.items
     decisions.decide("Ada", item.id, item.proposals[0].sha256)
-    fewer = review.model_copy(update={"items": (item.model_copy(update={"proposals": item.proposals[:2]}),)})
     turned = Review.model_validate(
         {**review.model_dump(), "items": [{**item.model_dump(), "proposals": item.proposals[::-1]}]}
     )
@@ -141,7 +140,7 @@ def test_decisions_do_not_count_for_another_choice_of_proposals(
 
 def test_agreement_is_that_of_the_formula(make_review: Callable[..., Review], decisions: Decisions) -> None:
     """Krippendorff's nominal alpha by its coincidence matrix (Krippendorff 2011, section C), written out here."""
-    picks = [[0, 0, 1], [2, 2, None], [1, 1, 1], [None, 0, None]]
+    picks: list[list[int | None]] = [[0, 0, 1], [2, 2, None], [1, 1, 1], [None, 0, None]]
     review = make_review(4, reviewers=2)
     values = []
     for item, own in zip(review.items, picks, strict=True):
@@ -334,7 +333,7 @@ def test_two_people_review_in_a_browser_by_keyboard_alone_and_by_touch(
         ada.keyboard.press("9")
         ada.keyboard.press("0")
         expect(ada.locator("#end")).to_be_visible()
-        expect(ada.locator("#told")).to_contain_text("3 pictures without")
+        expect(ada.locator("#told")).to_contain_text("Plates chosen: 0, pictures without: 3, undecided: 0.")
         expect(ada.locator("#finish")).to_be_focused()
         ada.keyboard.press("Enter")
         expect(ada.locator("#said")).to_have_text("The run goes on.")
