@@ -30,6 +30,8 @@ from flows.commands.pretrain import pretrain
 from flows.commands.quickstart import quickstart
 from flows.commands.rate import rate
 from flows.commands.recompose import recompose
+from flows.commands.review import review
+from flows.commands.select import select
 from flows.commands.terminal import new_console
 from flows.commands.train import train
 from flows.commands.verify import verify
@@ -64,7 +66,7 @@ app = typer.Typer(
 )
 for command in (
     *(build, train, evaluate, ablate, judge, rate, pretrain, quickstart),
-    *(mask, erase, recompose, inspect, verify),
+    *(mask, erase, recompose, inspect, verify, select, review),
 ):
     app.command()(command)
 app.add_typer(weights, name="weights")

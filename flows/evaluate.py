@@ -26,6 +26,7 @@ from flows.evaluation_steps import (
     InsightJob,
     ScoreJob,
     SpectrumJob,
+    cases_jobs,
     erase,
     forget_methods,
     look_inside,
@@ -219,7 +220,7 @@ class _Evaluation:
         if len(held) == 0:
             raise UserError(f"datasets.{name}: {place} holds no sample of {settings.configuration}/{settings.split}")
         drawn = np.sort(held.order(self.recipe.seed, 0)[: settings.samples])
-        jobs = self._cases_jobs(name, settings, held, drawn)
+        jobs = cases_jobs(self.place, name, settings, held, drawn)
         row = DatasetRow(
             name=name,
             place=place,
@@ -231,20 +232,6 @@ class _Evaluation:
             available=len(held),
         )
         return row, jobs
-
-    def _cases_jobs(
-        self, name: str, settings: DatasetSettings, held: ShardDataset, drawn: np.ndarray
-    ) -> list[CasesJob]:
-        starts = np.cumsum([0, *(shard.samples for shard in held.shards)])
-        jobs = []
-        for shard, start, stop in zip(held.shards, starts, starts[1:], strict=False):
-            own = drawn[(drawn >= start) & (drawn < stop)] - start
-            if len(own):
-                indices = tuple(map(int, own))
-                jobs.append(
-                    CasesJob(**self.place, name=name, place=held.root, shard=shard, indices=indices, settings=settings)
-                )
-        return jobs
 
     def _methods(self, rows: list[CaseRow]) -> tuple[list[MethodRow], dict[str, str]]:
         """What there is to say of each method, and the fingerprints of those that can be run.
@@ -356,7 +343,7 @@ class _Evaluation:
         place = normal_place(chosen.place) if chosen.place else self.dataset
         held = ShardDataset(place, chosen.configuration, chosen.split)
         settings = DatasetSettings(**chosen.model_dump())
-        return self._cases_jobs("person-free", settings, held, np.arange(len(held)))
+        return cases_jobs(self.place, "person-free", settings, held, np.arange(len(held)))
 
     def _insights(
         self, what: Any, able: list[Any], fingerprints: dict[str, str], cases: CasesJob, rows: list[CaseRow]

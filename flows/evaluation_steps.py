@@ -7,8 +7,11 @@ One more method, metric or dataset computes nothing again. All of it lies below 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from dataset_tools.shards import Shard, ShardDataset
 from flows.caching import Files, Job, cached_step
@@ -63,6 +66,26 @@ class CasesJob(KeptJob):
         """The samples, one at a time."""
         held = ShardDataset.of_shards(self.place, [self.shard])
         return (held[index] for index in self.indices)
+
+
+def cases_jobs(
+    place: Mapping[str, str], name: str, settings: DatasetSettings, held: ShardDataset, drawn: np.ndarray
+) -> list[CasesJob]:
+    """A job for each shard of which anything was drawn.
+
+    Args:
+        place: ``root`` and ``work`` of the jobs.
+        name: of the dataset in the recipe.
+        drawn: indices in ``held``, sorted.
+    """
+    starts = np.cumsum([0, *(shard.samples for shard in held.shards)])
+    jobs = []
+    for shard, start, stop in zip(held.shards, starts, starts[1:], strict=False):
+        own = drawn[(drawn >= start) & (drawn < stop)] - start
+        if len(own):
+            indices = tuple(map(int, own))
+            jobs.append(CasesJob(**place, name=name, place=held.root, shard=shard, indices=indices, settings=settings))
+    return jobs
 
 
 @cached_step

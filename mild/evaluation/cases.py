@@ -90,11 +90,11 @@ def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: 
             raise UserError(
                 f"sample key {sample.key!r} cannot be a file name: keys hold letters, digits, '-' and '_' only"
             )
-        going = [person for person in sample.people if _goes(person, settings)]
-        effects = sample.effects_of(index for index, person in enumerate(sample.people) if _goes(person, settings))
+        going = [person for person in sample.people if goes(person, settings)]
+        effects = sample.effects_of(index for index, person in enumerate(sample.people) if goes(person, settings))
         known = sample.background is not None and (sample.known is None or bool(sample.known.any()))
         covered = _union([person.mask for person in going], sample.image)
-        staying = _union([person.mask for person in sample.people if not _goes(person, settings)], sample.image)
+        staying = _union([person.mask for person in sample.people if not goes(person, settings)], sample.image)
         for kind in settings.masks:
             case = case_of(sample, settings, kind)
             if not case.hole.any():
@@ -145,7 +145,7 @@ def case_of(sample: Sample, settings: DatasetSettings, kind: Masks) -> Case:
         mask = person.mask if kind == "exact" else person.augmented_mask
         if mask is None:
             raise UserError(f"sample {sample.key} has no augmented masks: set masks to exact, or use composite samples")
-        if _goes(person, settings) and mask.any():
+        if goes(person, settings) and mask.any():
             people.append(person)
             masks.append(mask)
     keypoints = np.array([person.keypoints for person in people])
@@ -159,6 +159,11 @@ def case_of(sample: Sample, settings: DatasetSettings, kind: Masks) -> Case:
         kind=kind,
         categories=tuple(person.category for person in people),
     )
+
+
+def goes(person: Person, settings: DatasetSettings) -> bool:
+    """Whether somebody, or something, is to vanish."""
+    return not settings.categories or person.category in settings.categories
 
 
 def read_judged(cases: Path, results: Path, rows: Sequence[CaseRow]) -> Iterator[Judged | None]:
@@ -215,10 +220,6 @@ def read_mask(path: Path) -> np.ndarray:
     found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     assert found is not None, path
     return found > 0
-
-
-def _goes(person: Person, settings: DatasetSettings) -> bool:
-    return not settings.categories or person.category in settings.categories
 
 
 def _union(masks: list[np.ndarray], image: np.ndarray) -> np.ndarray:

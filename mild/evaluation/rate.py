@@ -5,15 +5,14 @@ Each rater gets all pairs in an order of their own. Pairs whose pictures are equ
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
 from dataset_tools.errors import UserError
+from mild.evaluation.page import PICTURE_HEADERS, Name, PageSettings, local_page, opened
 from mild.evaluation.pairs import Opinion, Pair, PairsSettings, blind_png, read_pair
 from mild.seeds import derived_seed
 
@@ -22,28 +21,19 @@ if TYPE_CHECKING:
 
 RATINGS = "ratings.sqlite"
 """In `mild.evaluation.pairs.folder_beside`."""
+TABLE = (
+    "ratings (number INTEGER PRIMARY KEY AUTOINCREMENT, rater TEXT, pair TEXT, "
+    "score INTEGER, success INTEGER, UNIQUE (rater, pair))"
+)
 PAGE = Path(__file__).with_suffix(".html")
 AHEAD = 2
 """Pairs that the page knows of at once, so that the next one is there when it is wanted."""
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-
-Rater = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60)]
 
 
-class RateSettings(PairsSettings):
+class RateSettings(PairsSettings, PageSettings):
     """Who rates, and where the page is served."""
 
-    host: str = "127.0.0.1"
-    """Address that is listened on; ``0.0.0.0`` lets other machines of the network in, whoever sits there."""
-    port: int = Field(8765, ge=0, le=65535)
-    """0 takes any that is free."""
-    raters: tuple[Rater, ...] = ()
+    raters: tuple[Name, ...] = ()
     """Names to choose from; empty: everybody enters their own."""
 
 
@@ -52,7 +42,7 @@ class Rating(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    rater: Rater
+    rater: Name
     item: str
     """Digest of the pair."""
     score: int = Field(ge=1, le=10)
@@ -64,13 +54,13 @@ class Undo(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    rater: Rater
+    rater: Name
 
 
 def rating_page(pairs: Sequence[Pair], settings: RateSettings, folder: Path) -> FastAPI:
     """The application that serves the page, its pictures, and keeps the ratings.
 
-    ``GET /`` is the page; ``GET /raters`` the names to choose from; ``GET /standing?rater=`` how far a rater is and
+    ``GET /raters`` the names to choose from; ``GET /standing?rater=`` how far a rater is and
     what comes next; ``PUT /rating`` keeps a rating and ``POST /undo`` takes the last one back, both give the
     standing after it; ``GET /pictures/ITEM/before.png`` and ``.../edited.png`` are the pictures. None of it names a
     method, a picture's key or a file.
@@ -78,33 +68,28 @@ def rating_page(pairs: Sequence[Pair], settings: RateSettings, folder: Path) -> 
     Args:
         folder: where ratings are kept; made where it is missing.
     """
-    from fastapi import FastAPI, HTTPException, Response
+    from fastapi import HTTPException, Response
 
     items = {pair.digest: pair for pair in pairs}
-    page = PAGE.read_bytes()
-    with _ratings(folder):
+    with opened(folder / RATINGS, TABLE):
         pass
-    app = FastAPI(openapi_url=None)
+    app = local_page(PAGE)
 
     def standing(rater: str) -> dict[str, Any]:
         if settings.raters and rater not in settings.raters:
             raise HTTPException(403, "this name is none of the raters")
         order = sorted(items, key=lambda item: derived_seed(settings.seed, "order", rater, item))
-        with _ratings(folder) as ratings:
+        with opened(folder / RATINGS, TABLE) as ratings:
             rated = {row[0] for row in ratings.execute("SELECT pair FROM ratings WHERE rater = ?", (rater,))}
         waiting = [item for item in order if item not in rated]
         return {"done": len(order) - len(waiting), "total": len(order), "waiting": waiting[:AHEAD]}
-
-    @app.get("/")
-    def show() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8", headers=HEADERS)
 
     @app.get("/raters")
     def names() -> list[str]:
         return list(settings.raters)
 
     @app.get("/standing")
-    def how_far(rater: Rater) -> dict[str, Any]:
+    def how_far(rater: Name) -> dict[str, Any]:
         return standing(rater)
 
     @app.put("/rating")
@@ -112,7 +97,7 @@ def rating_page(pairs: Sequence[Pair], settings: RateSettings, folder: Path) -> 
         if rating.item not in items:
             raise HTTPException(404, "this pair is none of these; load the page again")
         standing(rating.rater)
-        with _ratings(folder) as ratings, ratings:
+        with opened(folder / RATINGS, TABLE) as ratings, ratings:
             ratings.execute(
                 "INSERT OR REPLACE INTO ratings (rater, pair, score, success) VALUES (?, ?, ?, ?)",
                 (rating.rater, rating.item, rating.score, rating.success),
@@ -122,7 +107,7 @@ def rating_page(pairs: Sequence[Pair], settings: RateSettings, folder: Path) -> 
     @app.post("/undo")
     def undo(undone: Undo) -> dict[str, Any]:
         found = standing(undone.rater)
-        with _ratings(folder) as ratings, ratings:
+        with opened(folder / RATINGS, TABLE) as ratings, ratings:
             rows = ratings.execute("SELECT pair FROM ratings WHERE rater = ? ORDER BY number DESC", (undone.rater,))
             last = next((row[0] for row in rows.fetchall() if row[0] in items), None)
             if last is None:
@@ -143,7 +128,7 @@ def rating_page(pairs: Sequence[Pair], settings: RateSettings, folder: Path) -> 
         return Response(
             blind_png(before if which == "before" else edited),
             media_type="image/png",
-            headers={"Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"},
+            headers=PICTURE_HEADERS,
         )
 
     return app
@@ -153,17 +138,6 @@ def rated(folder: Path) -> list[Opinion]:
     """All ratings of people."""
     if not (folder / RATINGS).is_file():
         return []
-    with _ratings(folder) as ratings:
+    with opened(folder / RATINGS, TABLE) as ratings:
         rows = ratings.execute("SELECT pair, rater, score, success FROM ratings ORDER BY number").fetchall()
     return [Opinion(pair, rater, float(score), bool(success)) for pair, rater, score, success in rows]
-
-
-@contextlib.contextmanager
-def _ratings(folder: Path) -> Iterator[sqlite3.Connection]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(folder / RATINGS)) as ratings:
-        ratings.execute(
-            "CREATE TABLE IF NOT EXISTS ratings (number INTEGER PRIMARY KEY AUTOINCREMENT, rater TEXT, pair TEXT, "
-            "score INTEGER, success INTEGER, UNIQUE (rater, pair))"
-        )
-        yield ratings

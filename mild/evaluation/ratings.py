@@ -143,8 +143,8 @@ def agreement(opinions: Sequence[Opinion], whose: str, *, differences: bool = Fa
         return Agreement(score_not_computed=why, success_not_computed=why)
     scores = np.array([[said[by].score if by in said else np.nan for said in shared] for by in who])
     successes = np.array([[float(said[by].success) if by in said else np.nan for said in shared] for by in who])
-    score, score_why = _alpha(scores, "interval")
-    success, success_why = _alpha(successes, "nominal")
+    score, score_why = krippendorff_alpha(scores, "interval")
+    success, success_why = krippendorff_alpha(successes, "nominal")
     return Agreement(
         score=score,
         success=success,
@@ -155,7 +155,7 @@ def agreement(opinions: Sequence[Opinion], whose: str, *, differences: bool = Fa
     )
 
 
-def _alpha(values: np.ndarray, level: Literal["interval", "nominal"]) -> tuple[float | None, str]:
+def krippendorff_alpha(values: np.ndarray, level: Literal["interval", "nominal"]) -> tuple[float | None, str]:
     """Krippendorff's alpha of (raters, pairs), nan where there is no opinion; or None and why."""
     if len(np.unique(values[~np.isnan(values)])) < 2:
         return None, "all opinions are equal"

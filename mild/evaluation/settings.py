@@ -100,11 +100,13 @@ class EvaluateSettings(Settings):
     )
     """Pictures to judge on, by the name that tables give them."""
     methods: tuple[AnyMethod, ...] = Field(
-        default_factory=lambda: _named(["telea", "sdxl-inpaint", "base", "mild"]), min_length=1, validate_default=True
+        default_factory=lambda: named_kinds(["telea", "sdxl-inpaint", "base", "mild"]),
+        min_length=1,
+        validate_default=True,
     )
     """What is compared, in the order of tables. A kind alone, such as ``telea``, is that method as it is by default."""
     metrics: tuple[AnyMetric, ...] = Field(
-        default_factory=lambda: _named(["psnr_hole", "perceptual_hole", "psnr", "ssim"]),
+        default_factory=lambda: named_kinds(["psnr_hole", "perceptual_hole", "psnr", "ssim"]),
         min_length=1,
         validate_default=True,
     )
@@ -133,7 +135,7 @@ class EvaluateSettings(Settings):
     @field_validator("methods", "metrics", mode="before")
     @classmethod
     def _kinds(cls, value: Any) -> Any:
-        return _named(value)
+        return named_kinds(value)
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:
@@ -164,7 +166,7 @@ class EvaluateSettings(Settings):
         return self.baseline or ("base" if "base" in names else names[0])
 
 
-def _named(value: Any) -> Any:
+def named_kinds(value: Any) -> Any:
     """Kinds alone as settings: ``telea`` for ``{kind: telea}``."""
     return (
         [{"kind": one} if isinstance(one, str) else one for one in value] if isinstance(value, list | tuple) else value

@@ -183,7 +183,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> 
 
 
 def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: Server) -> None:
-    """``prefect deploy --all`` makes the seven, with schedules and automation."""
+    """``prefect deploy --all`` makes the eight, with schedules and automation."""
     deployments = server.ask("/deployments/filter")
     flows = {flow["id"]: flow["name"] for flow in server.ask("/flows/filter")}
     names = {f"{flows[deployment['flow_id']]}/{deployment['name']}": deployment for deployment in deployments}
@@ -194,6 +194,7 @@ def test_every_deployment_is_there_and_training_is_scheduled_but_paused(server: 
         "train/sdxl",
         "pretrain-base/nano",
         "evaluate/sample",
+        "select-plates/sample",
         "pipeline/sample",
     }
     for name in ("train/sample", "train/sdxl"):

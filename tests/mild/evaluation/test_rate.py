@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +11,6 @@ from mild.evaluation.pairs import Pair, PairsSettings, draw_pairs
 from mild.evaluation.rate import RateSettings, rated, rating_page
 
 METHODS = ("secret-fill", "hidden-net")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 
 @pytest.fixture
@@ -169,78 +159,60 @@ def test_pairs_of_equal_pictures_are_rated_once(open_page: Callable[..., Any], p
     assert open_page().get("/standing", params={"rater": "Ada"}).json()["total"] == 3
 
 
-@contextmanager
-def served(pairs: list[Pair], folder: Path) -> Iterator[str]:
-    """The page over HTTP; gives its address."""
-    import uvicorn
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(rating_page(pairs, RateSettings(), folder), log_level="error"))
-        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        serving.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            serving.join()
-
-
 @pytest.mark.process
 @pytest.mark.slow
-@needs_chromium
-def test_two_people_rate_in_a_browser_by_keyboard_and_by_touch(pairs: list[Pair], folder: Path) -> None:
+def test_two_people_rate_in_a_browser_by_keyboard_and_by_touch(
+    pairs: list[Pair], folder: Path, browser: Any, served: Callable[..., Any]
+) -> None:
     """Also across a restart of the server; what the browser receives names no method, and the phone scrolls one way."""
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     received: list[Any] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        with served(pairs, folder) as address:
-            ada = browser.new_page(color_scheme="dark")
-            ada.on("response", lambda answer: received.append(answer))
-            ada.goto(address)
-            ada.fill("#name", "Ada")
-            ada.press("#name", "Enter")
-            expect(ada.locator("#count")).to_have_text("0 of 4")
-            ada.keyboard.press("0")
-            expect(ada.locator("#save")).to_be_disabled()
-            ada.keyboard.press("s")
-            ada.keyboard.press("Enter")
-            expect(ada.locator("#count")).to_have_text("1 of 4")
-            expect(ada.locator("[aria-pressed=true]")).to_have_count(0)
-            ada.keyboard.press("3")
-            ada.keyboard.press("s")
-            ada.keyboard.press("s")
-            expect(ada.locator("[aria-pressed=true]")).to_have_text(["3", "No success"])
-            ada.keyboard.press("Enter")
-            expect(ada.locator("#count")).to_have_text("2 of 4")
-            ada.keyboard.press("u")
-            expect(ada.locator("#count")).to_have_text("1 of 4")
+    with served(rating_page(pairs, RateSettings(), folder)) as address:
+        ada = browser.new_page(color_scheme="dark")
+        ada.on("response", lambda answer: received.append(answer))
+        ada.goto(address)
+        ada.fill("#name", "Ada")
+        ada.press("#name", "Enter")
+        expect(ada.locator("#count")).to_have_text("0 of 4")
+        ada.keyboard.press("0")
+        expect(ada.locator("#save")).to_be_disabled()
+        ada.keyboard.press("s")
+        ada.keyboard.press("Enter")
+        expect(ada.locator("#count")).to_have_text("1 of 4")
+        expect(ada.locator("[aria-pressed=true]")).to_have_count(0)
+        ada.keyboard.press("3")
+        ada.keyboard.press("s")
+        ada.keyboard.press("s")
+        expect(ada.locator("[aria-pressed=true]")).to_have_text(["3", "No success"])
+        ada.keyboard.press("Enter")
+        expect(ada.locator("#count")).to_have_text("2 of 4")
+        ada.keyboard.press("u")
+        expect(ada.locator("#count")).to_have_text("1 of 4")
 
-            phone = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
-            bo = phone.new_page()
-            bo.goto(address)
-            bo.fill("#name", "Bo")
-            bo.tap("button.main:visible")
-            expect(bo.locator("#edited")).to_have_js_property("complete", True)
-            assert bo.evaluate("document.documentElement.scrollWidth") == 360
-            for score in ("1", "2", "3", "4"):
-                bo.tap(f".scores button >> text='{score}'")
-                bo.tap("[data-success=yes]")
-                bo.tap("#save")
-                expect(bo.locator("#count")).to_have_text(f"{score} of 4")
-            expect(bo.locator("#end")).to_be_visible()
-            bodies = [
-                (answer.text() if "png" not in answer.url else answer.body().decode("latin-1")) for answer in received
-            ]
-            dark = ada.evaluate("getComputedStyle(document.body).backgroundColor")
-            light = bo.evaluate("getComputedStyle(document.body).backgroundColor")
-        with served(pairs, folder) as address:
-            ada.goto(address)
-            ada.fill("#name", "Ada")
-            ada.press("#name", "Enter")
-            expect(ada.locator("#count")).to_have_text("1 of 4")
-        browser.close()
+        phone = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+        bo = phone.new_page()
+        bo.goto(address)
+        bo.fill("#name", "Bo")
+        bo.tap("button.main:visible")
+        expect(bo.locator("#edited")).to_have_js_property("complete", True)
+        assert bo.evaluate("document.documentElement.scrollWidth") == 360
+        for score in ("1", "2", "3", "4"):
+            bo.tap(f".scores button >> text='{score}'")
+            bo.tap("[data-success=yes]")
+            bo.tap("#save")
+            expect(bo.locator("#count")).to_have_text(f"{score} of 4")
+        expect(bo.locator("#end")).to_be_visible()
+        bodies = [
+            (answer.text() if "png" not in answer.url else answer.body().decode("latin-1")) for answer in received
+        ]
+        dark = ada.evaluate("getComputedStyle(document.body).backgroundColor")
+        light = bo.evaluate("getComputedStyle(document.body).backgroundColor")
+    with served(rating_page(pairs, RateSettings(), folder)) as address:
+        ada.goto(address)
+        ada.fill("#name", "Ada")
+        ada.press("#name", "Enter")
+        expect(ada.locator("#count")).to_have_text("1 of 4")
     assert len(bodies) > 6 and not any(name in body for body in bodies for name in METHODS)
     assert dark != light
     kept = {(one.by, one.score, one.success) for one in rated(folder)}

@@ -1,0 +1,74 @@
+"""What the local pages share on which people judge pictures: their application, names, and where opinions are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, StringConstraints
+
+from dataset_tools.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self' 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""No request leaves the page."""
+PICTURE_HEADERS = {"Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
+"""Of pictures that are named by what they hold."""
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60)]
+"""Of somebody who judges."""
+
+
+class PageSettings(Settings):
+    """Where a page is served."""
+
+    host: str = "127.0.0.1"
+    """Address that is listened on; ``0.0.0.0`` lets other machines of the network in, whoever sits there."""
+    port: int = Field(8765, ge=0, le=65535)
+    """0 takes any that is free."""
+
+
+def local_page(page: Path) -> FastAPI:
+    """An application that serves ``GET /``, the page, and ``/page.css`` and ``/page.js``, what pages share."""
+    from fastapi import FastAPI, Response
+
+    app, shared = FastAPI(openapi_url=None), Path(__file__)
+    for path, file, kind in (
+        ("/", page, "text/html"),
+        ("/page.css", shared.with_suffix(".css"), "text/css"),
+        ("/page.js", shared.with_suffix(".js"), "text/javascript"),
+    ):
+        content = Response(file.read_bytes(), media_type=f"{kind}; charset=utf-8", headers=HEADERS)
+        app.add_api_route(path, partial(_given, content), response_model=None)
+    return app
+
+
+def _given(content: Any) -> Any:
+    return content
+
+
+@contextlib.contextmanager
+def opened(place: Path, table: str) -> Iterator[sqlite3.Connection]:
+    """A database of opinions, which several processes may read and write at once.
+
+    Args:
+        place: of the file; made, and its folder, where it is missing.
+        table: definition of its only one, after ``CREATE TABLE IF NOT EXISTS``.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(place)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        yield database
