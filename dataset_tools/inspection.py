@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
+from dataset_tools.anonymise import regions_blurred
 from dataset_tools.errors import UserError
 from dataset_tools.masks import touching
 from dataset_tools.schema import decode_rle
@@ -70,6 +71,8 @@ class Part(BaseModel):
     licences: dict[str, int]
     """Licence to how many different source pictures carry it; likewise ``sources``."""
     sources: dict[str, int]
+    blurred: int
+    """Faces, licence plates and the like that were blurred in pictures and backgrounds, each once."""
 
 
 class RejectedCount(BaseModel):
@@ -210,7 +213,7 @@ def _part(
     documents: Iterator[dict[str, Any]],
     credits: dict[tuple[str, str], Credit],
 ) -> Part:
-    samples = people = occluded = truncated = near_by = overlapping = 0
+    blurred = samples = people = occluded = truncated = near_by = overlapping = 0
     widths, heights, occlusions = [], [], []
     counts: dict[str, Counter[Any]] = {
         name: Counter()
@@ -244,6 +247,8 @@ def _part(
                 seen.add(place)
                 counts["licences"][origin["licence"]] += 1
                 counts["sources"][origin["source"]] += 1
+                # Who was cut out of a picture has at most one of its faces.
+                blurred += 0 if origin["role"] == "person" else regions_blurred(origin["transform"])
             credit = credits.setdefault(
                 place,
                 Credit(
@@ -278,6 +283,7 @@ def _part(
         networks=_ranked(counts["networks"]),
         licences=_ranked(counts["licences"]),
         sources=_ranked(counts["sources"]),
+        blurred=blurred,
     )
 
 

@@ -8,9 +8,11 @@ from prefect.blocks.system import Secret
 from prefect.task_runners import R, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field, model_validator
 
+from dataset_tools.anonymise import AnonymiseSettings
 from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curated import CuratedSettings
 from dataset_tools.estimators.annotated import AnnotatedSettings
+from dataset_tools.estimators.detection import DetectionSettings
 from dataset_tools.estimators.maskrcnn import MaskRCNNSettings
 from dataset_tools.estimators.openpose import OpenPoseSettings
 from dataset_tools.estimators.schp import SCHPSettings
@@ -33,7 +35,13 @@ InstancesSettings = Annotated[SegmentationSettings | MaskRCNNSettings, Field(dis
 PoseSettings = Annotated[AnnotatedSettings | OpenPoseSettings | ViTPoseSettings, Field(discriminator="kind")]
 ParsingSettings = Annotated[AnnotatedSettings | SCHPSettings | SegformerSettings, Field(discriminator="kind")]
 Network = Annotated[
-    SegmentationSettings | MaskRCNNSettings | OpenPoseSettings | ViTPoseSettings | SCHPSettings | SegformerSettings,
+    SegmentationSettings
+    | MaskRCNNSettings
+    | OpenPoseSettings
+    | ViTPoseSettings
+    | SCHPSettings
+    | SegformerSettings
+    | DetectionSettings,
     Field(discriminator="kind"),
 ]
 
@@ -117,6 +125,11 @@ class BuildSettings(Settings):
     """Parsing estimator; null leaves parsing uncomputed."""
     plate: AnnotatedSettings | None = None
     """What provides clean plates; needed for ``paired``."""
+    anonymise: AnonymiseSettings | None = None
+    """What is blurred; null: nothing."""
+    opt_out: Location | None = None
+    """List of pictures that must not be in it, as somebody asked for it: see `dataset_tools.opt_out`. Pictures that a
+    later list names are taken out by the next build."""
     composite: CompositorSettings | None = None
     """The synthetic half; null builds none."""
     curated_encoding: EncodingSettings = EncodingSettings()
@@ -141,9 +154,18 @@ class BuildSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _somebody_finds_faces(self) -> BuildSettings:
+        if self.anonymise and self.anonymise.faces and not (self.pose or self.parsing or self.anonymise.network):
+            raise ValueError(
+                "anonymise: nothing tells where faces are: set pose, parsing, or anonymise.network with weights"
+            )
+        return self
+
     def networks(self) -> dict[str, Network]:
         """The networks that see the pictures, by what they are for."""
-        used = {"instances": self.instances, "pose": self.pose, "parsing": self.parsing}
+        regions = self.anonymise.network if self.anonymise else None
+        used = {"instances": self.instances, "pose": self.pose, "parsing": self.parsing, "regions": regions}
         return {name: cue for name, cue in used.items() if cue is not None and not isinstance(cue, AnnotatedSettings)}
 
     def recorded(self) -> dict[str, Any]:
@@ -163,6 +185,7 @@ class BuildSettings(Settings):
         }
         left_out: dict[str, Any] = {
             **{"runner": True, "max_rejected_share": True, "source": source, "curated": {"fetch_workers"}},
-            **{"instances": cue, "pose": cue, "parsing": cue, "plate": cue},
+            **{"instances": cue, "pose": cue, "parsing": cue, "plate": cue, "anonymise": {"network": cue}},
+            "opt_out": True,
         }
         return self.model_dump(mode="json", exclude=left_out)
