@@ -29,6 +29,7 @@ from dataset_tools.inspection import (
     people_columns,
     survey,
 )
+from dataset_tools.opt_out import count_opted_out
 from dataset_tools.records import text_to_cell
 from dataset_tools.schema import SCHEMA_VERSION, EffectKind, encode_png
 from dataset_tools.shards import Shard, ShardDataset, read_index
@@ -369,9 +370,7 @@ def _readme(
         )
         + "\nLicences are as the sources state them; check them before you rely on them. `attribution.csv` credits "
         "every source picture: author, title, URL, licence. Every sample carries the same in its `origins`.\n",
-        f"## Sensitive data and biases\n\n{SENSITIVE}\n\n{BIASES}\n\nIf you are in a picture, or took it, and want it "
-        "removed, tell whoever published this dataset the row of `attribution.csv` or the key of the sample: the "
-        "picture can be left out by its source id when the dataset is built again.\n",
+        f"## Sensitive data and biases\n\n{SENSITIVE}\n\n{BIASES}\n\n" + _left_out(parts, rejected),
         "## Set aside\n\n`rejected.parquet` has a row for each image, person or table row that was set aside, or "
         "mended and used.\n\n"
         + _table(
@@ -380,6 +379,24 @@ def _readme(
         ),
     ]
     return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
+
+
+def _left_out(parts: list[Part], rejected: pa.Table) -> str:
+    """What was done for people who do not want to be seen, and what they can do."""
+    blurred = {f"{p.configuration}, {p.split}": p.blurred for p in parts if p.blurred}
+    told = "In no picture was a face or licence plate blurred."
+    if blurred:
+        told = (
+            f"Faces and licence plates that were found are blurred beyond recovery: {counted(blurred)} regions. What "
+            "was not found is not blurred. People who were pasted elsewhere are blurred as in their own picture."
+        )
+    opted_out = count_opted_out(rejected["reason"].to_pylist())
+    return (
+        f"{told} Pictures left out because somebody asked for it: {opted_out:,}; nothing here tells which.\n\n"
+        "If you are in a picture, or took it, and want it removed, tell whoever published this dataset the row of "
+        "`attribution.csv` or the key of the sample: the next build leaves out what is on its opt-out list, by id, "
+        "address, sha256 or perceptual hash, and the composites with it are made anew without.\n"
+    )
 
 
 def _networks(parts: list[Part]) -> str:

@@ -1,6 +1,6 @@
 """Curated samples: one chosen photograph becomes one sample of ``real`` or ``paired``.
 
-fetch and decode -> clean masks, and people who have none -> pose, parsing and clean plate -> sample.
+fetch and decode -> clean masks, and people who have none -> pose, parsing and clean plate -> blurred faces -> sample.
 
 Networks see several photographs at once. What one of them cannot do with one photograph sets that one aside.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
+from dataset_tools.anonymise import Region, blurred, face_regions, found_regions, of_plate, transform_of
 from dataset_tools.differing_people import people_by_difference
 from dataset_tools.effects import EffectsSettings, effects_by_difference, effects_of_people
 from dataset_tools.errors import Rejected, UserError
@@ -25,15 +26,20 @@ from dataset_tools.estimators import (
     CleanPlate,
     Estimator,
     FoundPeople,
+    FoundRegion,
     InstanceEstimator,
     ParsingEstimator,
     PeopleInPicture,
     PlateProvider,
     PoseEstimator,
+    RegionDetector,
 )
 from dataset_tools.fetch import map_in_order
 from dataset_tools.images import Decoded, DecodeSettings, decode_image, orient_points, undo_orientation
 from dataset_tools.masks import MaskSettings, bounds, clean_mask, fit_mask, stratum
+from dataset_tools.opt_out import OptedOut, OptOutCheck
+from dataset_tools.perceptual_hash import perceptual_hash
+from dataset_tools.quality import QualitySettings, check_faces, check_picture
 from dataset_tools.records import ImageRecord, InstanceRecord, Rejection
 from dataset_tools.schema import NO_PARSING, MadeBy, Makers, Origin, Person, Sample, effect_bits
 from dataset_tools.settings import Settings
@@ -74,6 +80,7 @@ class CuratedSettings(Settings):
     effects: EffectsSettings | None = EffectsSettings()
     """How shadows and reflections are told from picture and clean plate, in ``paired``, where whoever provides plates
     does not know them; null: they are not known then."""
+    quality: QualitySettings = QualitySettings()
     fetch_workers: int = Field(8, ge=1, le=256)
     """Images fetched and decoded at once within one shard."""
 
@@ -86,18 +93,23 @@ class Estimators:
     pose: PoseEstimator | None = None
     parsing: ParsingEstimator | None = None
     plate: PlateProvider | None = None
+    blur_faces: bool = False
+    """Whether the faces of people, as pose and parsing tell where they are, are blurred."""
+    regions: RegionDetector | None = None
+    """Finds what else is blurred."""
 
     @property
     def places(self) -> list[str]:
         """Folders and URLs that messages may name."""
-        used = (self.instances, self.pose, self.parsing, self.plate)
+        used = (self.instances, self.pose, self.parsing, self.plate, self.regions)
         return [place for each in used if each is not None for place in each.places]
 
     @property
     def batch_size(self) -> int:
         """How many photographs are looked at together."""
         return max(
-            (each.batch_size for each in (self.instances, self.pose, self.parsing) if each is not None), default=1
+            (each.batch_size for each in (self.instances, self.pose, self.parsing, self.regions) if each is not None),
+            default=1,
         )
 
     @property
@@ -117,8 +129,8 @@ class FetchedPhotograph:
     masks: list[np.ndarray | Rejected | None]
     """One (h, w) bool an instance of the record, why it could not be read, or None where the source has none."""
 
-    def origin(self, role: Literal["image", "background"]) -> Origin:
-        """Where the picture comes from and what was done to it."""
+    def origin(self, role: Literal["image", "background"], regions: Sequence[Region] = ()) -> Origin:
+        """Where the picture comes from and what was done to it, the blurring of regions included."""
         record = self.record
         return Origin(
             role=role,
@@ -131,7 +143,7 @@ class FetchedPhotograph:
             url=record.url,
             landing_url=record.landing_url,
             sha256=self.sha256,
-            transform=self.decoded.transform,
+            transform=transform_of(self.decoded.transform, regions),
         )
 
 
@@ -170,22 +182,43 @@ class Notes:
 
 
 def photographs(
-    records: Iterable[ImageRecord], source: Source, settings: CuratedSettings, rejected: list[Rejection]
+    records: Iterable[ImageRecord],
+    source: Source,
+    settings: CuratedSettings,
+    rejected: list[Rejection],
+    opt_out: OptOutCheck | None = None,
+    duplicates: Mapping[str, str] | None = None,
 ) -> Iterator[FetchedPhotograph]:
-    """Fetch and decode, several at once, in the order of the records; failures go to ``rejected``."""
+    """Fetch and decode, several at once, in the order of the records; failures go to ``rejected``.
+
+    Args:
+        opt_out: holds pictures against the opt-out list. One that it names leaves no other trace than that there
+            was one.
+        duplicates: ids of pictures that are left out, and what each of them is like.
+    """
+    check = opt_out or OptOutCheck()
 
     def fetch(record: ImageRecord) -> FetchedPhotograph:
+        check.before_reading(record)
+        if like := (duplicates or {}).get(record.id):
+            raise StageFailed("quality", Rejected("near-duplicate", f"it looks like {like}"))
         data = _stage("fetch", partial(source.read_image, record))
+        sha256 = hashlib.sha256(data).hexdigest()
+        check.of_file(record, sha256)
         rotation = None if source.applies_exif else record.rotation
         decoded = _stage("decode", partial(decode_image, data, settings.decode, rotation=rotation))
+        check.of_picture(record, sha256, f"{perceptual_hash(decoded.image):016x}")
+        _stage("quality", partial(check_picture, decoded.image, settings.quality))
         masks = [_mask_or_why(source, record, index) for index in range(len(record.instances))]
-        return FetchedPhotograph(record, decoded, hashlib.sha256(data).hexdigest(), masks)
+        return FetchedPhotograph(record, decoded, sha256, masks)
 
     records = list(records)
     fetched = map_in_order(fetch, records, settings.fetch_workers, 2 * settings.fetch_workers)
     for record, outcome in zip(records, fetched, strict=True):
         notes = Notes(record, rejected, source.places)
-        if isinstance(outcome, Rejected):
+        if isinstance(outcome, OptedOut):
+            rejected.append(outcome.row(record.split))
+        elif isinstance(outcome, Rejected):
             notes.reject(outcome)
         else:
             for reason, message in outcome.decoded.mended:
@@ -199,10 +232,16 @@ def curated_samples(
     settings: CuratedSettings,
     estimators: Estimators,
     rejected: list[Rejection],
+    opt_out: OptOutCheck | None = None,
+    duplicates: Mapping[str, str] | None = None,
 ) -> Iterator[Sample]:
-    """Samples of the records that can be used, in order; the others go to ``rejected`` with their reason."""
+    """Samples of the records that can be used, in order; the others go to ``rejected`` with their reason.
+
+    ``opt_out`` and ``duplicates`` are those of `photographs`.
+    """
     places = [*source.places, *estimators.places]
-    for batch in _batches(photographs(records, source, settings, rejected), estimators.batch_size):
+    stream = photographs(records, source, settings, rejected, opt_out, duplicates)
+    for batch in _batches(stream, estimators.batch_size):
         drafts = [_Draft(photograph, Notes(photograph.record, rejected, places)) for photograph in batch]
         for draft in drafts:
             _read_masks(draft, settings, estimators.instances is not None)
@@ -217,6 +256,8 @@ def curated_samples(
             _estimate("pose", estimators.pose.estimate_pose, drafts, _set_keypoints)
         if estimators.parsing is not None:
             _estimate("parsing", estimators.parsing.estimate_parsing, drafts, _set_parsing)
+        if estimators.regions is not None:
+            _find_regions([draft for draft in drafts if draft.failure is None], estimators.regions)
         for draft in drafts:
             try:
                 yield _sample_of(draft, settings, estimators)
@@ -246,6 +287,23 @@ def person_free(
             Notes(photograph.record, rejected, places).reject(StageFailed(stage, why))
 
 
+def anonymised(
+    stream: Iterable[FetchedPhotograph], regions: RegionDetector, source: Source, rejected: list[Rejection]
+) -> Iterator[tuple[np.ndarray, Origin]]:
+    """Backgrounds, (H, W, 3) uint8 RGB, with what a network finds in them blurred; failures go to ``rejected``."""
+    places = [*source.places, *regions.places]
+    for batch in _batches(stream, regions.batch_size):
+        outcomes = _together(regions.find_regions, [photograph.decoded.image for photograph in batch])
+        for photograph, found in zip(batch, outcomes, strict=True):
+            if isinstance(found, Rejected):
+                Notes(photograph.record, rejected, places).reject(StageFailed("anonymise", found))
+                continue
+            image = photograph.decoded.image
+            nobody = np.zeros(image.shape[:2], bool)
+            there = found_regions(found, image.shape[:2], regions.made_by)
+            yield blurred(image, there, nobody), photograph.origin("background", there)
+
+
 @dataclass(eq=False)
 class _Draft:
     """A photograph on its way to become a sample."""
@@ -261,6 +319,8 @@ class _Draft:
     """(H, W) bool of each crowd that stays part of the scene."""
     plate: CleanPlate | None = None
     parsing: np.ndarray | None = None
+    regions: list[Region] = field(default_factory=list)
+    """What is blurred; beside faces, which are found last."""
     failure: StageFailed | None = None
 
     @property
@@ -401,6 +461,16 @@ def _set_parsing(draft: _Draft, parsing: np.ndarray) -> None:
     draft.parsing = parsing
 
 
+def _find_regions(drafts: Sequence[_Draft], detector: RegionDetector) -> None:
+    """Add what else is to be blurred."""
+    outcomes: list[list[FoundRegion] | Rejected] = _together(detector.find_regions, [draft.image for draft in drafts])
+    for draft, found in zip(drafts, outcomes, strict=True):
+        if isinstance(found, Rejected):
+            draft.fail("anonymise", found)
+        else:
+            draft.regions = found_regions(found, draft.image.shape[:2], detector.made_by)
+
+
 def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators) -> Sample:
     if draft.failure is not None:
         raise draft.failure
@@ -413,17 +483,26 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         known, made_by = plate.known & ~strange, replace(made_by, plate=plate.made_by, effects=by)
     own_stratum = bool(record.instances) and estimators.instances is None
     no_parsing = np.full(draft.image.shape[:2], NO_PARSING, np.uint8)
+    parsing, label_set = no_parsing, "none"
+    if draft.parsing is not None and estimators.parsing is not None:
+        parsing, label_set = draft.parsing, estimators.parsing.label_set
+    _stage("quality", partial(check_faces, draft.people, parsing, label_set, settings.quality))
+    regions = draft.regions + (face_regions(draft.people, parsing, label_set) if estimators.blur_faces else [])
+    people = np.logical_or.reduce([person.mask for person in draft.people])
+    background = None
+    if plate is not None:
+        background = blurred(plate.background, of_plate(regions, draft.image, plate.background), people)
     return Sample(
         key=f"{record.source}-{record.id}",
         split=record.split,
         configuration=settings.configuration,
-        image=draft.image,
+        image=blurred(draft.image, regions, people),
         people=draft.people,
-        parsing=no_parsing if draft.parsing is None else draft.parsing,
-        label_set="none" if estimators.parsing is None else estimators.parsing.label_set,
-        origins=[photograph.origin("image")],
+        parsing=parsing,
+        label_set=label_set,
+        origins=[photograph.origin("image", regions)],
         stratum=record.stratum if own_stratum else stratum([p.mask for p in draft.people]),
-        background=None if plate is None else plate.background,
+        background=background,
         known=known,
         effects=effects,
         caption=record.caption,

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
+from dataset_tools.anonymise import regions_blurred
 from dataset_tools.errors import UserError
 from dataset_tools.masks import touching
 from dataset_tools.schema import EffectKind, decode_rle
@@ -83,6 +84,8 @@ class Part(BaseModel):
     licences: dict[str, int]
     """Licence to how many different source pictures carry it; likewise ``sources``."""
     sources: dict[str, int]
+    blurred: int
+    """Faces, licence plates and the like that were blurred in pictures and backgrounds, each once."""
 
 
 class RejectedCount(BaseModel):
@@ -235,7 +238,7 @@ def _part(
     documents: Iterator[dict[str, Any]],
     credits: dict[tuple[str, str], Credit],
 ) -> Part:
-    samples = people = occluded = truncated = near_by = overlapping = captions = 0
+    blurred = samples = people = occluded = truncated = near_by = overlapping = captions = 0
     plates: list[float] = []
     widths, heights, occlusions = [], [], []
     counts: dict[str, Counter[Any]] = {
@@ -282,6 +285,8 @@ def _part(
                 seen.add(place)
                 counts["licences"][origin["licence"]] += 1
                 counts["sources"][origin["source"]] += 1
+                # Who was cut out of a picture has at most one of its faces.
+                blurred += 0 if origin["role"] == "person" else regions_blurred(origin["transform"])
             credit = credits.setdefault(
                 place,
                 Credit(
@@ -323,6 +328,7 @@ def _part(
         networks=_ranked(counts["networks"]),
         licences=_ranked(counts["licences"]),
         sources=_ranked(counts["sources"]),
+        blurred=blurred,
     )
 
 

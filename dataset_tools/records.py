@@ -86,8 +86,8 @@ class Rejection:
     instance_id: str
     """The person within the image; empty where the whole image is meant."""
     stage: str
-    """``curate``, ``fetch``, ``decode``, ``mask``, ``instances``, ``pose``, ``parsing``, ``plate``, ``effects`` or
-    ``composite``."""
+    """``curate``, ``opt-out``, ``fetch``, ``decode``, ``quality``, ``mask``, ``instances``, ``pose``, ``parsing``,
+    ``plate``, ``effects``, ``anonymise`` or ``composite``."""
     outcome: Literal["image-rejected", "person-rejected", "row-rejected", "mended"]
     """``mended``: the input was unusual (CMYK, EXIF rotation, other mask size) and could be used."""
     reason: str

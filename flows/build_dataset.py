@@ -11,6 +11,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, ParamSpec, TypeVar
 
+import pyarrow as pa
 from prefect import Flow, Task, flow
 from prefect.utilities.callables import get_call_parameters
 
@@ -19,8 +20,11 @@ from dataset_tools.curation import CurationSettings
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.annotated import AnnotatedSettings
 from dataset_tools.estimators.network import unload_networks
-from dataset_tools.records import SPLITS, Split
+from dataset_tools.opt_out import OptOut, read_opt_out
+from dataset_tools.quality import HashedPicture, near_duplicates
+from dataset_tools.records import SPLITS, Role, Split, record_from_row
 from dataset_tools.schema import CONFIGURATIONS
+from dataset_tools.settings import digest_of
 from dataset_tools.shards import Manifest, Shard
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
@@ -46,6 +50,7 @@ from flows.dataset_steps import (
     Cutouts,
     CutoutsJob,
     DescribeJob,
+    HashPicturesJob,
     MirrorJob,
     ShardJob,
     build_composite_shard,
@@ -56,6 +61,7 @@ from flows.dataset_steps import (
     digest_of_files,
     digest_of_rows,
     draw_sample_mirror,
+    hash_pictures,
     list_cutouts,
     read_table,
     rows_of,
@@ -130,6 +136,8 @@ def check_build(settings: str, output: str, changes: dict[str, Any] | None = Non
     check_at_hand(network.weights for network in networks)
     for network in networks:
         network.open().fingerprint()
+    if checked.opt_out is not None:
+        read_opt_out(checked.opt_out)
     if not isinstance(checked.source, SampleSettings):
         checked.source.open().check()
     return checked
@@ -141,9 +149,11 @@ def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
     with Progress("build-progress") as progress:
         build = _Build(settings, root, progress)
         build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS)
+        build.read_opt_out()
         source, mirror = build.source()
         build.networks()
         curated = build.curate(source)
+        build.find_duplicates(source, mirror, curated)
         shards: Shards = {settings.curated.configuration: build.curated_shards(source, mirror, curated)}
         if settings.composite is not None:
             cutouts = build.cutouts(settings.composite, shards[settings.curated.configuration])
@@ -163,6 +173,20 @@ class _Build:
         self.fingerprints: dict[str, str] = {}
         """Of the networks."""
         self.output = OutputFiles(root, self.work)
+        self.opt_out = OptOut()
+        self.opt_out_name = ""
+        """Of the list below the work folder."""
+        self.duplicates: dict[str, str] = {}
+        """Ids of pictures that are left out, and what each of them is like."""
+
+    def read_opt_out(self) -> None:
+        """Keep the opt-out list as it is now for all that follows. Raises `UserError` where it cannot be used."""
+        if self.settings.opt_out is None:
+            return
+        self.opt_out = read_opt_out(self.settings.opt_out)
+        filesystem, base = open_root(self.work)
+        self.opt_out_name = f"opt-out-{digest_of(self.opt_out.model_dump())[:16]}.json"
+        write_bytes(filesystem, f"{base}/{self.opt_out_name}", self.opt_out.model_dump_json().encode())
 
     def source(self) -> tuple[PictureSource, str]:
         """Where pictures come from, and the digest of the drawn sample world; empty for other sources."""
@@ -203,6 +227,40 @@ class _Build:
                 raise _too_few(split, "person-free background")
         return curated
 
+    def find_duplicates(self, source: PictureSource, mirror: str, curated: Curated) -> None:
+        """See which pictures look like others, where the settings ask for it."""
+        bits = self.settings.curated.quality.near_duplicates
+        if bits is None:
+            return
+        self.progress.stage("near duplicates")
+        opened, size, jobs = source.open(), self.settings.samples_per_shard, []
+        roles: tuple[Role, ...] = ("people", "background")
+        for split, role in ((split, role) for split in SPLITS for role in roles):
+            table = rows_of(self.work, curated.records, split, role)
+            for start in range(0, len(table), size):
+                stop = min(start + size, len(table))
+                jobs.append(
+                    HashPicturesJob(
+                        **self.place,
+                        source=source,
+                        mirror=mirror,
+                        table=curated.records,
+                        records=digest_of_rows(table, start, stop),
+                        files="" if mirror else digest_of_files(table, start, stop, opened),
+                        split=split,
+                        role=role,
+                        start=start,
+                        stop=stop,
+                        settings=self.settings.curated,
+                        opt_out=self.opt_out_name,
+                        opted_out=self._opted_out(table, start, stop),
+                    )
+                )
+        pictures: list[HashedPicture] = []
+        for job, hashed in zip(jobs, self._run(hash_pictures, jobs), strict=True):
+            pictures += hashed.of(job)
+        self.duplicates = {picture.id: like for picture, like in near_duplicates(pictures, bits)}
+
     def curated_shards(self, source: PictureSource, mirror: str, curated: Curated) -> dict[str, list[Shard]]:
         """Build the shards of ``real`` or ``paired``."""
         self.progress.stage("curated shards")
@@ -227,6 +285,7 @@ class _Build:
                         settings=settings.curated,
                         instances=settings.instances,
                         **cues,
+                        anonymise=settings.anonymise,
                         fingerprints=fingerprints,
                         encoding=settings.curated_encoding,
                         split=split,
@@ -235,6 +294,7 @@ class _Build:
                         table=curated.records,
                         records=digest_of_rows(table, start, stop),
                         files="" if mirror else digest_of_files(table, start, stop, opened),
+                        **self._left_out(table, start, stop),
                     )
                 )
         return self._shards(build_curated_shard, jobs, curated, "pictures")
@@ -297,6 +357,9 @@ class _Build:
                         cutouts=listed.name,
                         instances=self.settings.instances,
                         instances_fingerprint=self.fingerprints.get("instances"),
+                        anonymise=self.settings.anonymise,
+                        regions_fingerprint=self.fingerprints.get("regions"),
+                        **self._left_out(table, first, last),
                     )
                 )
         return self._shards(build_composite_shard, jobs, curated, "composites")
@@ -311,6 +374,7 @@ class _Build:
             description=settings.description,
             shards=shards,
             curated_rejected=curated.rejected,
+            opt_out=self.opt_out_name,
             settings=self.settings.recorded(),
         )
         self.output.plan({BESIDE_SHARDS[0]: job})
@@ -362,6 +426,22 @@ class _Build:
             shards.setdefault(job.split, []).append(result.shard)
         check_rejected(self.settings, self.root, jobs, [each.shard for each in built], curated.rejected, what)
         return shards
+
+    def _left_out(self, table: pa.Table, start: int, stop: int) -> dict[str, Any]:
+        """Which pictures of some rows a shard must do without."""
+        ids = table["id"].slice(start, stop - start).to_pylist()
+        return {
+            "opt_out": self.opt_out_name,
+            "opted_out": self._opted_out(table, start, stop),
+            "duplicates": {name: self.duplicates[name] for name in ids if name in self.duplicates},
+        }
+
+    def _opted_out(self, table: pa.Table, start: int, stop: int) -> tuple[int, ...]:
+        """Numbers, from ``start`` on, of the rows that the opt-out list names by id or address."""
+        if not (self.opt_out.id or self.opt_out.url):
+            return ()
+        rows = table.slice(start, stop - start).to_pylist()
+        return tuple(number for number, row in enumerate(rows) if self.opt_out.named(record_from_row(row)))
 
     def _composites(self) -> dict[Split, int]:
         composite = self.settings.composite

@@ -61,6 +61,10 @@ class Job(BaseModel):
         software = {package: _version(package) for package in self.packages}
         return f"{self.step}-{digest_of([self.step, self.version, software, self.determines()])[:40]}"
 
+    def decided_by(self) -> str:
+        """What decides about the bytes of its files: the key, and what else a remembered result is held against."""
+        return self.key()
+
     def label(self) -> str:
         """Name of the task run in Prefect's pages."""
         return self.step

@@ -27,6 +27,7 @@ from flows.commands.inspect import inspect
 from flows.commands.judge import judge
 from flows.commands.mask import mask
 from flows.commands.pretrain import pretrain
+from flows.commands.publish import publish
 from flows.commands.quickstart import quickstart
 from flows.commands.rate import rate
 from flows.commands.recompose import recompose
@@ -66,7 +67,7 @@ app = typer.Typer(
 )
 for command in (
     *(build, train, evaluate, ablate, judge, rate, pretrain, quickstart),
-    *(mask, erase, recompose, inspect, verify, select, review),
+    *(mask, erase, recompose, inspect, verify, select, review, publish),
 ):
     app.command()(command)
 app.add_typer(weights, name="weights")

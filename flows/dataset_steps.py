@@ -13,18 +13,20 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from prefect.concurrency.sync import concurrency
 from pydantic import BaseModel
 
+from dataset_tools.anonymise import AnonymiseSettings
 from dataset_tools.card import write_card
 from dataset_tools.compositing import CompositorSettings, compose, is_tall_enough
 from dataset_tools.curated import (
     CuratedSettings,
     Estimators,
-    FetchedPhotograph,
+    anonymised,
     curated_samples,
     person_free,
     photographs,
@@ -35,17 +37,21 @@ from dataset_tools.donors import Cutout, CutoutRow, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators import PlateProvider
 from dataset_tools.estimators.annotated import AnnotatedSettings
+from dataset_tools.opt_out import OptOut, OptOutCheck
+from dataset_tools.perceptual_hash import perceptual_hash
+from dataset_tools.quality import HashedPicture
 from dataset_tools.records import (
     REJECTION_SCHEMA,
     SPLITS,
     ImageRecord,
     Rejection,
+    Role,
     Split,
     record_from_row,
     records_to_table,
     rejections_to_table,
 )
-from dataset_tools.schema import EncodingSettings, Sample
+from dataset_tools.schema import EncodingSettings, Origin, Sample
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, write_shard
 from dataset_tools.sources import Source
@@ -59,6 +65,8 @@ DOWNLOADS = "mild-downloads"
 PICTURES = ("numpy", "opencv-python-headless", "pillow", "pycocotools")
 """Packages whose versions decide about the bytes of pictures and masks."""
 
+NOT_OF_READING: dict[str, Any] = {"quality": {"min_face", "near_duplicates"}}
+"""Settings of `CuratedSettings` that do not matter to whoever only reads pictures."""
 
 MIRROR = "mirror"
 """Folder of the drawn sample world below the work folder. Its files have OpenImages' names, not their digests: another
@@ -136,6 +144,74 @@ def curate(job: CurateJob) -> Curated:
     )
 
 
+class HashPicturesJob(Job):
+    """Learn what pictures look like, before any of them is used."""
+
+    step: ClassVar[str] = "hash-pictures"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = (*PICTURES, "imagehash")
+    source: PictureSource
+    mirror: str
+    table: str
+    records: str
+    files: str
+    split: Split
+    """What these five say is said in `ShardJob`."""
+    role: Role
+    start: int
+    stop: int
+    settings: CuratedSettings
+    opt_out: str
+    opted_out: tuple[int, ...]
+
+    def label(self) -> str:
+        """The step, split and role."""
+        return f"{self.step}-{self.split}-{self.role}-{self.start}"
+
+    def determines(self) -> Any:
+        """Rows of the curated table and how they are read, not their numbers."""
+        read = self.settings.model_dump(mode="json", include={"decode", "quality"}, exclude=NOT_OF_READING)
+        return [self.mirror, self.records, self.files, read, self.opted_out]
+
+
+class HashedPictures(BaseModel):
+    """What pictures look like."""
+
+    pictures: list[tuple[str, str, str]]
+    """Id, sha256 and perceptual hash of each that could be read."""
+    transient: int
+    """How many more may be read when tried again."""
+
+    def is_sound(self, job: Job) -> bool:
+        """Whether nothing is worth another try."""
+        return self.transient == 0
+
+    def of(self, job: HashPicturesJob) -> list[HashedPicture]:
+        """The pictures that the opt-out list does not name."""
+        listed = opt_out_list(job.work, job.opt_out)
+        return [
+            HashedPicture(name, job.split, job.role, phash)
+            for name, sha256, phash in self.pictures
+            if listed.holds(sha256, phash) is None
+        ]
+
+
+@cached_step
+def hash_pictures(job: HashPicturesJob) -> HashedPictures:
+    """Fetch, decode and hash; what cannot be read is told when shards are built."""
+    records = _records(job, job.role, job.start, job.stop)
+    records = [record for number, record in enumerate(records) if number not in set(job.opted_out)]
+    # Masks are not looked at.
+    plain = [replace(record, instances=()) for record in records]
+    rejected: list[Rejection] = []
+    pictures = []
+    with download_slot(records):
+        for photograph in photographs(plain, job.source.open(), job.settings, rejected):
+            phash = f"{perceptual_hash(photograph.decoded.image):016x}"
+            pictures.append((photograph.record.id, photograph.sha256, phash))
+    return HashedPictures(pictures=pictures, transient=sum(row.transient for row in rejected))
+
+
 class CheckNetworksJob(Job):
     """Load the networks, before the first picture is fetched for them."""
 
@@ -175,10 +251,19 @@ class BuiltShard(BaseModel):
     """Digest of where the pictures came from."""
     unread: int
     """How many pictures could not be fetched from there."""
+    pictures: list[tuple[str, str, str]]
+    """See `dataset_tools.opt_out.OptOutCheck.seen`."""
 
     def is_sound(self, job: ShardJob) -> bool:
-        """Whether the shard is as it was written, and nothing set aside may do when tried again, or elsewhere."""
+        """Whether the shard is as it was written, and nothing set aside may do when tried again, or elsewhere.
+
+        Nor may the opt-out list name other pictures now: so a new entry costs those shards alone that hold what it
+        names.
+        """
         if self.shard.transient or (self.unread and self.place != job.place()):
+            return False
+        listed = opt_out_list(job.work, job.opt_out)
+        if any((listed.holds(sha256, phash) or "") != kind for sha256, phash, kind in self.pictures):
             return False
         return is_intact(job.root, self.shard)
 
@@ -186,7 +271,7 @@ class BuiltShard(BaseModel):
 class ShardJob(Job):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     source: PictureSource
@@ -201,17 +286,33 @@ class ShardJob(Job):
     split: Split
     start: int
     stop: int
+    opt_out: str
+    """Name below ``work`` of the opt-out list; empty where there is none."""
+    opted_out: tuple[int, ...]
+    """Numbers among this shard's rows of those that the list names by id or address."""
+    duplicates: dict[str, str]
+    """Ids of pictures of this shard that are left out, and what each of them is like."""
 
     def label(self) -> str:
         """The shard's name."""
         return self.path.removesuffix(".tar")
 
+    def decided_by(self) -> str:
+        """The key, and the opt-out list: see `BuiltShard.is_sound`."""
+        return f"{self.key()} {self.opt_out}".rstrip()
+
     def place(self) -> str:
         """Digest of where pictures are looked for; empty for the drawn world, which lies beside the dataset."""
         return "" if self.mirror else digest_of(self.source.model_dump(mode="json"))
 
-    def build(self, samples: Iterable[Sample], encoding: EncodingSettings, rejected: list[Rejection]) -> BuiltShard:
-        """Write the shard; ``rejected`` is filled while ``samples`` are consumed."""
+    def opt_out_check(self) -> OptOutCheck:
+        """Holds this shard's pictures against the opt-out list."""
+        return OptOutCheck(opt_out_list(self.work, self.opt_out))
+
+    def build(
+        self, samples: Iterable[Sample], encoding: EncodingSettings, rejected: list[Rejection], check: OptOutCheck
+    ) -> BuiltShard:
+        """Write the shard; ``rejected`` and ``check`` are filled while ``samples`` are consumed."""
         rows: list[dict[str, Any]] = []
 
         def consumed() -> Iterator[Sample]:
@@ -220,7 +321,7 @@ class ShardJob(Job):
 
         shard = write_shard(consumed(), self.root, self.path, encoding, rows)
         unread = sum(row.stage == "fetch" and row.outcome == "image-rejected" for row in rejected)
-        return BuiltShard(shard=shard, place=self.place(), unread=unread)
+        return BuiltShard(shard=shard, place=self.place(), unread=unread, pictures=check.seen)
 
 
 class CuratedShardJob(ShardJob):
@@ -232,8 +333,9 @@ class CuratedShardJob(ShardJob):
     pose: PoseSettings | None
     parsing: ParsingSettings | None
     plate: AnnotatedSettings | None
+    anonymise: AnonymiseSettings | None
     fingerprints: dict[str, str]
-    """Of each of the four that there is; empty for side-cars that ``mirror`` covers."""
+    """Of each network and side-car that there is; empty for side-cars that ``mirror`` covers."""
     encoding: EncodingSettings
 
     def determines(self) -> Any:
@@ -241,12 +343,15 @@ class CuratedShardJob(ShardJob):
         return [
             self.path,
             self.mirror,
-            self.settings.model_dump(mode="json", exclude={"fetch_workers"}),
+            self.settings.model_dump(mode="json", exclude={"fetch_workers": True, "quality": {"near_duplicates"}}),
             [cue and cue.kind for cue in (self.instances, self.pose, self.parsing, self.plate)],
+            bool(self.anonymise and self.anonymise.faces),
             self.fingerprints,
             self.encoding.model_dump(mode="json"),
             self.records,
             self.files,
+            self.opted_out,
+            self.duplicates,
         ]
 
 
@@ -261,11 +366,13 @@ def build_curated_shard(job: CuratedShardJob) -> BuiltShard:
         pose=job.pose.open() if job.pose else None,
         parsing=job.parsing.open() if job.parsing else None,
         plate=job.plate.open() if job.plate else own_plates,
+        blur_faces=bool(job.anonymise and job.anonymise.faces),
+        regions=job.anonymise.network.open() if job.anonymise and job.anonymise.network else None,
     )
-    records = _records(job, "people", job.start, job.stop)
+    records, check = _records(job, "people", job.start, job.stop), job.opt_out_check()
     with download_slot(records):
-        samples = curated_samples(records, source, job.settings, estimators, rejected)
-        return job.build(samples, job.encoding, rejected)
+        samples = curated_samples(records, source, job.settings, estimators, rejected, check, job.duplicates)
+        return job.build(samples, job.encoding, rejected, check)
 
 
 class CutoutsJob(Job):
@@ -331,13 +438,16 @@ class CompositeShardJob(ShardJob):
     instances: InstancesSettings | None
     """Keeps pictures with people from being backgrounds."""
     instances_fingerprint: str | None
+    anonymise: AnonymiseSettings | None
+    regions_fingerprint: str | None
+    """Of what finds regions to be blurred."""
 
     def determines(self) -> Any:
         """Settings and digests; the background's numbers do not matter, their rows do."""
         return [
             self.path,
             self.mirror,
-            self.curated.decode.model_dump(mode="json"),
+            self.curated.model_dump(mode="json", include={"decode", "quality"}, exclude=NOT_OF_READING),
             self.settings.model_dump(mode="json", exclude={"samples"}),
             self.encoding.model_dump(mode="json"),
             [self.start, self.stop],
@@ -345,6 +455,9 @@ class CompositeShardJob(ShardJob):
             self.files,
             self.cutouts,
             self.instances_fingerprint,
+            self.regions_fingerprint,
+            self.opted_out,
+            self.duplicates,
         ]
 
 
@@ -364,28 +477,29 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
     def load(row: CutoutRow) -> Cutout:
         return cut_out(decoded(row.sample), row.person, job.settings.donors)
 
-    records = _records(job, "background", job.first_background, job.last_background)
+    records, check = _records(job, "background", job.first_background, job.last_background), job.opt_out_check()
 
     def samples() -> Iterator[Sample]:
-        for number, background in zip(range(job.start, job.stop), _backgrounds(job, records, rejected), strict=True):
+        backgrounds = _backgrounds(job, records, rejected, check)
+        for number, background in zip(range(job.start, job.stop), backgrounds, strict=True):
             key = f"composite-{job.split}-{number:08d}"
             try:
                 if background is None:
                     raise Rejected("no-background", f"none of the {len(records)} backgrounds of {job.path} can be used")
-                picture, origin = background.decoded.image, background.origin("background")
+                picture, origin = background
                 yield compose(key, job.split, picture, origin, people, load, job.settings)
             except Rejected as error:
                 why = (error.reason, error.message, error.transient)
                 rejected.append(Rejection(job.split, key, "", "composite", "image-rejected", *why))
 
     with download_slot(records):
-        return job.build(samples(), job.encoding, rejected)
+        return job.build(samples(), job.encoding, rejected, check)
 
 
 def _backgrounds(
-    job: CompositeShardJob, records: Sequence[ImageRecord], rejected: list[Rejection]
-) -> Iterator[FetchedPhotograph | None]:
-    """The background of each composite in turn; None where not one can be used.
+    job: CompositeShardJob, records: Sequence[ImageRecord], rejected: list[Rejection], check: OptOutCheck
+) -> Iterator[tuple[np.ndarray, Origin] | None]:
+    """The background of each composite in turn, (H, W, 3) uint8 RGB; None where not one can be used.
 
     Composites are spread evenly over the records, and only the records that this gives are fetched, a few ahead. One
     that cannot be used gives its place to the next that can, or else to the last before it.
@@ -395,19 +509,24 @@ def _backgrounds(
     at = {record.id: place for place, record in enumerate(records)}
     source = job.source.open()
     instances = job.instances.open() if job.instances else None
+    regions = job.anonymise.network.open() if job.anonymise and job.anonymise.network else None
 
-    def usable(some: Sequence[ImageRecord]) -> Iterator[FetchedPhotograph]:
-        fetched = photographs(some, source, job.curated, rejected)
-        return fetched if instances is None else person_free(fetched, instances, source, rejected)
+    def usable(some: Sequence[ImageRecord]) -> Iterator[tuple[np.ndarray, Origin]]:
+        fetched = photographs(some, source, job.curated, rejected, check, job.duplicates)
+        if instances is not None:
+            fetched = person_free(fetched, instances, source, rejected)
+        if regions is not None:
+            return anonymised(fetched, regions, source, rejected)
+        return ((photograph.decoded.image, photograph.origin("background")) for photograph in fetched)
 
     stream = usable([records[place] for place in dict.fromkeys(places)])
     following = next(stream, None)
     if following is None:
         stream = usable([record for place, record in enumerate(records) if place not in set(places)])
         following = next(stream, None)
-    current: FetchedPhotograph | None = None
+    current: tuple[np.ndarray, Origin] | None = None
     for place in places:
-        while following is not None and (current is None or at[current.record.id] < place):
+        while following is not None and (current is None or at[current[1].id] < place):
             current, following = following, next(stream, None)
         yield current
 
@@ -423,6 +542,8 @@ class DescribeJob(Job):
     shards: dict[str, dict[str, list[Shard]]]
     curated_rejected: str
     """Name below ``work`` of the table of what curation set aside."""
+    opt_out: str
+    """Name below ``work`` of the opt-out list; empty where there is none."""
     settings: dict[str, Any]
 
     def determines(self) -> Any:
@@ -448,6 +569,7 @@ class Description(BaseModel):
 def describe(job: DescribeJob) -> Description:
     """Write card, Croissant metadata, attribution and ``rejected.parquet``."""
     listed = [shard for splits in job.shards.values() for shards in splits.values() for shard in shards]
+    rejected = all_rejected(job.root, job.work, job.curated_rejected, listed)
     return Description(
         files=write_card(
             job.root,
@@ -455,7 +577,7 @@ def describe(job: DescribeJob) -> Description:
             description=job.description,
             shards=job.shards,
             settings=job.settings,
-            rejected=all_rejected(job.root, job.work, job.curated_rejected, listed),
+            rejected=opt_out_list(job.work, job.opt_out).without_named(rejected),
         )
     )
 
@@ -468,6 +590,15 @@ def all_rejected(root: str, work: str, curated: str, shards: Iterable[Shard]) ->
         rows = read_index(root, shard.path)["rejected"]
         tables.append(pa.Table.from_pylist(rows, schema=REJECTION_SCHEMA))
     return pa.concat_tables(tables)
+
+
+@lru_cache(maxsize=2)
+def opt_out_list(work: str, name: str) -> OptOut:
+    """The opt-out list of a name, which holds its digest, below the work folder; an empty one without a name."""
+    if not name:
+        return OptOut()
+    filesystem, base = open_root(work)
+    return OptOut.model_validate_json(filesystem.cat_file(f"{base}/{name}"))
 
 
 def read_table(work: str, name: str, **options: Any) -> pa.Table:
@@ -507,7 +638,7 @@ def download_slot(records: Sequence[ImageRecord]) -> contextlib.AbstractContextM
     return concurrency(DOWNLOADS, occupy=1)
 
 
-def _records(job: ShardJob, role: str, start: int, stop: int) -> list[ImageRecord]:
+def _records(job: ShardJob | HashPicturesJob, role: str, start: int, stop: int) -> list[ImageRecord]:
     table = rows_of(job.work, job.table, job.split, role).slice(start, stop - start)
     return [record_from_row(row) for row in table.to_pylist()]
 

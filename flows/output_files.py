@@ -12,7 +12,7 @@ from dataset_tools.storage import is_url, open_root, remove_partials, write_byte
 from flows.caching import Job
 
 MADE = "made.json"
-"""Below the work folder: what runs on this output may have written, path to the key of the job that did it last."""
+"""Below the work folder: what runs on this output may have written, path to what decided about it then."""
 
 
 class OutputFiles:
@@ -51,7 +51,7 @@ class OutputFiles:
         Raises:
             UserError: a shard would take the place of one which no run on this output wrote.
         """
-        keys = {path: job.key() for path, job in jobs.items()}
+        keys = {path: job.decided_by() for path, job in jobs.items()}
         if all(self._made.get(path) == key for path, key in keys.items()):
             return
         new = [path for path in keys if path not in self._made and path.endswith(".tar")]

@@ -67,8 +67,9 @@ def check_rejected(
 def _counts(row: dict[str, Any], what: What) -> bool:
     """Whether a row of ``rejected.parquet`` counts for ``max_rejected_share``.
 
-    A picture or composite that was chosen and is not there. Not so what curation did not choose, nor whose masks do not
-    do, which is as good as not chosen; of both that counts which could not be read.
+    A picture or composite that was chosen and is not there. Not so what curation did not choose, nor what somebody
+    wants left out, nor whose quality or masks do not do, which is as good as not chosen; of these that counts which
+    could not be read.
     """
-    chosen = row["transient"] or row["stage"] not in ("curate", "mask")
+    chosen = row["transient"] or row["stage"] not in ("curate", "opt-out", "quality", "mask")
     return row["outcome"] == "image-rejected" and chosen and (what == "pictures" or row["stage"] != "curate")

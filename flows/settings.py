@@ -8,9 +8,11 @@ from prefect.blocks.system import Secret
 from prefect.task_runners import R, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field, model_validator
 
+from dataset_tools.anonymise import AnonymiseSettings
 from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curated import CuratedSettings
 from dataset_tools.estimators.annotated import AnnotatedSettings
+from dataset_tools.estimators.detection import DetectionSettings
 from dataset_tools.estimators.maskrcnn import MaskRCNNSettings
 from dataset_tools.estimators.openpose import OpenPoseSettings
 from dataset_tools.estimators.schp import SCHPSettings
@@ -51,7 +53,13 @@ InstancesSettings = Annotated[SegmentationSettings | MaskRCNNSettings, Field(dis
 PoseSettings = Annotated[AnnotatedSettings | OpenPoseSettings | ViTPoseSettings, Field(discriminator="kind")]
 ParsingSettings = Annotated[AnnotatedSettings | SCHPSettings | SegformerSettings, Field(discriminator="kind")]
 Network = Annotated[
-    SegmentationSettings | MaskRCNNSettings | OpenPoseSettings | ViTPoseSettings | SCHPSettings | SegformerSettings,
+    SegmentationSettings
+    | MaskRCNNSettings
+    | OpenPoseSettings
+    | ViTPoseSettings
+    | SCHPSettings
+    | SegformerSettings
+    | DetectionSettings,
     Field(discriminator="kind"),
 ]
 
@@ -135,6 +143,11 @@ class BuildSettings(Settings):
     """Parsing estimator; null leaves parsing uncomputed."""
     plate: AnnotatedSettings | None = None
     """What provides clean plates, which ``paired`` needs; null: the source, where it has some."""
+    anonymise: AnonymiseSettings | None = None
+    """What is blurred; null: nothing."""
+    opt_out: Location | None = None
+    """List of pictures that must not be in it, as somebody asked for it: see `dataset_tools.opt_out`. Pictures that a
+    later list names are taken out by the next build."""
     composite: CompositorSettings | None = None
     """The synthetic half; null builds none."""
     curated_encoding: EncodingSettings = EncodingSettings()
@@ -175,9 +188,18 @@ class BuildSettings(Settings):
                 raise ValueError("source.layout names no masks: set instances, a network that finds people")
         return self
 
+    @model_validator(mode="after")
+    def _somebody_finds_faces(self) -> BuildSettings:
+        if self.anonymise and self.anonymise.faces and not (self.pose or self.parsing or self.anonymise.network):
+            raise ValueError(
+                "anonymise: nothing tells where faces are: set pose, parsing, or anonymise.network with weights"
+            )
+        return self
+
     def networks(self) -> dict[str, Network]:
         """The networks that see the pictures, by what they are for."""
-        used = {"instances": self.instances, "pose": self.pose, "parsing": self.parsing}
+        regions = self.anonymise.network if self.anonymise else None
+        used = {"instances": self.instances, "pose": self.pose, "parsing": self.parsing, "regions": regions}
         return {name: cue for name, cue in used.items() if cue is not None and not isinstance(cue, AnnotatedSettings)}
 
     def recorded(self) -> dict[str, Any]:
@@ -198,8 +220,8 @@ class BuildSettings(Settings):
         }
         pace = {name for name in WebSettings.model_fields if name not in WebSettings().rules()}
         left_out: dict[str, Any] = {
-            **{"runner": True, "max_rejected_share": True, "curated": {"fetch_workers"}},
+            **{"runner": True, "max_rejected_share": True, "curated": {"fetch_workers"}, "opt_out": True},
             **{"source": {**dict.fromkeys(source, True), "web": pace}},
-            **{"instances": cue, "pose": cue, "parsing": cue, "plate": cue},
+            **{"instances": cue, "pose": cue, "parsing": cue, "plate": cue, "anonymise": {"network": cue}},
         }
         return self.model_dump(mode="json", exclude=left_out)

@@ -106,6 +106,24 @@ class ParsingEstimator(Estimator, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FoundRegion:
+    """Something that a network found in a picture."""
+
+    label: str
+    """What it is, as the settings call it."""
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in pixels; it may go beyond the picture."""
+
+
+class RegionDetector(Estimator, Protocol):
+    """Finds faces, licence plates or whatever else it knows, by their boxes."""
+
+    def find_regions(self, images: Sequence[np.ndarray]) -> list[list[FoundRegion]]:
+        """What is in each of several pictures, (H, W, 3) uint8 RGB of any sizes."""
+        ...
+
+
 @dataclass(eq=False)
 class CleanPlate:
     """The scene of a picture without its people, and what else its provider knows. Arrays have the picture's size."""

@@ -61,10 +61,10 @@ def parsed(changes: list[str] | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def stopped_in_one_line() -> Iterator[None]:
-    """Ctrl-C ends with a line and the exit code that shells expect of it."""
+def stopped_in_one_line(line: str = "stopped: nothing was written") -> Iterator[None]:
+    """Ctrl-C ends with a line, its own or this one, and the exit code that shells expect of it."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        new_console(stderr=True).print(Text(str(stop) or "stopped: nothing was written"), soft_wrap=True)
+        new_console(stderr=True).print(Text(str(stop) or line), soft_wrap=True)
         raise typer.Exit(130) from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -14,13 +15,17 @@ import pytest
 from dataset_tools.curated import (
     CuratedSettings,
     Estimators,
+    anonymised,
     curated_samples,
     person_free,
     photographs,
 )
 from dataset_tools.errors import Rejected
-from dataset_tools.estimators import CleanPlate, FoundPeople, PeopleInPicture
+from dataset_tools.estimators import CleanPlate, FoundPeople, FoundRegion, PeopleInPicture
 from dataset_tools.images import DecodeSettings, undo_orientation
+from dataset_tools.opt_out import OptOut, OptOutCheck
+from dataset_tools.perceptual_hash import perceptual_hash
+from dataset_tools.quality import QualitySettings
 from dataset_tools.records import Curation, ImageRecord, InstanceRecord, Rejection
 from dataset_tools.schema import EffectKind, MadeBy, Sample, encode_png
 
@@ -335,3 +340,133 @@ def test_a_thousand_pictures_are_held_a_few_at_a_time() -> None:
         most_made = max(most_made, len(made))
     assert total == 1000 and not rejected
     assert most_found <= 2 * Counting.batch_size and most_made <= 2 * Counting.batch_size
+
+
+def listed(kind: str, name: str, image: np.ndarray) -> OptOut:
+    """A list that names a picture by one of the four."""
+    values = {
+        "id": name,
+        "url": f"http://example.org/{name}.png",
+        "sha256": hashlib.sha256(encode_png(image)).hexdigest(),
+        "phash": f"{perceptual_hash(image):016x}",
+    }
+    return OptOut(**{kind: (values[kind],)})
+
+
+@pytest.mark.parametrize("role", ["people", "background"])
+@pytest.mark.parametrize("kind", ["id", "url", "sha256", "phash"])
+def test_a_picture_of_the_opt_out_list_is_left_out_without_a_trace(kind: str, role: Any) -> None:
+    images = {"a": picture(ANN), "b": np.rot90(picture(BOB, CARL)).copy()}
+    records = [replace(record(name), role=role, url=f"https://example.org/{name}.png") for name in images]
+    rejected: list[Rejection] = []
+    check = OptOutCheck(listed(kind, "b", images["b"]))
+    stream = photographs(records, Pictures(images), SETTINGS, rejected, check)
+    assert [photograph.record.id for photograph in stream] == ["a"]
+    (row,) = rejected
+    assert (row.image_id, row.instance_id, row.reason) == ("", "", "opted-out")
+    assert row.message == f"somebody asked for it to be left out, by its {kind}"
+
+
+def test_not_even_a_damaged_picture_of_the_list_is_named() -> None:
+    @dataclass
+    class Damaged(Pictures):
+        def read_image(self, record: ImageRecord) -> bytes:
+            return b"damaged"
+
+    rejected: list[Rejection] = []
+    check = OptOutCheck(OptOut(sha256=(hashlib.sha256(b"damaged").hexdigest(),)))
+    assert list(photographs([record("a")], Damaged({}), SETTINGS, rejected, check)) == []
+    assert [(row.image_id, row.reason) for row in rejected] == [("", "opted-out")]
+
+
+def test_pictures_that_are_not_good_enough_are_set_aside_before_a_network_sees_them() -> None:
+    images = {"sharp": picture(ANN), "soft": cv2.GaussianBlur(picture(ANN), (0, 0), 9), "again": picture(ANN)}
+    quality = QualitySettings(min_sharpness=20)
+    rejected: list[Rejection] = []
+    settings, blobs = SETTINGS.model_copy(update={"quality": quality}), Blobs()
+    samples = curated_samples(
+        [record(name) for name in images],
+        Pictures(images),
+        settings,
+        Estimators(instances=blobs),
+        rejected,
+        duplicates={"again": "train picture sharp"},
+    )
+    assert [sample.key for sample in samples] == ["memory-sharp"] and blobs.seen == [1]
+    assert told(rejected) == {("soft", "", "quality", "blurred"), ("again", "", "quality", "near-duplicate")}
+
+
+@dataclass
+class Corner:
+    """Finds a licence plate in the lower left corner of every picture; fails on pictures with a red pixel."""
+
+    batch_size: int = 4
+    name = "corner"
+    places = ()
+    made_by = MadeBy("corner", "owner/corner", "numpy 2", "f" * 64)
+
+    def fingerprint(self) -> str:
+        return "corner"
+
+    def check(self) -> None: ...
+
+    def find_regions(self, images: Sequence[np.ndarray]) -> list[list[FoundRegion]]:
+        if any((image == (255, 0, 0)).all(axis=2).any() for image in images):
+            raise RuntimeError("no memory")
+        return [[FoundRegion("license plate", (0, 80, 30, 96))] for _ in images]
+
+
+class Behind:
+    """A clean plate: the picture without its white people."""
+
+    name = "behind"
+    places = ()
+
+    def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:
+        plate = np.where(image == 255, 90, image).astype(np.uint8)
+        return CleanPlate(plate, np.ones(image.shape[:2], bool), MadeBy("annotated"))
+
+
+PLATE, HEAD = np.s_[82:94, 2:28], np.s_[20:50, 10:24]
+
+
+def striped() -> np.ndarray:
+    image = picture(ANN)
+    image[60:] = np.where(np.arange(128) % 4 < 2, 40, 200)[:, None]
+    return image
+
+
+@pytest.mark.parametrize("blur", [False, True])
+def test_faces_and_plates_are_blurred_in_picture_and_clean_plate_and_the_sample_says_so(blur: bool) -> None:
+    """Everywhere puts all joints at one place, so that the head is around the middle of the mask."""
+    image = striped()
+    image[33:37, 12:22:2] = 200  # a face
+    source, settings = Pictures({"a": image}, {"ann": ANN}), SETTINGS.model_copy(update={"configuration": "paired"})
+    (sample,) = curated_samples(
+        [record("a", instance("ann", ANN))],
+        source,
+        settings,
+        Estimators(pose=Everywhere(), plate=Behind(), blur_faces=blur, regions=Corner() if blur else None),
+        [],
+    )
+    assert sample.background is not None
+    same = [np.array_equal(sample.image[where], image[where]) for where in (PLATE, HEAD)]
+    behind = Behind().clean_plate(image, record("a")).background
+    assert same == [not blur, not blur]
+    assert np.array_equal(sample.background[PLATE], behind[PLATE]) is not blur
+    assert np.array_equal(sample.background[HEAD], behind[HEAD])  # what is behind the face
+    assert np.array_equal(sample.image[:, 64:], image[:, 64:])
+    said = f"blur 1x face; blur 1x license plate (owner/corner, sha256 {'f' * 16})" if blur else ""
+    assert sample.origins[0].transform == said
+
+
+def test_backgrounds_are_blurred_as_well_and_one_that_cannot_be_looked_at_is_not_used() -> None:
+    images = {"a": striped(), "b": striped()}
+    images["b"][0, 0] = (255, 0, 0)
+    rejected: list[Rejection] = []
+    source = Pictures(images)
+    stream = photographs(map(record, images), source, SETTINGS, rejected)
+    ((image, origin),) = anonymised(stream, Corner(), source, rejected)
+    assert not np.array_equal(image[PLATE], images["a"][PLATE]) and np.array_equal(image[:70], images["a"][:70])
+    assert origin.id == "a" and origin.transform.startswith("blur 1x license plate")
+    assert told(rejected) == {("b", "", "anonymise", "estimator-failed")}

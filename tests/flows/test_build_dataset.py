@@ -368,3 +368,69 @@ def test_a_slot_of_the_download_limit_is_asked_for_where_pictures_come_over_a_ne
     monkeypatch.setattr("flows.dataset_steps.concurrency", recorded)
     with download_slot([ImageRecord("1", "openimages", "train", "people", "one", image)]):
         assert names == ["mild-downloads"] * asked
+
+
+def shards_with(dataset: Path, image: str) -> set[str]:
+    """Shards in which a picture, or somebody of it, is."""
+    manifest = read_manifest(str(dataset))
+    held = [shard for splits in manifest.shards.values() for shards in splits.values() for shard in shards]
+    return {
+        shard.path
+        for shard in held
+        for sample in ShardDataset.of_shards(str(dataset), [shard])
+        if image in {origin.id for origin in sample.origins}
+    }
+
+
+@pytest.mark.parametrize(("role", "kind"), [("image", "sha256"), ("background", "id")])
+def test_who_is_added_to_the_opt_out_list_is_gone_after_the_next_build_and_the_rest_stays(
+    recipe: Path, dataset: Path, tmp_path: Path, role: str, kind: str
+) -> None:
+    """Of the curated shards one is redone, of the composites those of its split; nothing names the picture then."""
+    configuration = "paired" if role == "image" else "composite"
+    origin = next(o for s in ShardDataset(str(dataset), configuration, "train") for o in s.origins if o.role == role)
+    before, times = shards_with(dataset, origin.id), written_at(dataset)
+    listed = tmp_path / "opt-out.csv"
+    listed.write_text(f"kind,value\n{kind},{getattr(origin, kind)}\n")
+    summary = build_dataset(str(recipe), str(dataset), {"opt_out": str(listed)})
+    assert shards_with(dataset, origin.id) == set() and summary["rejected"]["opted-out"] == 1
+    now = written_at(dataset)  # of a shard that lost its only picture there is no tar
+    changed = {path for path in times if now.get(path) != times[path]}
+    in_split = {path for path in times if path.startswith("composite/train")}
+    assert before and changed == (before | in_split if role == "image" else before)
+    for path in dataset.rglob("*"):
+        assert path.is_dir() or origin.id.encode() not in path.read_bytes(), path
+    assert list(verify(str(dataset))) == []
+    rows = pq.read_table(dataset / "rejected.parquet").to_pylist()
+    assert [row["image_id"] for row in rows if row["reason"] == "opted-out"] == [""]
+    assert "somebody asked for it: 1;" in (dataset / "README.md").read_text()
+    # The same list changes nothing more; without it the picture is back, as it was.
+    again = build_dataset(str(recipe), str(dataset), {"opt_out": str(listed)})
+    assert again["cached"] == again["shards"]
+    build_dataset(str(recipe), str(dataset))
+    assert shards_with(dataset, origin.id) == before
+
+
+def test_an_opt_out_list_that_is_not_understood_ends_the_build_before_it_begins(
+    recipe: Path, dataset: Path, tmp_path: Path
+) -> None:
+    before = digests(dataset)
+    listed = tmp_path / "opt-out.csv"
+    listed.write_text("id,ok\nsha,123\n")
+    with pytest.raises(UserError, match="line 2 of the opt-out list"):
+        build_dataset(str(recipe), str(dataset), {"opt_out": str(listed)})
+    assert digests(dataset) == before
+
+
+def test_blurred_faces_and_what_looks_alike_in_one_build(recipe: Path, dataset: Path) -> None:
+    """Drawn people have poses: their faces are blurred wherever they are pasted; the drawn world has two alike."""
+    changes = {"anonymise": {"faces": True}, "curated.quality": {"near_duplicates": 10}}
+    build_dataset(str(recipe), str(dataset), changes)
+    assert list(verify(str(dataset))) == []
+    for configuration in ("paired", "composite"):
+        for sample in ShardDataset(str(dataset), configuration, "train"):
+            people = [origin for origin in sample.origins if origin.role != "background"]
+            assert all("blur" in origin.transform for origin in people)
+    assert "are blurred beyond recovery" in (dataset / "README.md").read_text()
+    again = build_dataset(str(recipe), str(dataset), changes)
+    assert again["cached"] == again["shards"]
