@@ -23,14 +23,16 @@ from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.pairs import PairsSettings
 from dataset_tools.sources.sample import SampleSettings
+from dataset_tools.sources.video import VideoSettings
 from dataset_tools.storage_options import Location, register_blocks
 
 PictureSource = Annotated[OpenImagesSettings | FolderSettings | PairsSettings, Field(discriminator="kind")]
 """Sources of files that exist."""
 SourceSettings = Annotated[
-    SampleSettings | OpenImagesSettings | FolderSettings | PairsSettings, Field(discriminator="kind")
+    SampleSettings | OpenImagesSettings | FolderSettings | PairsSettings | VideoSettings, Field(discriminator="kind")
 ]
-"""Those, and the drawn world, which is written first and then read as ``openimages``."""
+"""Those, the drawn world, which is written first and then read as ``openimages``, and clips, whose pairs are written
+first and then read as ``pairs``."""
 
 InstancesSettings = Annotated[SegmentationSettings | MaskRCNNSettings, Field(discriminator="kind")]
 PoseSettings = Annotated[AnnotatedSettings | OpenPoseSettings | ViTPoseSettings, Field(discriminator="kind")]
@@ -163,6 +165,8 @@ class BuildSettings(Settings):
             "photos",
             "masks",
             "backgrounds",
+            "clips",
+            "clips_options",
         }
         left_out: dict[str, Any] = {
             **{"runner": True, "max_rejected_share": True, "source": source, "curated": {"fetch_workers"}},

@@ -36,7 +36,7 @@ from dataset_tools.images import (
 )
 from dataset_tools.mask_files import MaskFile, people_of
 from dataset_tools.masks import bounds, stratum
-from dataset_tools.pair_list import PAIR_LIST, PairRow, read_pair_list
+from dataset_tools.pair_list import PAIR_LIST, SET_ASIDE, PairRow, read_pair_list, read_set_aside_list
 from dataset_tools.photo_masks import MAX_PIXELS, files_below, printable, upright_turn
 from dataset_tools.ranges import is_http
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split
@@ -116,14 +116,14 @@ class PairsSource:
         return digest_of({"settings": settings.model_dump(mode="json", exclude={"fetch"}), "files": files})
 
     def curate(self) -> Curation:
-        """All pictures whose files can be used, in the order of the list.
+        """All pictures whose files can be used, in the order of the list, and what the list's maker set aside.
 
         Every file is read once: what is the same in two rows is told by its bytes.
 
         Raises:
-            UserError: there is no list of pairs.
+            UserError: there is no list of pairs, or what its maker set aside cannot be read.
         """
-        rejected: list[Rejection] = []
+        rejected = self._set_aside()
         pairs = list(self._pairs(rejected))
         sound: list[tuple[_Pair, _Read]] = []
         first: dict[str, str] = {}
@@ -218,6 +218,20 @@ class PairsSource:
     def _bytes(self, name: str) -> bytes:
         settings = self.settings
         return read_bytes(f"{settings.root}/{name}", settings.fetch, settings.root_options)
+
+    def _set_aside(self) -> list[Rejection]:
+        if self._files is not None and SET_ASIDE not in self._files:
+            return []
+        try:
+            return read_set_aside_list(self._bytes(SET_ASIDE))
+        except Rejected as error:
+            if error.reason == "not-found":
+                return []
+            raise UserError(error.message) from None
+        except ValueError as error:
+            raise UserError(
+                f"{self.settings.root}/{SET_ASIDE} cannot be read: {' '.join(str(error).split())}"
+            ) from None
 
     def _mask_file(self, name: str, data: bytes) -> MaskFile:
         with _named(name):
