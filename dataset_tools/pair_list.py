@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from dataset_tools.records import Split
+from dataset_tools.records import Rejection, Split
 from dataset_tools.schema import MadeBy
 
 PAIR_LIST = "pairs.jsonl"
+SET_ASIDE = "set-aside.jsonl"
+"""Beside it, where its maker set something aside or mended it: one `dataset_tools.records.Rejection` a line."""
 
 
 class PairRow(BaseModel):
@@ -70,3 +73,14 @@ def read_pair_list(data: bytes) -> Iterator[tuple[int, PairRow | ValueError]]:
             yield number, ValueError(f"{where}: {first['msg']}")
         except ValueError as error:
             yield number, ValueError(f"it is not JSON: {error}")
+
+
+def set_aside_list(rejected: Iterable[Rejection]) -> bytes:
+    """The content of ``set-aside.jsonl``."""
+    return "".join(f"{json.dumps(asdict(row))}\n" for row in rejected).encode()
+
+
+def read_set_aside_list(data: bytes) -> list[Rejection]:
+    """The inverse of `set_aside_list`. Raises `ValueError` where a line is no such row."""
+    row = TypeAdapter(Rejection)
+    return [row.validate_json(line) for line in data.split(b"\n") if line.strip()]

@@ -29,6 +29,7 @@ from dataset_tools.shards import Manifest, Shard
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
+from dataset_tools.sources.video import VideoSettings, list_clips
 from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings
 from dataset_tools.storage import (
     check_writable,
@@ -39,10 +40,12 @@ from dataset_tools.storage import (
 from dataset_tools.weights import check_at_hand
 from flows.caching import JobT, ResultT, result_storage, run_steps
 from flows.dataset_steps import (
+    CLIPS,
     MIRROR,
     PICTURES,
     BuiltShard,
     CheckNetworksJob,
+    ClipJob,
     CompositeShardJob,
     Curated,
     CuratedShardJob,
@@ -51,6 +54,7 @@ from flows.dataset_steps import (
     CutoutsJob,
     DescribeJob,
     HashPicturesJob,
+    ListPairsJob,
     MirrorJob,
     ShardJob,
     build_composite_shard,
@@ -63,6 +67,8 @@ from flows.dataset_steps import (
     draw_sample_mirror,
     hash_pictures,
     list_cutouts,
+    list_pairs,
+    read_clip,
     read_table,
     rows_of,
 )
@@ -138,7 +144,9 @@ def check_build(settings: str, output: str, changes: dict[str, Any] | None = Non
         network.open().fingerprint()
     if checked.opt_out is not None:
         read_opt_out(checked.opt_out)
-    if not isinstance(checked.source, SampleSettings):
+    if isinstance(checked.source, VideoSettings):
+        list_clips(checked.source)
+    elif not isinstance(checked.source, SampleSettings):
         checked.source.open().check()
     return checked
 
@@ -150,8 +158,8 @@ def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
         build = _Build(settings, root, progress)
         build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS)
         build.read_opt_out()
-        source, mirror = build.source()
         build.networks()
+        source, mirror = build.source()
         curated = build.curate(source)
         build.find_duplicates(source, mirror, curated)
         shards: Shards = {settings.curated.configuration: build.curated_shards(source, mirror, curated)}
@@ -194,12 +202,22 @@ class _Build:
         source = self.settings.source
         if isinstance(source, WeblistSettings):
             return fetch_weblist(source, self.place, self._run), ""
+        if isinstance(source, VideoSettings):
+            return self._pairs_of_clips(source), ""
         if not isinstance(source, SampleSettings):
             return source, ""
         mirror = self._run(draw_sample_mirror, [MirrorJob(**self.place, source=source)])[0]
         root = f"{self.work}/{MIRROR}"
         everything = CurationSettings(images_per_stratum=None, backgrounds=None)
         return OpenImagesSettings(root=root, images=f"{root}/images", curation=everything), mirror.digest
+
+    def _pairs_of_clips(self, source: VideoSettings) -> PictureSource:
+        clips, rejected = list_clips(source)
+        cue = {"instances": self.settings.instances, "instances_fingerprint": self.fingerprints.get("instances")}
+        read = self._run(read_clip, [ClipJob(**self.place, source=source, clip=clip, **cue) for clip in clips])
+        digests = {clip.folder: made.files.digest for clip, made in zip(clips, read, strict=True)}
+        self._run(list_pairs, [ListPairsJob(**self.place, clips=digests, rejected=rejected)])
+        return source.pairs(f"{self.work}/{CLIPS}")
 
     def networks(self) -> None:
         """See that the networks can be used, unless they were used before. Raises `UserError` where one cannot."""

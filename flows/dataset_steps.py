@@ -56,6 +56,7 @@ from dataset_tools.settings import digest_of
 from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, write_shard
 from dataset_tools.sources import Source
 from dataset_tools.sources.sample import SampleSettings, write_mirror
+from dataset_tools.sources.video import ClipFile, VideoSettings, write_list, write_pairs
 from dataset_tools.storage import is_unaltered, open_root
 from flows.caching import Files, Job, cached_step, write_named
 from flows.settings import InstancesSettings, Network, ParsingSettings, PictureSource, PoseSettings
@@ -87,6 +88,69 @@ def draw_sample_mirror(job: MirrorJob) -> Files:
     """Write the mirror."""
     write_mirror(job.source, f"{job.work}/{MIRROR}")
     return Files.of(job, "work", [MIRROR])
+
+
+CLIPS = "clips"
+"""Folder of the pairs of clips below the work folder; as for `MIRROR`, only a run that holds the output writes it."""
+
+
+class ClipJob(Job):
+    """Make the pairs of one clip."""
+
+    step: ClassVar[str] = "read-clip"
+    version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("av", *PICTURES)
+    source: VideoSettings
+    clip: ClipFile
+    instances: InstancesSettings | None
+    instances_fingerprint: str | None
+
+    def label(self) -> str:
+        """The step and clip."""
+        return f"{self.step}-{self.clip.folder}"
+
+    def determines(self) -> Any:
+        """The clip by name, size and time, wherever it lies; of the settings what decides about its pairs."""
+        how = self.source.how().model_dump(mode="json")
+        return [self.clip.name, self.clip.state, how, self.instances_fingerprint]
+
+
+class ReadClip(BaseModel):
+    """Result of reading a clip."""
+
+    files: Files
+    fetched: bool
+    """Whether the clip could be read from where it lies."""
+
+    def is_sound(self, job: Job) -> bool:
+        """Whether the files are as they were written, and another try would bring nothing."""
+        return self.fetched and self.files.is_sound(job)
+
+
+@cached_step
+def read_clip(job: ClipJob) -> ReadClip:
+    """Write the clip's folder: plates, pictures, masks, or why there are none."""
+    instances = job.instances.open() if job.instances else None
+    fetched = write_pairs(job.clip, job.source.how(), instances, f"{job.work}/{CLIPS}", job.source)
+    return ReadClip(files=Files.of(job, "work", [f"{CLIPS}/{job.clip.folder}"]), fetched=fetched)
+
+
+class ListPairsJob(Job):
+    """Make one list of the pairs of all clips."""
+
+    step: ClassVar[str] = "list-pairs"
+    version: ClassVar[int] = 1
+    clips: dict[str, str]
+    """Folder of each clip to the digest of its files."""
+    rejected: list[Rejection]
+    """What is no clip."""
+
+
+@cached_step
+def list_pairs(job: ListPairsJob) -> Files:
+    """Write the list."""
+    names = write_list(job.clips, job.rejected, f"{job.work}/{CLIPS}")
+    return Files.of(job, "work", [f"{CLIPS}/{name}" for name in names])
 
 
 class CurateJob(Job):

@@ -27,6 +27,7 @@ from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.pairs import PairsSettings
 from dataset_tools.sources.sample import SampleSettings
+from dataset_tools.sources.video import VideoSettings
 from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings
 from dataset_tools.storage_options import Location, register_blocks
 from dataset_tools.web import WebSettings
@@ -43,11 +44,12 @@ SourceSettings = Annotated[
     | CocoSettings
     | Ade20kSettings
     | PairsSettings
+    | VideoSettings
     | WeblistSettings,
     Field(discriminator="kind"),
 ]
-"""Those, the drawn world, which is written first and then read as ``openimages``, and web lists, which are fetched
-first and then read as ``downloaded``."""
+"""Those, and what is made into files first: the drawn world, read as ``openimages``; clips, as ``pairs``; and web lists,
+fetched and read as ``downloaded``."""
 
 InstancesSettings = Annotated[SegmentationSettings | MaskRCNNSettings, Field(discriminator="kind")]
 PoseSettings = Annotated[AnnotatedSettings | OpenPoseSettings | ViTPoseSettings, Field(discriminator="kind")]
@@ -217,6 +219,8 @@ class BuildSettings(Settings):
             "masks",
             "backgrounds",
             "urls",
+            "clips",
+            "clips_options",
         }
         pace = {name for name in WebSettings.model_fields if name not in WebSettings().rules()}
         left_out: dict[str, Any] = {

@@ -37,7 +37,7 @@ from dataset_tools.images import (
 from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
 from dataset_tools.masks import bounds, stratum
 from dataset_tools.pair_layouts import LayoutSettings, Rows, cell_of, rows_of_files, rows_of_tables
-from dataset_tools.pair_list import PAIR_LIST, PairRow, read_pair_list
+from dataset_tools.pair_list import PAIR_LIST, SET_ASIDE, PairRow, read_pair_list, read_set_aside_list
 from dataset_tools.photo_masks import MAX_PIXELS, files_below, printable, upright_turn
 from dataset_tools.picture_tables import PictureTable
 from dataset_tools.ranges import is_http
@@ -128,14 +128,14 @@ class PairsSource:
         return digest_of({"settings": settings.model_dump(mode="json", exclude={"fetch"}), "files": files})
 
     def curate(self) -> Curation:
-        """All pictures whose files can be used, in the order of the list.
+        """All pictures whose files can be used, in the order of the list, and what the list's maker set aside.
 
         Every file is read once: what is the same in two rows is told by its bytes.
 
         Raises:
-            UserError: there is no pair, or its list or table cannot be read.
+            UserError: there is no pair, its list or table cannot be read, or what its maker set aside cannot.
         """
-        rejected: list[Rejection] = []
+        rejected = self._set_aside()
         pairs = list(self._pairs(rejected))
         sound: list[tuple[_Pair, _Read]] = []
         first: dict[str, str] = {}
@@ -250,6 +250,20 @@ class PairsSource:
     def _table(self, name: str) -> PictureTable:
         settings = self.settings
         return PictureTable(f"{settings.root}/{name}", settings.fetch, settings.root_options)
+
+    def _set_aside(self) -> list[Rejection]:
+        if self._files is not None and SET_ASIDE not in self._files:
+            return []
+        try:
+            return read_set_aside_list(self._bytes(SET_ASIDE))
+        except Rejected as error:
+            if error.reason == "not-found":
+                return []
+            raise UserError(error.message) from None
+        except ValueError as error:
+            raise UserError(
+                f"{self.settings.root}/{SET_ASIDE} cannot be read: {' '.join(str(error).split())}"
+            ) from None
 
     def _mask_file(self, name: str, data: bytes) -> MaskFile:
         with _named(name):
