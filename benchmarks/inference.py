@@ -43,8 +43,14 @@ STEPS = 25
 
 def sdxl_pipeline() -> StableDiffusionXLInpaintPipeline:
     """SDXL inpainting's architecture (the configuration files of stable-diffusion-xl-1.0-inpainting-0.1), random
-    weights; tokenizers are the nano base's, which changes no cost. The VAE in float32, all else in bfloat16."""
+    weights; tokenizers are the nano base's, which changes no cost. The VAE in float32, all else in bfloat16. Built on
+    the GPU where there is one: drawing so many weights takes a CPU a minute."""
     small = build_nano_pipeline()
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return _full_size(small)
+
+
+def _full_size(small: StableDiffusionXLInpaintPipeline) -> StableDiffusionXLInpaintPipeline:
     words = {"bos_token_id": small.tokenizer.bos_token_id, "eos_token_id": small.tokenizer.eos_token_id}
     first = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768,

@@ -48,8 +48,8 @@ SourceSettings = Annotated[
     | WeblistSettings,
     Field(discriminator="kind"),
 ]
-"""Those, and what is made into files first: the drawn world, read as ``openimages``; clips, as ``pairs``; and web lists,
-fetched and read as ``downloaded``."""
+"""Those, and what is made into files first: the drawn world, read as ``openimages``; clips, read as ``pairs``; web
+lists, fetched and read as ``downloaded``."""
 
 InstancesSettings = Annotated[SegmentationSettings | MaskRCNNSettings, Field(discriminator="kind")]
 PoseSettings = Annotated[AnnotatedSettings | OpenPoseSettings | ViTPoseSettings, Field(discriminator="kind")]
