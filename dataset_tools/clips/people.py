@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from dataset_tools.clips.plate import Plate
+from dataset_tools.clips.plate import Plate, largest
 from dataset_tools.estimators import FoundPeople
 
 _DIFFERENT = 5.0
@@ -36,10 +36,9 @@ def foreground(frame: np.ndarray, plate: Plate, min_area: float) -> np.ndarray:
         min_area: smaller connected parts, as a share of the picture, are noise.
     """
     picture, behind = frame.astype(np.float32), plate.background.astype(np.float32)
-    noise = plate.noise[..., None]
-    change = (np.abs(picture - behind) / noise).max(2)
-    alpha = (picture * behind).sum(2) / np.maximum((behind * behind).sum(2), 1)
-    colour = (np.abs(picture - alpha[..., None] * behind) / noise).max(2)
+    change = largest(cv2.absdiff(picture, behind)) / plate.noise
+    alpha = _sum(picture * behind) / np.maximum(_sum(behind * behind), 1)
+    colour = largest(cv2.absdiff(picture, behind * alpha[..., None])) / plate.noise
     light = (alpha >= _DARKEST_SHADOW) & (alpha <= _LIGHTEST) & (colour < _CHROMA)
     differs = cv2.medianBlur(((change > _DIFFERENT) & plate.known).view(np.uint8), 3)
     somebody = cv2.medianBlur((differs.view(bool) & ~light).view(np.uint8), 3)
@@ -103,6 +102,11 @@ def parts(mask: np.ndarray) -> list[np.ndarray]:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     order = sorted(range(1, count), key=lambda part: (stats[part, cv2.CC_STAT_LEFT], stats[part, cv2.CC_STAT_TOP]))
     return [labels == part for part in order]
+
+
+def _sum(channels: np.ndarray) -> np.ndarray:
+    first, second, third = cv2.split(channels)
+    return first + second + third
 
 
 def _without_parts(mask: np.ndarray, least: float) -> np.ndarray:
