@@ -41,7 +41,7 @@ from dataset_tools.opt_out import OptedOut, OptOutCheck
 from dataset_tools.perceptual_hash import perceptual_hash
 from dataset_tools.quality import QualitySettings, check_faces, check_picture
 from dataset_tools.records import ImageRecord, InstanceRecord, Rejection
-from dataset_tools.schema import NO_PARSING, MadeBy, Makers, Origin, Person, Sample, effect_bits
+from dataset_tools.schema import LONGEST_KEY, NO_PARSING, MadeBy, Makers, Origin, Person, Sample, effect_bits
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 from dataset_tools.sources import Source
@@ -493,7 +493,7 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
     if plate is not None:
         background = blurred(plate.background, of_plate(regions, draft.image, plate.background), people)
     return Sample(
-        key=f"{record.source}-{record.id}",
+        key=_key_of(record),
         split=record.split,
         configuration=settings.configuration,
         image=blurred(draft.image, regions, people),
@@ -510,6 +510,15 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
     )
 
 
+def _key_of(record: ImageRecord) -> str:
+    """The source's name and the id; of one that is too long for a key a part and its digest."""
+    key = f"{record.source}-{record.id}"
+    if len(key) <= LONGEST_KEY:
+        return key
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return f"{key[: LONGEST_KEY - 17]}-{digest}"
+
+
 def _effects_of(
     draft: _Draft, plate: CleanPlate, settings: EffectsSettings | None
 ) -> tuple[np.ndarray | None, MadeBy, np.ndarray]:
@@ -522,7 +531,7 @@ def _effects_of(
     if told is not None:
         effects, strange = told
         return effect_bits(effects), MadeBy("annotated"), strange
-    if settings is None:
+    if settings is None or not plate.tells_effects:
         return None, MadeBy(), nowhere
     try:
         found = effects_by_difference(draft.image, plate, draft.people, settings)

@@ -54,6 +54,10 @@ class Differences:
     """Its size over what counts as a difference; 1 and more is one."""
     chroma_excess: np.ndarray
     """As `luminance_excess`, of the colours' ratios."""
+    chroma: np.ndarray
+    """(H, W, 2): log red / green and blue / green of the image minus those of the plate."""
+    least_chroma: np.ndarray
+    """The size of `chroma` that is a difference."""
     texture: np.ndarray
     """Squared gradient of the plate's log-luminance."""
     change: np.ndarray
@@ -69,7 +73,7 @@ def differences(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        background: (H, W, 3) uint8 RGB, the plate.
+        background: (H, W, 3) RGB, 0..255, the plate.
         static: (H, W) bool, at most half of which differs: what is known of the plate, and no person.
         settings: what counts as a difference.
 
@@ -91,22 +95,26 @@ def differences(
     raw = np.log(seen @ _LUMA + _DARK) - log_plate
     luminance = cv2.medianBlur(raw, 5)
     ratios = [_chroma(pixels) for pixels in (seen, plate)]
-    chroma = np.hypot(*(cv2.medianBlur(one - other, 5) for one, other in zip(*ratios, strict=True)))
+    chroma = cv2.merge([cv2.medianBlur(one - other, 5) for one, other in zip(*ratios, strict=True)])
+    colourful = np.hypot(chroma[..., 0], chroma[..., 1])
     texture, change = _squared_gradient(log_plate), _squared_gradient(raw)
     steepest = np.sqrt(cv2.dilate(texture, np.ones((5, 5), np.uint8)))
     alike = _alike(brightness, steepest, static)
 
     # Medians of a normal distribution's size, and of a Rayleigh distribution, as standard deviations.
     luminance_noise = settings.noise / 0.6745 * _median_of_alike(np.abs(luminance), alike, static)
-    chroma_noise = settings.noise / 1.1774 * _median_of_alike(chroma, alike, static)
+    chroma_noise = settings.noise / 1.1774 * _median_of_alike(colourful, alike, static)
     if (typical := float(np.median(luminance_noise[static]))) > settings.max_noise:
         message = f"static parts of picture and plate differ so much that only changes above {typical:.0%} would tell"
         raise Rejected("not-alike", message)
     shifted = _PER_GRADIENT * steepest
+    least_chroma = np.maximum(chroma_noise, settings.least_chroma) + shifted
     return Differences(
         luminance=luminance,
         luminance_excess=np.abs(luminance) / (np.maximum(luminance_noise, settings.least_luminance) + shifted),
-        chroma_excess=chroma / (np.maximum(chroma_noise, settings.least_chroma) + shifted),
+        chroma_excess=colourful / least_chroma,
+        chroma=chroma,
+        least_chroma=least_chroma,
         texture=texture,
         change=change,
         noise=float(np.median(change[static])),

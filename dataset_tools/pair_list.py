@@ -25,7 +25,7 @@ class PairRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
-    """Letters, digits, ``-`` and ``_``; no other row has it."""
+    """1 to 80 letters, digits, ``-`` and ``_``; no other row has it."""
     group: str
     """Scene, such as the clip: all pictures of one group come into one split."""
     image: str
@@ -44,6 +44,8 @@ class PairRow(BaseModel):
     """Grey picture of bits as in ``effects.png``, in the order of ``masks``. Empty: effects are not known."""
     plate_by: MadeBy = MadeBy("annotated")
     """For `dataset_tools.schema.Makers.plate`."""
+    tells_effects: bool = True
+    """For `dataset_tools.estimators.CleanPlate.tells_effects`."""
     split: Split | None = None
     """None: it follows from ``group``."""
     licence: str = ""

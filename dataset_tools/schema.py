@@ -40,7 +40,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 ImageFormat = Literal["jpg", "png"]
 EffectKind = Literal["shadow", "reflection"]
 
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+LONGEST_KEY = 80
+KEY_PATTERN = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_KEY}}}")
 """What a sample key may be: WebDataset splits file names at the first dot, keys become file names, and a plain tar
 holds names of 100 characters."""
 

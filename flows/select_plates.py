@@ -184,6 +184,7 @@ def _row(sample: Sample, settings: DatasetSettings, maker: MadeBy, place: Path) 
         mask_scores=[person.mask_score for person in people],
         masks_by="+".join(sorted({person.mask_by for person in people})),
         plate_by=maker,
+        tells_effects=False,  # methods paint into the picture
         split=settings.split,
         caption=sample.caption,
         **({name: getattr(origin, name) for name in credit} if origin else {}),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -42,13 +41,11 @@ from dataset_tools.photo_masks import MAX_PIXELS, files_below, printable, uprigh
 from dataset_tools.picture_tables import PictureTable
 from dataset_tools.ranges import is_http
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split
-from dataset_tools.schema import SEVERAL, MadeBy
+from dataset_tools.schema import KEY_PATTERN, SEVERAL, MadeBy
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.splits import SplitShares, split_of
 from dataset_tools.storage_options import Location, StorageOptions
 
-_ID = re.compile(r"[A-Za-z0-9_-]{1,74}")
-"""With the source's name before it, it is the key of a sample."""
 _READERS = 8
 _ASPECT = 0.02
 """By how much, relatively, the aspect ratio of a plate or map may differ from that of its picture."""
@@ -208,7 +205,7 @@ class PairsSource:
                 instance.id: np.bitwise_and(bits, 1 << min(index, SEVERAL)) > 0
                 for index, instance in enumerate(record.instances)
             }
-        return CleanPlate(plate, known, files.made_by, effects)
+        return CleanPlate(plate, known, files.made_by, effects, tells_effects=files.tells_effects)
 
     @cached_property
     def _files(self) -> dict[str, list[str]] | None:
@@ -317,7 +314,9 @@ class PairsSource:
             if plate != size:
                 message = f"the plate is {plate[0]}x{plate[1]} pixels, its picture {size[0]}x{size[1]}"
                 read.mended.append(("plate", "plate-resized", message))
-            files = _PlateFiles(row.background, row.known, row.effects, stored_size, orientation, row.plate_by)
+            files = _PlateFiles(
+                row.background, row.known, row.effects, stored_size, orientation, row.plate_by, row.tells_effects
+            )
             for name in filter(None, (row.known, row.effects)):
                 with _named(name):
                     upright = files.upright(*_grey(data[name]))
@@ -416,6 +415,7 @@ class _PlateFiles:
     orientation: int
     """EXIF orientation of the picture."""
     made_by: MadeBy
+    tells_effects: bool
 
     def text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -433,8 +433,8 @@ class _PlateFiles:
 
 
 def _fault_of(row: PairRow) -> Rejected | None:
-    if not _ID.fullmatch(row.id):
-        return Rejected("bad-id", f"id {row.id!r} is not 1 to 74 letters, digits, '-' and '_'")
+    if not KEY_PATTERN.fullmatch(row.id):
+        return Rejected("bad-id", f"id {row.id!r} is not 1 to 80 letters, digits, '-' and '_'")
     for name in _files_of(row):
         parts = name.split("/")
         if not name or name.startswith("/") or "\0" in name or "://" in name or "::" in name or ".." in parts:

@@ -106,6 +106,30 @@ def test_a_row_without_maps_knows_the_whole_plate_and_no_effects(tmp_path: Path)
     assert (sample.origins[0].licence, sample.origins[0].author) == ("CC BY 4.0", "Di")
 
 
+def test_of_a_plate_painted_into_the_picture_effects_stay_unknown(tmp_path: Path) -> None:
+    """Both show the same shadow, so that their difference has none; that of a photographed plate says so."""
+    for told in (True, False):
+        row = write_pair(tmp_path, "a", 1, tells_effects=told)
+        people = (ANN | BOB)[..., None]
+        save(np.where(people, photo(1001), photo(1)), tmp_path / "plate/a.png")
+        source = source_of(tmp_path, [row])
+        rejected: list[Rejection] = []
+        (sample,) = samples_of(source, source.curate(), rejected)
+        assert rejected == [] and sample.made_by.effects.name == ("difference" if told else "none")
+        assert sample.effects is None or (told and not sample.effects.any())
+        sample.check()
+
+
+def test_ids_as_long_as_keys_become_keys_that_differ(tmp_path: Path) -> None:
+    ids = ["a" * 74, "a" * 75, "a" * 79 + "b", "a" * 79 + "c", "a" * 81]
+    source = source_of(tmp_path, [write_pair(tmp_path, name, k) for k, name in enumerate(ids)])
+    curation = source.curate()
+    assert [(row.reason, "1 to 80 letters" in row.message) for row in curation.rejected] == [("bad-id", True)]
+    keys = [sample.key for sample in samples_of(source, curation, [])]
+    assert keys[0] == f"pairs-{ids[0]}" and len(set(keys)) == 4
+    assert all(KEY_PATTERN.fullmatch(key) and key.startswith("pairs-aaa") for key in keys)
+
+
 def test_where_the_light_differs_effects_stay_unknown_with_a_row_that_says_why(tmp_path: Path) -> None:
     row = write_pair(tmp_path, "a", 1)
     dark = np.full((HEIGHT, WIDTH, 3), 80, np.uint8)

@@ -124,6 +124,7 @@ def test_the_chosen_plates_are_pairs_with_all_that_the_pictures_had(
         names = ("licence", "author", "author_url", "title", "url", "landing_url")
         assert [getattr(row, name) for name in names] == [getattr(origin, name) for name in names]
         assert (row.plate_by.name, row.plate_by.network) == ("chosen", "navier-stokes")
+        assert not row.tells_effects  # outside of the masks the plate is the picture
 
 
 def test_who_decided_is_nowhere_but_in_the_database(finished: tuple[Path, dict[str, Any]]) -> None:
