@@ -23,6 +23,8 @@ from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_SERVER_DATABASE_CONNECTION_URL,
+    PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED,
+    PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED,
     temporary_settings,
 )
 
@@ -61,7 +63,14 @@ def _started(folder: Path, database: Path) -> dict[str, str | int]:
     from prefect.server.api.server import SubprocessASGIServer
 
     copy = shutil.copy(database, folder / "prefect-server.db")
-    with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{copy}"}):
+    settings = {
+        PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{copy}",
+        # Nobody asks this server for task runs, which it would copy from the events that it keeps anyway, for a third
+        # of its time; nor has it automations.
+        PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED: False,
+        PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED: False,
+    }
+    with temporary_settings(settings):
         server = SubprocessASGIServer()
         server.start(timeout=120)
     atexit.unregister(server.stop)

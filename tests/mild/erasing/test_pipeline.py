@@ -399,7 +399,8 @@ def test_a_compiled_unet_and_vae_tiling_pass_through(tiny_base: str, mild_folder
     pipeline = MILDPipeline.from_pretrained(tiny_base, mild=mild_folder)
     pipeline.vae.enable_tiling()
     pipeline.unet = torch.compile(pipeline.unet, backend="eager")
-    compiled, plain = (erase(p, photo(), people()).image for p in (pipeline, pipe))
+    # One window, as each of another shape is traced anew.
+    compiled, plain = (erase(p, photo(), people()[:1]).image for p in (pipeline, pipe))
     assert np.abs(compiled.astype(int) - plain.astype(int)).max() <= 1
 
 
