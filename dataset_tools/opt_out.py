@@ -124,11 +124,11 @@ class OptOutCheck:
 
     def __init__(self, opt_out: OptOut | None = None) -> None:
         self._opt_out = opt_out or OptOut()
-        self._seen: dict[str, tuple[str, str, str]] = {}
+        self._seen: dict[tuple[str, str], tuple[str, str, str]] = {}
 
     @property
     def seen(self) -> list[tuple[str, str, str]]:
-        """Of each picture that was read: sha256, perceptual hash (or nothing), and by what the list names it."""
+        """Of each picture and plate that was read: sha256, perceptual hash (or nothing), by what the list names it."""
         return sorted(self._seen.values())
 
     def before_reading(self, record: ImageRecord) -> None:
@@ -138,15 +138,19 @@ class OptOutCheck:
 
     def of_file(self, record: ImageRecord, sha256: str) -> None:
         """Raise `OptedOut` where the list names a picture by the sha256 of its file."""
-        self._hold(record, sha256, "")
+        self._hold((record.id, "picture"), sha256, "")
 
     def of_picture(self, record: ImageRecord, sha256: str, phash: str) -> None:
         """Raise `OptedOut` where the list names a picture by its perceptual hash."""
-        self._hold(record, sha256, phash)
+        self._hold((record.id, "picture"), sha256, phash)
 
-    def _hold(self, record: ImageRecord, sha256: str, phash: str) -> None:
+    def of_plate(self, record: ImageRecord, sha256: str, phash: str) -> None:
+        """Raise `OptedOut` where the list names a picture's clean plate by the sha256 of its file or its hash."""
+        self._hold((record.id, "plate"), sha256, phash)
+
+    def _hold(self, what: tuple[str, str], sha256: str, phash: str) -> None:
         kind = self._opt_out.holds(sha256, phash)
-        self._seen[record.id] = (sha256, phash, kind or "")
+        self._seen[what] = (sha256, phash, kind or "")
         if kind:
             raise OptedOut(kind)
 

@@ -139,6 +139,8 @@ class CleanPlate:
     provider does not know whose. None: it knows nothing of effects, which is not the same as none in the picture."""
     kinds: dict[str, tuple[EffectKind, ...]] = field(default_factory=dict)
     """Of what kinds they are, by the same ids."""
+    sha256: str = ""
+    """Of the file that ``background`` was read from, hex; empty where there is none."""
 
 
 @runtime_checkable
