@@ -117,6 +117,31 @@ def _smear(rgb: np.ndarray, mask: np.ndarray, cells: tuple[int, ...]) -> np.ndar
     return spread(rgb * weight[..., None]) / np.maximum(spread(weight), 1e-6)[..., None]
 
 
+def of_pair(
+    found: Sequence[Region], behind: Sequence[Region], image: np.ndarray, plate: np.ndarray
+) -> tuple[list[Region], list[Region]]:
+    """What is blurred in a picture and what in its clean plate, (H, W, 3) uint8 RGB; what is in both is one region.
+
+    Args:
+        found: in the picture; blurred in the plate too where that shows the same.
+        behind: in the plate, which also shows what people hide; blurred in the picture too where that shows the same.
+    """
+    both = of_plate(found, image, plate)
+    alone = []
+    for region in behind:
+        same = next((other for other in both if other.what == region.what and _is_one(other.mask, region.mask)), None)
+        if same is None:
+            alone.append(region)
+        else:
+            same.mask = same.mask | region.mask
+    return [*found, *of_plate(alone, image, plate)], [*both, *alone]
+
+
+def _is_one(mask: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two masks have more in common than not."""
+    return 2 * np.count_nonzero(mask & other) > np.count_nonzero(mask | other)
+
+
 def of_plate(regions: Iterable[Region], image: np.ndarray, plate: np.ndarray) -> list[Region]:
     """Those regions in which a clean plate shows what the picture shows, and must be blurred as well.
 

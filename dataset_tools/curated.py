@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
-from dataset_tools.anonymise import Region, blurred, face_regions, found_regions, of_plate, transform_of
+from dataset_tools.anonymise import Region, blurred, face_regions, found_regions, of_pair, transform_of
 from dataset_tools.differing_people import people_by_difference
 from dataset_tools.effects import EffectsSettings, effects_by_difference, effects_of_people
 from dataset_tools.errors import Rejected, UserError
@@ -240,7 +240,8 @@ def curated_samples(
     ``opt_out`` and ``duplicates`` are those of `photographs`.
     """
     places = [*source.places, *estimators.places]
-    stream = photographs(records, source, settings, rejected, opt_out, duplicates)
+    check = opt_out or OptOutCheck()
+    stream = photographs(records, source, settings, rejected, check, duplicates)
     for batch in _batches(stream, estimators.batch_size):
         drafts = [_Draft(photograph, Notes(photograph.record, rejected, places)) for photograph in batch]
         for draft in drafts:
@@ -249,7 +250,7 @@ def curated_samples(
             _find_people([draft for draft in drafts if not draft.lost], estimators.instances, settings)
         if settings.configuration == "paired":
             for draft in drafts:
-                _look_behind(draft, estimators, settings)
+                _look_behind(draft, estimators, settings, check)
         for draft in drafts:
             _check_people(draft)
         if estimators.pose is not None:
@@ -261,6 +262,8 @@ def curated_samples(
         for draft in drafts:
             try:
                 yield _sample_of(draft, settings, estimators)
+            except OptedOut as failure:
+                rejected.append(failure.row(draft.photograph.record.split))
             except StageFailed as failure:
                 draft.notes.reject(failure)
 
@@ -321,7 +324,9 @@ class _Draft:
     parsing: np.ndarray | None = None
     regions: list[Region] = field(default_factory=list)
     """What is blurred; beside faces, which are found last."""
-    failure: StageFailed | None = None
+    behind: list[Region] = field(default_factory=list)
+    """What is to be blurred of what the clean plate shows."""
+    failure: StageFailed | OptedOut | None = None
 
     @property
     def image(self) -> np.ndarray:
@@ -390,7 +395,7 @@ def _find_people(drafts: list[_Draft], instances: InstanceEstimator, settings: C
             draft.people.append(_found_person(f"found-{number}", mask, instances.name, score))
 
 
-def _look_behind(draft: _Draft, estimators: Estimators, settings: CuratedSettings) -> None:
+def _look_behind(draft: _Draft, estimators: Estimators, settings: CuratedSettings, check: OptOutCheck) -> None:
     """Get the clean plate, which tells who is there where nobody has masks of them and no network looks."""
     record = draft.photograph.record
     if draft.failure is not None or draft.lost:
@@ -399,6 +404,10 @@ def _look_behind(draft: _Draft, estimators: Estimators, settings: CuratedSetting
         if estimators.plate is None:
             raise Rejected("no-plate", "nothing provides clean plates")
         plate = draft.plate = estimators.plate.clean_plate(draft.image, record)
+        check.of_plate(record, plate.sha256, f"{perceptual_hash(plate.background):016x}")
+    except OptedOut as error:
+        draft.failure = error
+        return
     except Rejected as error:
         draft.fail("plate", error)
         return
@@ -462,13 +471,15 @@ def _set_parsing(draft: _Draft, parsing: np.ndarray) -> None:
 
 
 def _find_regions(drafts: Sequence[_Draft], detector: RegionDetector) -> None:
-    """Add what else is to be blurred."""
-    outcomes: list[list[FoundRegion] | Rejected] = _together(detector.find_regions, [draft.image for draft in drafts])
-    for draft, found in zip(drafts, outcomes, strict=True):
+    """Add what else is to be blurred, in pictures and in clean plates, which also show what people hide."""
+    seen = [(draft, draft.regions, draft.image) for draft in drafts]
+    seen += [(draft, draft.behind, draft.plate.background) for draft in drafts if draft.plate is not None]
+    outcomes: list[list[FoundRegion] | Rejected] = _together(detector.find_regions, [image for _, _, image in seen])
+    for (draft, regions, image), found in zip(seen, outcomes, strict=True):
         if isinstance(found, Rejected):
             draft.fail("anonymise", found)
         else:
-            draft.regions = found_regions(found, draft.image.shape[:2], detector.made_by)
+            regions += found_regions(found, image.shape[:2], detector.made_by)
 
 
 def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators) -> Sample:
@@ -489,9 +500,10 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
     _stage("quality", partial(check_faces, draft.people, parsing, label_set, settings.quality))
     regions = draft.regions + (face_regions(draft.people, parsing, label_set) if estimators.blur_faces else [])
     people = np.logical_or.reduce([person.mask for person in draft.people])
-    background = None
+    background, in_plate = None, list[Region]()
     if plate is not None:
-        background = blurred(plate.background, of_plate(regions, draft.image, plate.background), people)
+        regions, in_plate = of_pair(regions, draft.behind, draft.image, plate.background)
+        background = blurred(plate.background, in_plate, people)
     return Sample(
         key=_key_of(record),
         split=record.split,
@@ -500,7 +512,7 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         people=draft.people,
         parsing=parsing,
         label_set=label_set,
-        origins=[photograph.origin("image", regions)],
+        origins=[photograph.origin("image", list(dict.fromkeys([*regions, *in_plate])))],
         stratum=record.stratum if own_stratum else stratum([p.mask for p in draft.people]),
         background=background,
         known=known,

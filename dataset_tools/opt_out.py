@@ -18,6 +18,7 @@ understood is an error: who asked must not be ignored without a word.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections.abc import Callable, Iterable
@@ -54,12 +55,13 @@ class OptOut(BaseModel):
 
     def named(self, record: ImageRecord) -> Kind | None:
         """By what the list names a picture that was not read yet: ``id``, ``url`` or not at all."""
-        if self._ids and self._ids & {record.id, f"{record.source}/{record.id}", f"{record.source}-{record.id}"}:
+        if self._ids and self._ids & {record.id, f"{record.source}-{record.id}"}:
             return "id"
         if self._urls:
             for address in (record.url, record.landing_url, record.image):
-                if "://" in address and _plain_url(address) in self._urls:
-                    return "url"
+                with contextlib.suppress(ValueError):  # sources say what they like there
+                    if _plain_url(address) in self._urls:
+                        return "url"
         return None
 
     def holds(self, sha256: str, phash: str) -> Kind | None:
@@ -75,17 +77,20 @@ class OptOut(BaseModel):
 
     def without_named(self, rejected: pa.Table) -> pa.Table:
         """Rows of `dataset_tools.records.REJECTION_SCHEMA` without what names a picture by an id of the list."""
-        if not self._ids:
+        if not self.id:
             return rejected
-        rows = [row for row in rejected.to_pylist() if row["image_id"] not in self._ids]
+        # Rows do not tell the source.
+        names = {*self.id, *(id.rpartition("/")[2] for id in self.id)}
+        rows = [row for row in rejected.to_pylist() if row["image_id"] not in names]
         for row in rows:
-            if not self._ids.isdisjoint(re.findall(r"[\w/.-]*\w", row["message"])):
+            if not names.isdisjoint(re.findall(r"[\w/.-]*\w", row["message"])):
                 row["message"] = ""
         return pa.Table.from_pylist(rows, schema=rejected.schema)
 
     @cached_property
     def _ids(self) -> frozenset[str]:
-        return frozenset(self.id)
+        """``SOURCE/ID`` as the key of the sample: a picture for which people chose a plate has that key for its id."""
+        return frozenset(id.replace("/", "-") for id in self.id)
 
     @cached_property
     def _urls(self) -> frozenset[str]:
@@ -119,11 +124,11 @@ class OptOutCheck:
 
     def __init__(self, opt_out: OptOut | None = None) -> None:
         self._opt_out = opt_out or OptOut()
-        self._seen: dict[str, tuple[str, str, str]] = {}
+        self._seen: dict[tuple[str, str], tuple[str, str, str]] = {}
 
     @property
     def seen(self) -> list[tuple[str, str, str]]:
-        """Of each picture that was read: sha256, perceptual hash (or nothing), and by what the list names it."""
+        """Of each picture and plate that was read: sha256, perceptual hash (or nothing), by what the list names it."""
         return sorted(self._seen.values())
 
     def before_reading(self, record: ImageRecord) -> None:
@@ -133,15 +138,19 @@ class OptOutCheck:
 
     def of_file(self, record: ImageRecord, sha256: str) -> None:
         """Raise `OptedOut` where the list names a picture by the sha256 of its file."""
-        self._hold(record, sha256, "")
+        self._hold((record.id, "picture"), sha256, "")
 
     def of_picture(self, record: ImageRecord, sha256: str, phash: str) -> None:
         """Raise `OptedOut` where the list names a picture by its perceptual hash."""
-        self._hold(record, sha256, phash)
+        self._hold((record.id, "picture"), sha256, phash)
 
-    def _hold(self, record: ImageRecord, sha256: str, phash: str) -> None:
+    def of_plate(self, record: ImageRecord, sha256: str, phash: str) -> None:
+        """Raise `OptedOut` where the list names a picture's clean plate by the sha256 of its file or its hash."""
+        self._hold((record.id, "plate"), sha256, phash)
+
+    def _hold(self, what: tuple[str, str], sha256: str, phash: str) -> None:
         kind = self._opt_out.holds(sha256, phash)
-        self._seen[record.id] = (sha256, phash, kind or "")
+        self._seen[what] = (sha256, phash, kind or "")
         if kind:
             raise OptedOut(kind)
 

@@ -47,6 +47,9 @@ GROUP_BYTES = 1 << 30
 SMALL = 10_000_000
 """Bytes: the hub takes any file that is larger apart from the commit."""
 
+_NO_DERIVATIVES = re.compile(r"\bnd\b|noderiv", re.IGNORECASE)
+"""Of Creative Commons, any version: in an address, an SPDX id, or the long names, such as Attribution-NoDerivs."""
+
 Progress = Callable[[int, int], None]
 """Is told how many bytes are on the hub, and how many there are."""
 
@@ -126,16 +129,21 @@ def _count_alike(root: str, manifest: Manifest, opt_out: OptOut) -> int:
     for configuration, splits in manifest.shards.items():
         for shards in splits.values():
             for sample in ShardDataset.of_shards(root, shards).stream():
-                picture = sample.background if configuration == "composite" else sample.image
-                assert picture is not None
-                found += opt_out.holds("", f"{perceptual_hash(picture):016x}") is not None
+                shown = [sample.background] if configuration == "composite" else [sample.image, sample.background]
+                hashes = [f"{perceptual_hash(picture):016x}" for picture in shown if picture is not None]
+                found += any(opt_out.holds("", value) for value in hashes)
     return found
 
 
 def _licence_warnings(credits: Sequence[dict[str, str]]) -> list[str]:
     """Of source pictures whose licence may not allow what publishing does: passing them on, cut out and pasted."""
-    unclear = Counter(c["licence"] or "not stated" for c in credits if hub_licence(c["licence"]) == "other")
-    unchanged = Counter(c["licence"] for c in credits if "-nd-" in hub_licence(c["licence"]))
+    licences = Counter(credit["licence"] for credit in credits)
+    unchanged = {name: count for name, count in licences.items() if _NO_DERIVATIVES.search(name)}
+    unclear = {
+        name or "not stated": count
+        for name, count in licences.items()
+        if hub_licence(name) == "other" and name not in unchanged
+    }
     return [
         *(f"{count} source pictures have the licence {name!r}: see whether it allows to pass them on"
           for name, count in sorted(unclear.items())),

@@ -335,7 +335,7 @@ class BuiltShard(BaseModel):
 class ShardJob(Job):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     source: PictureSource

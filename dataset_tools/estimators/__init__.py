@@ -142,6 +142,8 @@ class CleanPlate:
     tells_effects: bool = True
     """Whether the picture differs from it where effects show. Not so where it was painted into the picture itself: what
     it shows outside of the masks, shadows included, is the picture's."""
+    sha256: str = ""
+    """Of the file that ``background`` was read from, hex; empty where there is none."""
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ people without a box.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -125,11 +126,13 @@ class Annotated:
     def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:
         """The scene without people. See `PlateProvider.clean_plate`."""
         height, width = image.shape[:2]
-        plate = self._picture(record, "plate.png", "RGB")
+        data = self._read(record, "plate.png")
+        plate = _decoded(record, "plate.png", "RGB", data)
         shrinks = plate.shape[0] > height or plate.shape[1] > width
         plate = cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         effects, kinds = self._effects(record, (height, width))
-        return CleanPlate(plate, np.ones((height, width), bool), self.made_by, effects, kinds)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return CleanPlate(plate, np.ones((height, width), bool), self.made_by, effects, kinds, sha256)
 
     def _effects(
         self, record: ImageRecord, size: tuple[int, int]
@@ -157,14 +160,7 @@ class Annotated:
             raise Rejected("broken-annotation", f"side-car of {record.id}: not the expected JSON ({what})") from None
 
     def _picture(self, record: ImageRecord, suffix: str, mode: str) -> np.ndarray:
-        data = self._read(record, suffix)
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return np.asarray(picture.convert(mode))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Rejected(
-                "broken-annotation", f"side-car of {record.id}: {suffix} cannot be decoded: {error}"
-            ) from None
+        return _decoded(record, suffix, mode, self._read(record, suffix))
 
     def _read(self, record: ImageRecord, suffix: str) -> bytes:
         path = f"{self._folder}/{record.split}/{record.id}.{suffix}"
@@ -175,6 +171,14 @@ class Annotated:
                 message = f"there is no side-car {path}"
                 raise Rejected("no-annotation", message, transient=rejected.transient) from None
             raise
+
+
+def _decoded(record: ImageRecord, suffix: str, mode: str, data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture.convert(mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Rejected("broken-annotation", f"side-car of {record.id}: {suffix} cannot be decoded: {error}") from None
 
 
 def _record_of(picture: PeopleInPicture) -> ImageRecord:

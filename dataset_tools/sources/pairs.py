@@ -182,7 +182,8 @@ class PairsSource:
         height, width = size = image.shape[:2]
         # Shrunk in the way in which the picture was, what both show stays the same.
         limits = DecodeSettings(min_side=1, max_side=max(16, *size))
-        plate = decode_image(self._bytes(files.background), limits).image
+        data = self._bytes(files.background)
+        plate = decode_image(data, limits).image
         if plate.shape[:2] != size:
             shrinks = plate.shape[0] > height or plate.shape[1] > width
             plate = cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -205,7 +206,8 @@ class PairsSource:
                 instance.id: np.bitwise_and(bits, 1 << min(index, SEVERAL)) > 0
                 for index, instance in enumerate(record.instances)
             }
-        return CleanPlate(plate, known, files.made_by, effects, tells_effects=files.tells_effects)
+        digest = hashlib.sha256(data).hexdigest()
+        return CleanPlate(plate, known, files.made_by, effects, tells_effects=files.tells_effects, sha256=digest)
 
     @cached_property
     def _files(self) -> dict[str, list[str]] | None:

@@ -10,13 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dataset_tools.errors import UserError
-from dataset_tools.schema import Configuration, Split
+from dataset_tools.schema import Split
 from dataset_tools.settings import Settings, digest_of
 from mild.evaluation.page import opened
 from mild.evaluation.ratings import krippendorff_alpha
@@ -39,8 +39,9 @@ MOST = 9
 class ReviewSettings(Settings):
     """Which pictures get clean plates, which methods propose them, and when one is chosen."""
 
-    configuration: Configuration = "real"
-    """Of the dataset. Of others than ``real``, the clean plates that are there already are not looked at."""
+    configuration: Literal["real", "paired"] = "real"
+    """Of the dataset. The clean plates that ``paired`` has already are not looked at. Not ``composite``: a pair credits
+    one picture, and a composite is made of several."""
     samples: dict[Split, Annotated[int, Field(ge=1)] | None] = Field(
         {"train": None, "validation": None, "test": None}, min_length=1
     )

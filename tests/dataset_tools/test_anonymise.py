@@ -17,6 +17,7 @@ from dataset_tools.anonymise import (
     blurred,
     face_regions,
     found_regions,
+    of_pair,
     of_plate,
     regions_blurred,
     transform_of,
@@ -158,6 +159,17 @@ def test_a_clean_plate_is_blurred_where_it_shows_the_same_and_not_where_it_shows
     assert of_plate([region(), poster], image, plate) == [poster]
     flat = np.full_like(image, 90)
     assert of_plate([poster], flat, flat) == [poster] and of_plate([poster], image, flat) == []
+
+
+def test_what_is_found_in_the_clean_plate_alone_is_blurred_there_and_where_the_picture_shows_it_too() -> None:
+    image, plate = noise(3), noise(3)
+    image[FACE] = noise(4)[FACE]  # somebody hides a face on a poster
+    hidden, poster, again = region(), region(np.s_[60:90, 90:120]), region(np.s_[62:92, 90:120])
+    assert of_pair([], [hidden, poster], image, plate) == ([poster], [hidden, poster])
+    in_picture, in_plate = of_pair([poster], [again], image, plate)
+    assert in_picture == in_plate == [poster] and poster.mask[60:92, 90:120].all()
+    front = region()
+    assert of_pair([front], [hidden], image, plate) == ([front], [hidden])
 
 
 def test_what_was_blurred_is_said_and_counted() -> None:

@@ -379,6 +379,26 @@ def test_not_even_a_damaged_picture_of_the_list_is_named() -> None:
     assert [(row.image_id, row.reason) for row in rejected] == [("", "opted-out")]
 
 
+@pytest.mark.parametrize("kind", ["sha256", "phash"])
+def test_a_clean_plate_of_the_opt_out_list_takes_its_picture_with_it_and_is_remembered(kind: str) -> None:
+    image = striped()
+    plate = Behind().clean_plate(image, record("a")).background
+    plate = np.rot90(plate, 2).copy()  # that neither list names the picture itself
+    digest, phash = hashlib.sha256(b"plate").hexdigest(), f"{perceptual_hash(plate):016x}"
+
+    class Turned(Behind):
+        def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:
+            return CleanPlate(plate, np.ones(SIZE, bool), MadeBy("annotated"), sha256=digest)
+
+    rejected: list[Rejection] = []
+    check = OptOutCheck(OptOut(**{kind: ({"sha256": digest, "phash": phash}[kind],)}))
+    source, paired = Pictures({"a": image}, {"ann": ANN}), SETTINGS.model_copy(update={"configuration": "paired"})
+    estimators = Estimators(plate=Turned())
+    assert list(curated_samples([record("a", instance("ann", ANN))], source, paired, estimators, rejected, check)) == []
+    assert [(row.image_id, row.stage, row.reason) for row in rejected] == [("", "opt-out", "opted-out")]
+    assert (digest, phash, kind) in check.seen and len(check.seen) == 2
+
+
 def test_pictures_that_are_not_good_enough_are_set_aside_before_a_network_sees_them() -> None:
     images = {"sharp": picture(ANN), "soft": cv2.GaussianBlur(picture(ANN), (0, 0), 9), "again": picture(ANN)}
     quality = QualitySettings(min_sharpness=20)
@@ -458,6 +478,33 @@ def test_faces_and_plates_are_blurred_in_picture_and_clean_plate_and_the_sample_
     assert np.array_equal(sample.image[:, 64:], image[:, 64:])
     said = f"blur 1x face; blur 1x license plate (owner/corner, sha256 {'f' * 16})" if blur else ""
     assert sample.origins[0].transform == said
+
+
+def test_what_a_person_hides_is_found_and_blurred_in_the_clean_plate_that_shows_it() -> None:
+    """A car's licence plate behind Bob, whose white hides it."""
+    image, hidden = striped(), block(64, 50)
+    image[hidden] = 255
+    street = np.s_[66:90, 52:62]
+
+    class Street(Behind):
+        def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:
+            plate = striped()
+            plate[ANN] = 90
+            return CleanPlate(plate, np.ones(SIZE, bool), MadeBy("annotated"))
+
+    class Cars(Corner):
+        def find_regions(self, images: Sequence[np.ndarray]) -> list[list[FoundRegion]]:
+            seen = super().find_regions(images)
+            box = FoundRegion("license plate", (52, 66, 62, 90))
+            return [[*found, box] if np.ptp(one[street]) else found for one, found in zip(images, seen, strict=True)]
+
+    source, paired = Pictures({"a": image}, {"bob": hidden}), SETTINGS.model_copy(update={"configuration": "paired"})
+    people, estimators = instance("bob", hidden), Estimators(plate=Street(), regions=Cars())
+    (sample,) = curated_samples([record("a", people)], source, paired, estimators, [])
+    assert sample.background is not None
+    assert np.array_equal(sample.image[street], image[street])
+    assert np.ptp(sample.background[street][..., 0], axis=1).max() < np.ptp(striped()[street][..., 0], axis=1).min() / 2
+    assert sample.origins[0].transform == f"blur 2x license plate (owner/corner, sha256 {'f' * 16})"
 
 
 def test_backgrounds_are_blurred_as_well_and_one_that_cannot_be_looked_at_is_not_used() -> None:

@@ -92,6 +92,20 @@ def test_a_picture_is_named_by_its_id_or_an_address_however_that_is_written(
     assert read(tmp_path, line).named(RECORD) == kind
 
 
+@pytest.mark.parametrize("address", ["see https://example.org/1", "http://[1", "file:///photos/1.jpg", "://", ""])
+def test_what_a_source_gives_for_an_address_and_is_none_stops_nothing(address: str) -> None:
+    listed, strange = OptOut(url=("http://example.org/1",)), replace(RECORD, landing_url=address)
+    assert listed.named(strange) is None
+    assert listed.named(replace(strange, image="https://example.org/1")) == "url"
+
+
+def test_a_picture_that_a_sample_became_in_a_list_of_pairs_is_still_named() -> None:
+    """As `mild select` writes it: the sample's key is the picture's id there."""
+    chosen = replace(RECORD, source="pairs", id="place-0a1b")
+    assert OptOut(id=("place/0a1b",)).named(chosen) == "id"
+    assert OptOut(id=("place/0a1",)).named(chosen) is None
+
+
 def test_a_perceptual_hash_names_copies_that_were_reduced_and_re_encoded_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     pictures = [cv2.resize(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8), (480, 360)) for _ in range(30)]
@@ -165,13 +179,14 @@ def test_what_was_seen_tells_whether_another_list_names_other_pictures() -> None
     assert not {SHA, "0a1b"} & set(row.message.split())
 
 
-def test_rows_that_name_a_picture_of_the_list_for_another_reason_do_not_stay() -> None:
+@pytest.mark.parametrize("listed", ["0a1b", "place/0a1b"])
+def test_rows_that_name_a_picture_of_the_list_for_another_reason_do_not_stay(listed: str) -> None:
     def row(name: str, message: str) -> Rejection:
         return Rejection("train", name, "", "curate", "image-rejected", "repeated-photo", message)
 
     table = rejections_to_table(
         [row("0a1b", "too small"), row("2c", "the same photograph is test image 0a1b"), row("3d", "unlike 0a1b-9")]
     )
-    kept = OptOut(id=("0a1b",)).without_named(table)
+    kept = OptOut(id=(listed,)).without_named(table)
     assert kept.schema == table.schema
     assert [(each["image_id"], each["message"]) for each in kept.to_pylist()] == [("2c", ""), ("3d", "unlike 0a1b-9")]

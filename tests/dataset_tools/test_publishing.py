@@ -390,11 +390,34 @@ def test_a_dataset_with_a_picture_of_the_opt_out_list_is_refused(write: Writer) 
     assert check_publishable(root, OptOut(id=("0a1c",), sha256=("b" * 64,))) == []
 
 
+def test_pairs_are_held_against_the_list_by_picture_and_clean_plate(
+    tmp_path: Path, make_sample: Callable[..., Sample]
+) -> None:
+    sample = make_sample("paired", "sample-0")
+    rng = np.random.default_rng(1)
+    sample.background = np.repeat(np.repeat(rng.integers(0, 256, (9, 9, 3), np.uint8), 16, 0), 16, 1)[
+        : sample.image.shape[0], : sample.image.shape[1]
+    ].copy()
+    shard = write_shard([sample], str(tmp_path), "paired/train-000000.tar", EncodingSettings(image_format="png"), [])
+    (tmp_path / "attribution.csv").write_text("id,source,url,landing_url,sha256,licence\n")
+    files = {"attribution.csv": hashlib.sha256((tmp_path / "attribution.csv").read_bytes()).hexdigest()}
+    shards = {"paired": {"train": [shard]}}
+    manifest = Manifest(name="pairs", shards=shards, files=files, source="", settings={}, software={})
+    (tmp_path / "manifest.json").write_text(manifest.model_dump_json())
+    hashes = [perceptual_hash(picture) for picture in (sample.image, sample.background)]
+    assert (hashes[0] ^ hashes[1]).bit_count() > 8
+    for phash in hashes:
+        with pytest.raises(UserError, match="holds 1 pictures that the opt-out list names"):
+            check_publishable(str(tmp_path), OptOut(phash=(f"{phash:016x}",)))
+
+
 @pytest.mark.parametrize(
     ("licence", "warned"),
     [
         ("https://creativecommons.org/licenses/by-nc-sa/4.0/", ""),
         ("https://creativecommons.org/licenses/by-nd/4.0/", "forbids to pass on altered"),
+        ("http://creativecommons.org/licenses/by-nc-nd/2.0/", "forbids to pass on altered"),
+        ("Attribution-NonCommercial-NoDerivs License", "forbids to pass on altered"),
         ("", "1 source pictures have the licence 'not stated'"),
         ("all rights reserved", "1 source pictures have the licence 'all rights reserved'"),
     ],

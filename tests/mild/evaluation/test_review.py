@@ -264,6 +264,7 @@ def test_a_picture_that_has_changed_is_not_shown(
         ({"methods": [{"kind": "telea", "name": f"m{number}"} for number in range(10)]}, "methods"),
         ({"agreement": 0.4}, "agreement"),
         ({"samples": {"trian": 3}}, "samples"),
+        ({"configuration": "composite"}, "'real' or 'paired'"),
     ],
 )
 def test_what_a_recipe_cannot_mean_is_refused(wrong: dict[str, Any], told: str) -> None:
