@@ -40,10 +40,16 @@ def _texts() -> Iterator[Path]:
     yield ROOT / "pyproject.toml"
 
 
-@pytest.mark.parametrize("path", _texts(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_reference_leads_somewhere(path: Path) -> None:
-    names = REFERENCE.findall(path.read_text(encoding="utf-8"))
-    assert [name for name in names if name not in NO_CODE and not _leads_somewhere(name)] == []
+def test_every_reference_leads_somewhere() -> None:
+    """One test for all files: there are hundreds."""
+    names = {
+        path.relative_to(ROOT).as_posix(): set(REFERENCE.findall(path.read_text(encoding="utf-8"))) for path in _texts()
+    }
+    assert sum(map(len, names.values())) > 100
+    lost = {
+        path: sorted(name for name in found - NO_CODE if not _leads_somewhere(name)) for path, found in names.items()
+    }
+    assert {path: found for path, found in lost.items() if found} == {}
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,8 @@ def test_people_of_openimages_with_a_box_alone_get_a_mask_of_the_network_or_thei
 ) -> None:
     """Without a network, every such picture is set aside; with one, those in which somebody still has no mask."""
     mirror = tmp_path / "mirror"
-    write_mirror(SampleSettings(train=24, validation=1, test=1), str(mirror))
+    world = SampleSettings(train=12, validation=1, test=1, smallest=224, largest=256, broken=False)
+    write_mirror(world, str(mirror))
     curation = {"max_unmasked_people": 9, "backgrounds": 0}
     source = {"kind": "openimages", "root": str(mirror), "images": f"{mirror}/images", "splits": ["train"]}
     recipe = tmp_path / "build.yaml"
