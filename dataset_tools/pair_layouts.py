@@ -6,13 +6,12 @@ import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatchcase
 
 from pydantic import model_validator
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.pair_list import PairRow
-from dataset_tools.photo_masks import PHOTO_SUFFIXES
+from dataset_tools.photo_masks import PHOTO_SUFFIXES, is_unicode
 from dataset_tools.picture_tables import PictureTable
 from dataset_tools.records import Split
 from dataset_tools.settings import Settings
@@ -86,11 +85,20 @@ def rows_of_files(layout: LayoutSettings, names: Sequence[str]) -> Rows:
     pictures = [name for name in names if name.lower().endswith(PHOTO_SUFFIXES)]
     pattern = re.compile(_expression(layout.image, {}))
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for name in pictures:
-        if match := pattern.fullmatch(name):
+    unusable: list[tuple[str, Rejected]] = []
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match and not is_unicode(name):
+            unusable.append((name, Rejected("name-not-unicode", f"{name} has a name that is not UTF-8: rename it")))
+        elif match and not name.lower().endswith(PHOTO_SUFFIXES):
+            what = f"{name} is not one of {', '.join(PHOTO_SUFFIXES)}"
+            unusable.append((name, Rejected("unknown-suffix", what)))
+        elif match:
             found.setdefault(tuple(match.groupdict().items()), []).append(name)
     if not found:
         raise UserError(f"layout.image: no picture matches {layout.image}")
+    for name, error in unusable:
+        yield name, name, error
     folders = sorted({name[: k + 1] for name in pictures for k, letter in enumerate(name) if letter == "/"})
 
     def files(part: str, values: dict[str, str]) -> list[str]:
@@ -200,7 +208,8 @@ def _matching(pattern: str, values: dict[str, str], names: Sequence[str], folder
     starts = [before]
     if "*" in before:
         depth = before.count("/")
-        starts = [folder for folder in folders if folder.count("/") == depth and fnmatchcase(folder, before)]
+        fitting = re.compile(_expression(before, {}))
+        starts = [folder for folder in folders if folder.count("/") == depth and fitting.fullmatch(folder)]
     found, rest = [], pattern[len(before) :]
     for start in starts:
         expression = re.compile(re.escape(start) + _expression(rest, values))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from dataset_tools.records import Rejection, Split
 from dataset_tools.schema import MadeBy
@@ -36,7 +37,7 @@ class PairRow(BaseModel):
     """Grey picture: 128 and more where the clean plate is known. Empty: it is known everywhere."""
     masks: list[str] = []
     """A grey picture a person, 128 and more where they are seen. Empty: nobody has made masks."""
-    mask_scores: list[float] = []
+    mask_scores: list[Annotated[float, Field(ge=0, le=1)]] = []
     """0..1, one a mask; empty: all 1."""
     masks_by: str = "annotated"
     """For `dataset_tools.schema.Person.mask_by`."""
@@ -68,13 +69,11 @@ def read_pair_list(data: bytes) -> Iterator[tuple[int, PairRow | ValueError]]:
         if not line.strip():
             continue
         try:
-            yield number, PairRow.model_validate(json.loads(line))
+            yield number, PairRow.model_validate_json(line)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "row"
             yield number, ValueError(f"{where}: {first['msg']}")
-        except ValueError as error:
-            yield number, ValueError(f"it is not JSON: {error}")
 
 
 def set_aside_list(rejected: Iterable[Rejection]) -> bytes:

@@ -347,6 +347,7 @@ def _target(url: str, answer: _Answer) -> str:
     if not location:
         raise Rejected("http-error", f"HTTP {answer.status} without a Location")
     try:
+        location.encode()  # bytes that are no text would end up in a note and in tables
         return urldefrag(urljoin(url, location)).url
     except ValueError as error:
         raise Rejected("bad-url", f"a redirect leads nowhere: {error}") from None

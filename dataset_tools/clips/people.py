@@ -77,8 +77,9 @@ def told_apart(somebody: np.ndarray, found: FoundPeople) -> PeopleInFront:
     """
     in_front = [np.count_nonzero(mask & somebody) >= _IN_FRONT * np.count_nonzero(mask) for mask in found.masks]
     owners = np.zeros(somebody.shape, np.int32)
-    for person, mask in enumerate(found.masks, start=1):
-        owners[mask] = person
+    # The largest first: who stands before somebody larger, or was found twice, takes their own pixels from them.
+    for person in sorted(range(len(found.masks)), key=lambda person: -np.count_nonzero(found.masks[person])):
+        owners[found.masks[person]] = person + 1
     others = np.zeros_like(somebody)
     for part in parts(somebody):
         within = sorted(set(owners[part]) - {0})
@@ -92,7 +93,7 @@ def told_apart(somebody: np.ndarray, found: FoundPeople) -> PeopleInFront:
     for person, front in enumerate(in_front, start=1):
         if not front:
             others |= owners == person
-    people = [person for person, front in enumerate(in_front, start=1) if front]
+    people = [person for person, front in enumerate(in_front, start=1) if front and (owners == person).any()]
     masks = [owners == person for person in people]
     return PeopleInFront(masks, [found.scores[person - 1] for person in people], others)
 

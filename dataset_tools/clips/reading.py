@@ -30,6 +30,9 @@ _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL
 """FFmpeg's quick conversion to RGB is darker by a grey level, and is not the same on all machines."""
 _LONGEST_GAP = 1.0
 """Seconds that one frame may stand for; a hole in the time stamps counts as that."""
+_MOST_NARROW = 16
+"""How many times as long as the other the longer side of a frame may be; nothing would be left of narrower ones where
+views are compared."""
 _READ_SHARE = 0.95
 """A clip of which less than this share of its stated length can be read is told as truncated."""
 
@@ -92,7 +95,7 @@ class Samples:
     frames: FrameStore
     """RGB, upright."""
     times: list[float]
-    """Seconds from the first frame, one a sample; ascending."""
+    """Seconds from the first frame, one a sample; ascending, no two of one millisecond."""
     mended: list[tuple[str, str]] = field(default_factory=list)
     """Reason and message for each thing that was unusual about the file and could be put right."""
 
@@ -107,7 +110,7 @@ def read_samples(path: Path, most: int, max_side: int) -> Iterator[Samples]:
         max_side: frames whose longer side is longer, in pixels, are shrunk to it.
 
     Raises:
-        Rejected: ``not-a-clip``: no video can be read from the file; ``too-many-pixels``.
+        Rejected: ``not-a-clip``: no video can be read from the file; ``too-many-pixels``; ``too-narrow``.
     """
     store = FrameStore()
     try:
@@ -141,6 +144,8 @@ def _read(path: Path, samples: Samples, most: int, max_side: int) -> None:
         faults: list[str] = []
         for frame in _decoded(container, stream, faults):
             size = size or (frame.width, frame.height)
+            if max(size) > _MOST_NARROW * min(size):
+                raise Rejected("too-narrow", f"{path.name} has frames of {size[0]}x{size[1]} pixels")
             if (frame.width, frame.height) != size:
                 other_sizes += 1
                 continue
@@ -148,7 +153,9 @@ def _read(path: Path, samples: Samples, most: int, max_side: int) -> None:
             if before is not None:
                 clock += min(max(time - before, 0.0), _LONGEST_GAP)
             before = time
-            if samples.times and (clock <= samples.times[-1] or _slot(clock, step) <= _slot(samples.times[-1], step)):
+            if samples.times and (
+                _same_millisecond(clock, samples.times[-1]) or _slot(clock, step) <= _slot(samples.times[-1], step)
+            ):
                 continue
             if len(samples.times) == most:
                 step = max(2 * step, 2 * clock / most)
@@ -181,6 +188,11 @@ def _decoded(container: Any, stream: Any, faults: list[str]) -> Iterator[Any]:
             yield from (frame for frame in packet.decode() if not frame.is_corrupt)
         except av.FFmpegError as error:
             faults.append(str(error.strerror or error))
+
+
+def _same_millisecond(time: float, other: float) -> bool:
+    """Whether two times in seconds have one name: pictures are called by the millisecond."""
+    return round(1000 * time) == round(1000 * other)
 
 
 def _slot(time: float, step: float) -> float:

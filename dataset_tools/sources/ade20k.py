@@ -37,6 +37,7 @@ from dataset_tools.errors import Rejected, UserError
 from dataset_tools.fetch import FetchSettings, list_folder, map_in_order, read_bytes, version_of
 from dataset_tools.images import MOST_PIXELS, opened
 from dataset_tools.masks import MaskSettings, bounds
+from dataset_tools.photo_masks import printable
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.storage import state_on_disk
@@ -121,6 +122,7 @@ class Ade20kSource:
     def fingerprint(self) -> str:
         """Digest of names, sizes and times (or ETags) of all files, and of the settings that decide what is chosen."""
         chosen = self.settings.model_dump(mode="json", exclude={"root_options", "fetch"})
+        chosen["max_bytes"] = self.settings.fetch.max_bytes  # larger masks are set aside for good
         return digest_of({"settings": chosen, "files": self._files(self._is_full())})
 
     def curate(self) -> Curation:
@@ -294,7 +296,8 @@ class _Full:
         try:
             annotation = document["annotation"]
             size = tuple(int(side) for side in annotation["imsize"][:2])
-            objects, scene = list(annotation["object"]), [str(part) for part in annotation.get("scene") or ()]
+            objects = list(annotation["object"])
+            scene = [printable(str(part)) for part in annotation.get("scene") or ()]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Rejected("malformed-json", f"{stem}.json is not as the release's are: {error!r}") from None
         picture = _Picture(scene=" ".join(scene[-1:]), is_background=True)
@@ -374,7 +377,7 @@ class _Object:
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> _Object:
         """An entry of ``annotation.object``. Raises `KeyError`, `TypeError` and `ValueError`."""
-        names = [str(entry["name"]), *map(str, entry.get("hypernym") or ())]
+        names = [printable(str(name)) for name in (entry["name"], *(entry.get("hypernym") or ()))]
         return cls(
             id=int(entry["id"]),
             number=int(entry["name_ndx"]),

@@ -43,7 +43,7 @@ from dataset_tools.fetch import (
     version_of,
 )
 from dataset_tools.json_rows import read_rows
-from dataset_tools.photo_masks import coco_rle
+from dataset_tools.photo_masks import coco_rle, printable
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split
 from dataset_tools.schema import KEYPOINTS, decode_rle
 from dataset_tools.settings import Settings, digest_of
@@ -385,7 +385,7 @@ class _Part:
             raise Rejected("bad-file-name", f"file_name {name!r:.80} is no name of a file in a folder")
         if width < 1 or height < 1:
             raise Rejected("malformed-row", f"a picture of {width}x{height} pixels")
-        urls = (str(value.get(key) or "") for key in ("coco_url", "flickr_url"))
+        urls = (printable(str(value.get(key) or "")) for key in ("coco_url", "flickr_url"))
         picture = _Picture(name, width, height, _whole(value, "license"), *urls)
         if number in taken:
             raise Rejected("repeated-photo", f"picture {number} is in val2017 too")
@@ -473,7 +473,7 @@ def _text(value: Any, key: str) -> str:
     text = _field(value, key)
     if not isinstance(text, str):
         raise Rejected("malformed-row", f"{key} is {text!r:.80}, no text")
-    return text
+    return printable(text)
 
 
 def _field(value: Any, key: str) -> Any:

@@ -122,7 +122,9 @@ class PairsSource:
             files = {PAIR_LIST: _told_of(found)}
         if settings.layout is None and PAIR_LIST not in files:
             raise UserError(f"{settings.root} has no {PAIR_LIST}")
-        return digest_of({"settings": settings.model_dump(mode="json", exclude={"fetch"}), "files": files})
+        chosen = settings.model_dump(mode="json", exclude={"fetch"})
+        chosen["max_bytes"] = settings.fetch.max_bytes  # what is larger is set aside for good
+        return digest_of({"settings": chosen, "files": files})
 
     def curate(self) -> Curation:
         """All pictures whose files can be used, in the order of the list, and what the list's maker set aside.
@@ -441,6 +443,8 @@ def _fault_of(row: PairRow) -> Rejected | None:
         parts = name.split("/")
         if not name or name.startswith("/") or "\0" in name or "://" in name or "::" in name or ".." in parts:
             return Rejected("bad-path", f"{name!r} is no path below the folder of the list")
+        if any(part.startswith(".") and part != "." for part in parts):
+            return Rejected("bad-path", f"{name!r} is hidden, and nobody would notice when it changes: rename it")
     if row.mask_scores and len(row.mask_scores) != len(row.masks):
         return Rejected("malformed-row", f"{len(row.mask_scores)} mask_scores for {len(row.masks)} masks")
     return None

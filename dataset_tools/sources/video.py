@@ -23,7 +23,7 @@ from dataset_tools.clips.pairs import ClipPairs, ClipSettings, pairs_of_clip
 from dataset_tools.clips.reading import CLIP_SUFFIXES
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import InstanceEstimator
-from dataset_tools.fetch import FetchSettings, copy_file, open_filesystem, with_retries
+from dataset_tools.fetch import OUR_MACHINE, FetchSettings, copy_file, open_filesystem, with_retries
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.pair_list import PAIR_LIST, SET_ASIDE, PairRow, pair_list, set_aside_list
 from dataset_tools.photo_masks import printable
@@ -125,6 +125,9 @@ def write_pairs(
 
     Returns:
         Whether the clip could be fetched; else another try may do.
+
+    Raises:
+        OSError: the fault is this machine's: a full disk, too many open files.
     """
     files: dict[str, bytes] = {}
     fetched = True
@@ -136,6 +139,8 @@ def write_pairs(
                 copy_file(clip.place, str(path), None, access.fetch, access.clips_options)
             pairs = pairs_of_clip(path, clip.folder, settings, instances, files.__setitem__)
         except OSError as error:
+            if error.errno in OUR_MACHINE:
+                raise
             pairs = ClipPairs("", refused=[Rejected("read-failed", str(error.strerror), transient=True)])
         except Rejected as error:
             pairs = ClipPairs("", refused=[error])

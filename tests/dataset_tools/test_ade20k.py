@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dataset_tools.errors import UserError
-from dataset_tools.records import Curation, ImageRecord
+from dataset_tools.records import Curation, ImageRecord, records_to_table
 from dataset_tools.sources import Source
 from dataset_tools.sources.ade20k import INSTANCE_CLASSES, TERMS, Ade20kSettings, Ade20kSource
 
@@ -276,6 +276,21 @@ def test_a_json_that_is_not_in_utf8_is_read(ade20k: Callable[..., Ade20kSource])
     data = ONE[f"{STEM}.json"].replace(b'"raw_name": "x"', b'"raw_name": "caf\xe9"')
     assert b"\xe9" in data
     assert len(ade20k({**ONE, f"{STEM}.json": data}).curate().records) == 1
+
+
+def test_text_that_no_table_holds_is_escaped(ade20k: Callable[..., Ade20kSource]) -> None:
+    """Half of a surrogate pair is JSON and no text."""
+    data = ONE[f"{STEM}.json"].replace(b'"street"', b'"\\ud800"')
+    (record,) = records_to_table(ade20k({**ONE, f"{STEM}.json": data}).curate().records).to_pylist()
+    assert record["title"] == "\\ud800"
+
+
+def test_a_larger_limit_reads_masks_that_were_too_large(ade20k: Callable[..., Ade20kSource]) -> None:
+    small = ade20k(ONE, fetch={"max_bytes": 10})
+    assert {row.reason for row in small.curate().rejected} == {"too-large"}
+    fetch = small.settings.fetch.model_copy(update={"max_bytes": 10_000})
+    large = Ade20kSource(small.settings.model_copy(update={"fetch": fetch}))
+    assert len(large.curate().records) == 1 and large.fingerprint() != small.fingerprint()
 
 
 def test_a_picture_that_stands_in_two_folders_is_taken_once(ade20k: Callable[..., Ade20kSource]) -> None:

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from dataset_tools.curated import CuratedSettings, Estimators, curated_samples
 from dataset_tools.errors import UserError
 from dataset_tools.estimators import FoundPeople
-from dataset_tools.records import Curation, Rejection
+from dataset_tools.records import Curation, Rejection, records_to_table
 from dataset_tools.schema import KEYPOINTS, MadeBy
 from dataset_tools.sources import Source
 from dataset_tools.sources.coco import COCO_KEYPOINTS, CocoSettings, CocoSource
@@ -95,6 +95,18 @@ def documents() -> dict[str, Document]:
         f"instances_{part}": {"info": {}, "licenses": shared["licenses"], **rows, "categories": shared["categories"]}  # type: ignore[dict-item]
         for part, rows in (("train2017", train), ("val2017", test))
     }
+
+
+def test_text_that_no_table_holds_is_escaped(coco: Callable[..., CocoSource]) -> None:
+    """Half of a surrogate pair is JSON and no text."""
+    files = documents()
+    files["instances_train2017"]["images"][0]["flickr_url"] = "https://example.org/\ud800"
+    caption = {"id": 1, "image_id": 1, "caption": "A man \ud800."}
+    files |= {f"captions_{part}": {"images": [], "annotations": []} for part in ("train2017", "val2017")}
+    files["captions_train2017"]["annotations"].append(caption)
+    records = {row["id"]: row for row in records_to_table(coco(files, captions=True).curate().records).to_pylist()}
+    assert records[f"{1:012d}"]["caption"] == "A man \\ud800."
+    assert records[f"{1:012d}"]["landing_url"] == "https://example.org/\\ud800"
 
 
 def pose(number: int, image: int, **known: tuple[int, int, int]) -> dict[str, Any]:

@@ -70,6 +70,15 @@ def test_what_is_no_picture_is_told_by_its_bytes_whatever_the_server_calls_it(
     assert not (tmp_path / "pictures").exists()
 
 
+def test_a_redirect_to_bytes_that_are_no_text_fails_alone(strangers: Any, tmp_path: Path) -> None:
+    strangers.answers |= {"/a": (302, {"Location": "/\xff"}, b""), "/b": picture("one")}
+    found = download([strangers.url("/a"), strangers.url("/b")], str(tmp_path), FAST)
+    assert [(each.status, each.reason, each.transient) for each in found] == [
+        ("failed", "bad-url", False),
+        ("fetched", "", False),
+    ]
+
+
 def test_only_what_failed_for_a_while_is_asked_for_again(strangers: Any, tmp_path: Path) -> None:
     strangers.answers |= {"/a": picture("one"), "/b": [503, picture("two")], "/c": 404}
     urls = [strangers.url(path) for path in ("/a", "/b", "/c", "/d")]

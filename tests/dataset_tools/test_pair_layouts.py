@@ -185,6 +185,19 @@ def test_files_without_their_others_are_named(tmp_path: Path) -> None:
     assert [record.id for record in curation.records] == ["0", "1", "unshaded"]
 
 
+def test_pictures_that_cannot_be_read_by_their_name_are_named(tmp_path: Path) -> None:
+    layout = write_corne(tmp_path)
+    (tmp_path / "shot/2.heic").write_bytes(b"a picture of another kind")
+    odd = b"\xff.png".decode("utf-8", "surrogateescape")
+    save(shot(3), tmp_path / "shot" / odd)
+    curation = source_of(tmp_path, layout).curate()
+    assert {row.image_id: row.reason for row in curation.rejected} == {
+        "shot/2.heic": "unknown-suffix",
+        "shot/\\udcff.png": "name-not-unicode",
+    }
+    assert [record.id for record in curation.records] == ["0", "1"]
+
+
 def names_of(layout: dict[str, str], names: list[str]) -> dict[str, tuple[str, list[str]]]:
     rows = [row for _, _, row in rows_of_files(LayoutSettings.check(layout, origin="test"), sorted(names))]
     assert all(isinstance(row, PairRow) for row in rows)
@@ -202,6 +215,14 @@ def test_patterns_find_the_files_of_each_picture_and_of_no_other() -> None:
         f"shot/{name}.jpg": (f"bg_new/{name}.png", [f"mask_sam/{name}_0.png", f"mask_sam/{name}_1.png"])
         for name in ("1", "12", "a/1", "b[1]", "c.d")
     }
+
+
+def test_brackets_of_folders_stand_for_themselves() -> None:
+    found = names_of(
+        {"image": "set[1]/shot/{id}.png", "background": "set[1]/bg*/{id}.png"},
+        ["set[1]/shot/a.png", "set[1]/bg_new/a.png", "set1/bg_new/a.png"],
+    )
+    assert found == {"set[1]/shot/a.png": ("set[1]/bg_new/a.png", [])}
 
 
 def test_ids_of_any_names_are_keys_and_differ(tmp_path: Path) -> None:

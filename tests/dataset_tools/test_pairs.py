@@ -178,6 +178,7 @@ def test_each_row_that_cannot_be_used_is_named_and_the_others_are_used(tmp_path:
         pair("a b"),
         pair("../up"[3:], id="../up"),
         pair("outside", background="../plate.png"),
+        pair("hidden", background=".plates/a.png"),
         pair("url", image="https://example.org/a.png"),
         pair("scores", mask_scores=[1.0]),
         pair("gone", background="plate/gone-too.png"),
@@ -198,6 +199,7 @@ def test_each_row_that_cannot_be_used_is_named_and_the_others_are_used(tmp_path:
         "a b": ("row-rejected", "bad-id"),
         "../up": ("row-rejected", "bad-id"),
         "outside": ("row-rejected", "bad-path"),
+        "hidden": ("row-rejected", "bad-path"),
         "url": ("row-rejected", "bad-path"),
         "scores": ("row-rejected", "malformed-row"),
         "gone": ("image-rejected", "not-found"),
@@ -211,9 +213,36 @@ def test_each_row_that_cannot_be_used_is_named_and_the_others_are_used(tmp_path:
     }
     messages = [row.message for row in curation.rejected]
     starts = {message.split(":")[0] for message in messages}
-    # The fifteenth line is empty.
-    assert starts == {f"line {number} of pairs.jsonl" for number in [*range(2, 15), 16, 17]}
+    # The sixteenth line is empty.
+    assert starts == {f"line {number} of pairs.jsonl" for number in [*range(2, 16), 17, 18]}
     assert any(message.endswith("background: Field required") for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ({"title": "\ud800"}, "row: "),
+        ({"image": "\ud800.png"}, "row: "),
+        ({"masks": ["a.png"], "mask_scores": [float("nan")]}, "mask_scores.0: "),
+        ({"masks": ["a.png"], "mask_scores": [1.5]}, "mask_scores.0: "),
+        (b"[" * 100_000, "row: "),
+        (b"\xff", "row: "),
+    ],
+    ids=["title", "name", "nan", "score", "deep", "bytes"],
+)
+def test_a_line_that_no_row_can_be_is_named_and_the_others_are_used(
+    tmp_path: Path, line: dict[str, Any] | bytes, field: str
+) -> None:
+    """Half of a surrogate pair is JSON and no text: no table could hold it."""
+    source = source_of(tmp_path, [write_pair(tmp_path, "good", 1)])
+    if isinstance(line, dict):
+        line = json.dumps({"id": "b", "group": "b", "image": "a.png", "background": "b.png"} | line).encode()
+    with (tmp_path / "pairs.jsonl").open("ab") as file:
+        file.write(line)
+    curation = source.curate()
+    assert [record.id for record in curation.records] == ["good"]
+    assert [row.reason for row in curation.rejected] == ["malformed-row"]
+    assert curation.rejected[0].message.startswith(f"line 2 of pairs.jsonl: {field}")
 
 
 def test_a_plate_of_nearly_the_same_size_is_resized_and_noted(tmp_path: Path) -> None:
@@ -258,6 +287,14 @@ def test_a_file_that_changes_under_its_name_changes_record_and_fingerprint(tmp_p
     after = source_of(tmp_path)
     assert after.fingerprint() != fingerprint
     assert after.curate().records[0].digest != record.digest
+
+
+def test_a_larger_limit_reads_what_was_too_large(tmp_path: Path) -> None:
+    rows = [write_pair(tmp_path, "a", 1)]
+    small, large = (source_of(tmp_path, rows, fetch={"max_bytes": size}) for size in (5_000, 50_000))
+    assert [row.reason for row in small.curate().rejected] == ["too-large"]
+    assert [record.id for record in large.curate().records] == ["a"]
+    assert small.fingerprint() != large.fingerprint()
 
 
 def test_a_folder_without_a_list_is_a_users_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -146,6 +147,17 @@ def test_what_cannot_be_used_is_told_with_its_reason(tmp_path: Path, drawn: Path
     curation = VideoSettings(clips=("clips",)).pairs(str(tmp_path / "made")).open().curate()
     assert {record.id.rsplit("-", 2)[0] for record in curation.records} == {"a"}
     assert len([row for row in curation.rejected if row.outcome == "image-rejected"]) == 5
+
+
+def test_a_full_disk_ends_the_run_and_is_no_fault_of_the_clip(
+    tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dataset_tools.clips.reading.FrameStore.append", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(drawn, tmp_path)
 
 
 class Finder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,30 @@ def test_what_is_no_clip_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "clip.mp4").write_bytes(content)
     with pytest.raises(Rejected, match=r"not-a-clip: clip\.mp4"), samples_of(tmp_path / "clip.mp4"):
         pass
+
+
+def test_frames_that_are_too_narrow_are_refused(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mkv", [numbered(n, (480, 4)) for n in range(2)])
+    with (
+        pytest.raises(Rejected, match=r"too-narrow: clip\.mkv has frames of 480x4 pixels"),
+        samples_of(tmp_path / "clip.mkv"),
+    ):
+        pass
+
+
+def test_samples_have_a_millisecond_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a clip whose time stamps are wrong one frame is left, and no picture takes another's name."""
+    write_clip(tmp_path / "clip.mkv", [numbered(n) for n in range(4)], options=QUALITY)
+    decoded = reading._decoded
+
+    def hasty(*arguments: Any) -> Iterator[Any]:
+        for frame in decoded(*arguments):
+            frame.time_base /= 1000
+            yield frame
+
+    monkeypatch.setattr(reading, "_decoded", hasty)
+    with samples_of(tmp_path / "clip.mkv") as samples:
+        assert samples.times == [0.0]
 
 
 def test_frames_that_are_too_large_are_refused_before_they_are_decoded(

@@ -82,6 +82,14 @@ def test_a_network_tells_apart_who_touches() -> None:
     assert people.others is not None and not people.others.any()
 
 
+def test_who_is_found_within_somebody_larger_keeps_their_pixels_and_nobody_has_none() -> None:
+    """A child in front of a grown-up, who was found twice."""
+    child, adult = box(20, 40, 26, 32), box(4, 44, 20, 40)
+    people = told_apart(adult, FoundPeople([child, adult, adult.copy()], [0.9, 0.8, 0.7]))
+    assert [int(mask.sum()) for mask in people.masks] == [int(child.sum()), int((adult & ~child).sum())]
+    assert len(people.scores) == 2
+
+
 def test_what_is_no_person_and_who_is_in_the_plate_are_told_as_others() -> None:
     dog, person, sitter = box(30, 40, 5, 20), box(8, 40, 30, 40), box(10, 40, 60, 70)
     people = told_apart(dog | person, FoundPeople([person, sitter], [0.9, 0.7]))
