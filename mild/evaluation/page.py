@@ -27,6 +27,9 @@ HEADERS = {
 PICTURE_HEADERS = {"Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
 """Of pictures that are named by what they hold."""
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+"""What this machine is called on itself."""
+
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60)]
 """Of somebody who judges."""
 
@@ -40,11 +43,18 @@ class PageSettings(Settings):
     """0 takes any that is free."""
 
 
-def local_page(page: Path) -> FastAPI:
-    """An application that serves ``GET /``, the page, and ``/page.css`` and ``/page.js``, what pages share."""
+def local_page(page: Path, settings: PageSettings) -> FastAPI:
+    """An application that serves ``GET /``, the page, and ``/page.css`` and ``/page.js``, what pages share.
+
+    Served to this machine alone, it answers by this machine's names alone: a page of the web whose name leads here (DNS
+    rebinding) could otherwise read the pictures, and judge, in the browser of whoever has it open.
+    """
     from fastapi import FastAPI, Response
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app, shared = FastAPI(openapi_url=None), Path(__file__)
+    if settings.host in LOOPBACK:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK, www_redirect=False)
     for path, file, kind in (
         ("/", page, "text/html"),
         ("/page.css", shared.with_suffix(".css"), "text/css"),

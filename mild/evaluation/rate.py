@@ -73,7 +73,7 @@ def rating_page(pairs: Sequence[Pair], settings: RateSettings, folder: Path) -> 
     items = {pair.digest: pair for pair in pairs}
     with opened(folder / RATINGS, TABLE):
         pass
-    app = local_page(PAGE)
+    app = local_page(PAGE, settings)
 
     def standing(rater: str) -> dict[str, Any]:
         if settings.raters and rater not in settings.raters:

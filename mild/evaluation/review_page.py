@@ -61,7 +61,7 @@ def review_page(
 
     items = {item.id: item for item in review.items}
     files = {(item.id, shown.sha256): work / shown.file for item in review.items for shown in (item, *item.proposals)}
-    app = local_page(PAGE)
+    app = local_page(PAGE, settings)
 
     def check(reviewer: str) -> None:
         if settings.reviewers and reviewer not in settings.reviewers:

@@ -30,7 +30,7 @@ def open_page(pairs: list[Pair], folder: Path) -> Callable[..., Any]:
     from starlette.testclient import TestClient
 
     def opened(**settings: Any) -> Any:
-        return TestClient(rating_page(pairs, RateSettings(**settings), folder))
+        return TestClient(rating_page(pairs, RateSettings(**settings), folder), base_url="http://127.0.0.1")
 
     return opened
 

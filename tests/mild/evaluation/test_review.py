@@ -76,8 +76,9 @@ def open_page(work: Path, decisions: Decisions, finished: list[str]) -> Callable
         finished.append("")
         return "The run goes on."
 
-    def opened(review: Review, *reviewers: str) -> Any:
-        return TestClient(review_page(review, decisions, work, ReviewPageSettings(reviewers=reviewers), finish))
+    def opened(review: Review, *reviewers: str, host: str = "127.0.0.1") -> Any:
+        page = review_page(review, decisions, work, ReviewPageSettings(reviewers=reviewers, host=host), finish)
+        return TestClient(page, base_url="http://127.0.0.1:8765")
 
     return opened
 
@@ -245,6 +246,16 @@ def test_nothing_that_is_served_names_a_method_a_picture_or_another_reviewer(
         said = answer.content + str(answer.headers).encode()
         for name in (*METHODS, "sample-", str(tmp_path), '"Bo"'):
             assert name.encode() not in said
+
+
+@pytest.mark.parametrize(("name", "status"), [("localhost:8765", 200), ("[::1]:8765", 200), ("evil.example", 400)])
+def test_a_page_for_this_machine_alone_answers_by_no_other_name(
+    make_review: Callable[..., Review], open_page: Callable[..., Any], name: str, status: int
+) -> None:
+    """Whose server says that its name is 127.0.0.1 would be the same origin to a browser."""
+    assert open_page(make_review(1)).get("/outcome", headers={"Host": name}).status_code == status
+    everybodys = open_page(make_review(1), host="0.0.0.0")
+    assert everybodys.get("/outcome", headers={"Host": name}).status_code == 200
 
 
 def test_a_picture_that_has_changed_is_not_shown(
