@@ -64,6 +64,8 @@ class PictureTable:
                     yield {name: values[row] for name, values in found.items()}
         except Rejected as rejected:
             raise UserError(rejected.message) from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.url} holds text that is not UTF-8: {error}") from None
 
     def picture(self, row: int, column: str) -> bytes:
         """The bytes of a picture, of any row from 0. Raises `Rejected`: there is none, or as `with_retries`."""

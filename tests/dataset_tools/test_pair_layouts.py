@@ -17,6 +17,7 @@ from PIL import Image
 from dataset_tools import picture_tables
 from dataset_tools.curated import CuratedSettings, Estimators, curated_samples
 from dataset_tools.errors import UserError
+from dataset_tools.fetch import FetchSettings
 from dataset_tools.images import DecodeSettings
 from dataset_tools.pair_layouts import LayoutSettings, rows_of_files
 from dataset_tools.pair_list import PairRow
@@ -322,6 +323,14 @@ def test_a_table_that_cannot_be_read_is_a_users_error(
         monkeypatch.setattr(picture_tables, "LARGEST_COLUMN", 100)
     with pytest.raises(UserError, match=message):
         source_of(tmp_path, layout).curate()
+
+
+def test_a_table_with_text_that_is_none_is_a_users_error(tmp_path: Path) -> None:
+    no_text = pa.array([b"\xe0"]).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"id": no_text}), tmp_path / "a.parquet")
+    table = picture_tables.PictureTable(str(tmp_path / "a.parquet"), FetchSettings(), {})
+    with pytest.raises(UserError, match=r"a\.parquet holds text that is not UTF-8"):
+        list(table.values(["id"]))
 
 
 @pytest.mark.parametrize("write", [write_corne, write_ober])
