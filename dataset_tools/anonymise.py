@@ -139,7 +139,7 @@ def of_pair(
 
 def _is_one(mask: np.ndarray, other: np.ndarray) -> bool:
     """Whether two masks have more in common than not."""
-    return 2 * np.count_nonzero(mask & other) > np.count_nonzero(mask | other)
+    return bool(2 * np.count_nonzero(mask & other) > np.count_nonzero(mask | other))
 
 
 def of_plate(regions: Iterable[Region], image: np.ndarray, plate: np.ndarray) -> list[Region]:
