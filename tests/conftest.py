@@ -69,14 +69,18 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what uses Prefect's server, so that `make test-fast` can leave it out.
 
-    Files that use it, or start processes, take longest, and go first: else one worker would still be at work on one
-    while the others have nothing left.
+    Files that use it, or start processes, take longest, and go first, then those with slow tests: else one worker would
+    still be at work on one while the others have nothing left.
     """
     for item in items:
         if "prefect_server" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
-    long = {item.path for item in items if {"process", "server"} & {mark.name for mark in item.iter_markers()}}
-    items.sort(key=lambda item: item.path not in long)
+
+    def files_of(*names: str) -> set[Path]:
+        return {item.path for item in items if any(mark.name in names for mark in item.iter_markers())}
+
+    longest, slow = files_of("process", "server"), files_of("slow")
+    items.sort(key=lambda item: (item.path not in longest, item.path not in slow))
 
 
 @pytest.fixture(autouse=True)
