@@ -97,7 +97,7 @@ def finished(photographs: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def rows(folder: Path) -> list[PairRow]:
-    found = list(read_pair_list((folder / "out/pairs.jsonl").read_bytes()))
+    found = [row for _, row in read_pair_list((folder / "out/pairs.jsonl").read_bytes())]
     assert all(isinstance(row, PairRow) for row in found)
     return found  # type: ignore[return-value]
 
