@@ -101,7 +101,7 @@ def test_brackets_in_a_complaint_are_printed_as_they_are(capsys: pytest.CaptureF
 
 def test_an_unknown_recipe_names_those_that_there_are() -> None:
     """The names come from the package's own folder."""
-    with pytest.raises(UserError, match=r"known are ade20k, coco, folder, .*, sample, weblist$"):
+    with pytest.raises(UserError, match=r"known are ade20k, coco, folder, .*, sample, video, weblist$"):
         recipe_path("build", "smaple")
 
 
