@@ -26,9 +26,12 @@ _EXACT = 0.7
 """Pixels of the grey picture, by which a point may miss the motion that it fits."""
 _FIT = 0.6
 """Least share of the points that a view and a sample have in common which must fit the motion."""
+_STATIC, _SPREAD = 0.33, 0.15
+"""A camera kept still where so large a share of the points did, if they span so much of what all points of the view
+span: people and leaves may have most of the points, and what is drawn over a moving picture is small."""
 _NEARLY = 0.9
 """A simpler motion is taken where it fits this share of the points that another fits."""
-_FOUND = 0.15
+_FOUND = 0.1
 """Least share of the view's points that must be found in the sample again: people hide some."""
 _PARTS, _POINTS_A_PART = 12, 4
 """Points are taken from so many parts along the longer side, and so many from each at most."""
@@ -147,7 +150,7 @@ def _warp(
         return False, None
     ours, theirs = reference.points[same, 0], there[same, 0]
     moved = np.linalg.norm(theirs - ours, axis=1) / scale
-    if np.mean(moved < _STILL) >= _FIT and np.median(moved) < _STILL / 2:
+    if _kept_still(ours, moved, reference.points[:, 0]):
         return True, None
     warp, fitting = _motion(ours, theirs)
     if warp is None or np.count_nonzero(fitting) < max(_FEWEST_POINTS, _FIT * len(ours)):
@@ -162,6 +165,19 @@ def _warp(
         return True, None
     resize = np.diag([scale, scale, 1.0])
     return True, np.linalg.inv(resize) @ warp @ resize
+
+
+def _kept_still(points: np.ndarray, moved: np.ndarray, of_view: np.ndarray) -> bool:
+    """Whether a camera did: points (n, 2) of those of its view (m, 2) were found, and moved by so many pixels (n,)."""
+    still = moved < _STILL
+    if np.count_nonzero(still) < _FEWEST_POINTS or np.mean(still) < _STATIC or np.median(moved[still]) >= _STILL / 2:
+        return False
+    return bool(np.mean(still) >= _FIT or _spanned(points[still]) >= _SPREAD * _spanned(of_view))
+
+
+def _spanned(points: np.ndarray) -> float:
+    """Area of the convex hull of points (n, 2) float32."""
+    return cv2.contourArea(cv2.convexHull(points))
 
 
 def _motion(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:

@@ -22,12 +22,16 @@ _BAND_BYTES = 24_000_000
 _LEAST_NOISE = 1.0
 """Grey levels: rounding alone makes such a difference."""
 _MAJORITY, _LEAST_SUPPORT, _LEAST_VISITS = 0.5, 0.35, 3
-"""A pixel's background is shown by most samples; by fewer where it comes back time and again: who stands does not."""
+"""A pixel's background is shown by most samples, or by fewer where it comes back time and again."""
 _RIVAL = 0.2
 """Share of the samples from which on something else may be the background."""
-_PASSES = 24
-"""What is in front for a shorter time than this part of the samples passes by, and ends nothing."""
-_LEAST_REST = 0.25
+_LEAST_EXTENT = 0.6
+"""Least share of the view's time over which a background is seen: who stands is seen in one stretch."""
+_AS_LONG = 0.1
+"""Two things that are seen over times whose shares differ by less cannot be told apart by that."""
+_ENDS = 0.05
+"""Share of the samples that show something which the time over which it is seen leaves out, at either end."""
+_LEAST_REST = 0.12
 """Least share of samples in which nothing differs around a pixel."""
 _SURROUNDINGS = 1 / 40
 """Half the width of what is around a pixel, as a share of the picture's longer side."""
@@ -105,18 +109,21 @@ def _background(samples: np.ndarray, level: float, sharp: np.ndarray) -> tuple[n
     reach = int(np.ceil(max(4.0, 3.5 * level)))
     first = _fullest_cluster(samples, reach)
     colour, spread, share, visits = first.colour, first.spread, first.share, first.visits
-    # Where somebody stood for long there are two clusters: they came once, and the background came back.
+    # Where somebody stood for long there are two clusters: the background was seen before them and after.
+    extent = _extent(first.inliers)
     doubtful = np.flatnonzero(share <= 1 - _RIVAL)
     if len(doubtful):
         rival = _fullest_cluster(samples[:, :, doubtful], reach, first.inliers[:, doubtful])
         strong = rival.share >= _RIVAL
-        returns = _returns(rival.inliers) - _returns(first.inliers[:, doubtful])
-        back, equal = strong & (returns > 0), strong & (returns == 0)
+        other = _extent(rival.inliers)
+        longer = other - extent[doubtful]
+        back, equal = strong & (longer >= _AS_LONG), strong & (np.abs(longer) < _AS_LONG)
         swapped = doubtful[back]
         colour[:, swapped], spread[swapped] = rival.colour[:, back], rival.spread[back]
-        share[swapped] = rival.share[back]
+        share[swapped], extent[swapped] = rival.share[back], other[back]
         visits[swapped], share[doubtful[equal]] = _LEAST_VISITS, 0
     known = (share >= _MAJORITY) | ((share >= _LEAST_SUPPORT) & (visits >= _LEAST_VISITS))
+    known &= extent >= _LEAST_EXTENT
     if not sharp.all():
         clear = samples[:, sharp]
         near = _near(clear, colour, 2 * reach)
@@ -167,13 +174,15 @@ def _fullest_cluster(samples: np.ndarray, reach: int, without: np.ndarray | None
     return _Cluster(inliers, mean, spread, inliers.mean(0), _begins(inliers))
 
 
-def _returns(inliers: np.ndarray) -> np.ndarray:
-    """How many times inliers (n, P) begin, (P,) int, if they last through what only passes."""
-    reach = max(1, len(inliers) // _PASSES)
-    padded = np.pad(inliers, ((reach, reach), (0, 0)))
-    before = np.any([padded[step : step + len(inliers)] for step in range(reach + 1)], axis=0)
-    after = np.any([padded[step : step + len(inliers)] for step in range(reach, 2 * reach + 1)], axis=0)
-    return _begins(np.logical_and(before, after))
+def _extent(inliers: np.ndarray) -> np.ndarray:
+    """Over which share of the time, (P,) float, inliers (n, P) bool are seen, but for a few at its ends."""
+    seen = np.cumsum(inliers, axis=0, dtype=np.int16)
+    total = seen[-1]
+    few = np.floor(_ENDS * total).astype(np.int16)
+    # Samples before the first that counts, and after the last.
+    outside = (seen <= few).sum(0) + (seen >= np.maximum(total - few, 1)).sum(0) - 1
+    extent: np.ndarray = np.maximum(1 - outside / len(inliers), 0)
+    return extent
 
 
 def _begins(inliers: np.ndarray) -> np.ndarray:

@@ -164,6 +164,31 @@ def test_swaying_leaves_are_not_known(seen: Callable[..., Seen]) -> None:
     assert result.error() < 1.5
 
 
+def test_what_moves_locally_does_not_cut_the_view(seen: Callable[..., Seen]) -> None:
+    """Leaves that sway together, and people, have more of the points that are followed than what keeps still."""
+    views = seen("d", ClipFaults(leaves=(4, 36, 4, 40))).views
+    assert [len(view.samples) for view in views] == [COUNT]
+    assert all(warp is None for warp in views[0].warps)
+
+
+def test_who_stands_until_the_end_is_in_no_known_plate() -> None:
+    """Others walk by before, so that the background is seen time and again, and for a short while only."""
+    rng = np.random.default_rng(0)
+    background, stands = rng.integers(60, 120, (24, 32, 3)), rng.integers(160, 220, (24, 32, 3))
+    store = FrameStore()
+    for number in range(40):
+        frame = background.copy()
+        if number >= 18:
+            frame[:, :16] = stands[:, :16]
+        elif number % 4 < 2:
+            frame[:, :16] = rng.integers(0, 256, (24, 16, 3))
+        store.append(frame.astype(np.uint8))
+    plate = estimate_plate(store, View(list(range(40)), [None] * 40, np.ones((40, 3))))
+    store.close()
+    assert not plate.known[:, :14].any()
+    assert plate.known[:, 20:].all()
+
+
 def test_another_scene_is_another_view() -> None:
     store = FrameStore()
     clips = [DrawnClip(key, 0, SIZE, 2, 8, ClipFaults(stands=0)) for key in ("c", "d")]
