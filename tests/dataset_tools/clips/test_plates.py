@@ -180,7 +180,7 @@ def test_who_stands_until_the_end_is_in_no_known_plate() -> None:
         frame = background.copy()
         if number >= 18:
             frame[:, :16] = stands[:, :16]
-        elif number % 4 < 2:
+        elif number % 6 < 4:
             frame[:, :16] = rng.integers(0, 256, (24, 16, 3))
         store.append(frame.astype(np.uint8))
     plate = estimate_plate(store, View(list(range(40)), [None] * 40, np.ones((40, 3))))
