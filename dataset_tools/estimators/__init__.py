@@ -139,10 +139,10 @@ class CleanPlate:
     provider does not know whose. None: it knows nothing of effects, which is not the same as none in the picture."""
     kinds: dict[str, tuple[EffectKind, ...]] = field(default_factory=dict)
     """Of what kinds they are, by the same ids."""
-    tells_effects: bool = True
+    tells_effects: bool = field(default=True, kw_only=True)
     """Whether the picture differs from it where effects show. Not so where it was painted into the picture itself: what
     it shows outside of the masks, shadows included, is the picture's."""
-    sha256: str = ""
+    sha256: str = field(default="", kw_only=True)
     """Of the file that ``background`` was read from, hex; empty where there is none."""
 
 

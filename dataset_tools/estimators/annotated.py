@@ -132,7 +132,7 @@ class Annotated:
         plate = cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         effects, kinds = self._effects(record, (height, width))
         sha256 = hashlib.sha256(data).hexdigest()
-        return CleanPlate(plate, np.ones((height, width), bool), self.made_by, effects, kinds, sha256)
+        return CleanPlate(plate, np.ones((height, width), bool), self.made_by, effects, kinds, sha256=sha256)
 
     def _effects(
         self, record: ImageRecord, size: tuple[int, int]

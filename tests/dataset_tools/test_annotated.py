@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -97,6 +98,11 @@ def test_effects_go_by_the_ids_of_people_and_the_rest_is_somebodys(annotated: An
     assert plate.effects is not None and plate.kinds == {"p0": ("shadow",), "p2": ("shadow",)}
     rows = {name: np.flatnonzero(mask.all(1)).tolist() for name, mask in plate.effects.items()}
     assert rows == {"p0": [0, 1, 2, 3], "p2": [2, 3], "": [4, 5]}
+
+
+def test_a_plate_has_the_digest_of_its_file(annotated: Annotated, tmp_path: Path) -> None:
+    data = (tmp_path / "sidecar" / "test" / "abc.plate.png").read_bytes()
+    assert annotated.clean_plate(image(4, 6), RECORD).sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_a_missing_side_car_rejects_the_image(annotated: Annotated) -> None:
