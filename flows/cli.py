@@ -138,7 +138,7 @@ def _signals_as_exits() -> Iterator[None]:
 def _end(code: int) -> NoReturn:
     """End after a signal; where threads still work in vain, at once."""
     settings = sys.modules.get("flows.settings")
-    if settings is not None and settings.Threads.abandoned:
+    if settings is not None and settings.Threads.are_left_working():
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         for child in multiprocessing.active_children():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Annotated, Any, ClassVar, Literal
 
 from prefect.blocks.system import Secret
@@ -73,20 +74,25 @@ class Threads(ThreadPoolTaskRunner[R]):
     not end before its threads, must then be ended otherwise: see ``flows.cli``.
     """
 
-    abandoned: ClassVar[bool] = False
-    """Whether threads of this process were left to themselves."""
+    _abandoned: ClassVar[list[Thread]] = []
+    """Threads of this process that were left to themselves."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if self._executor is not None and (kind is None or issubclass(kind, Exception)):
             self._executor.shutdown(cancel_futures=True)
         super().__exit__(kind, error, trace)
 
+    @classmethod
+    def are_left_working(cls) -> bool:
+        """Whether any thread of this process that was left to itself still works in vain."""
+        return any(thread.is_alive() for thread in cls._abandoned)
+
     def cancel_all(self) -> None:
         """Cancel what has not begun; what has is told, and not waited for."""
         for event in self._cancel_events.values():
             event.set()
         if self._executor is not None:
-            Threads.abandoned |= any(thread.is_alive() for thread in self._executor._threads)
+            Threads._abandoned.extend(self._executor._threads)
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
 

@@ -84,13 +84,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def interrupts_are_pythons_own() -> None:
-    """A server that a test runs in this process may leave another handler behind, and the next Ctrl-C would end it."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True)
 def no_unmarked_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make test-fast` starts no process, for which it leaves out what says that it does."""
     if not {"process", "server"} & {mark.name for mark in request.node.iter_markers()}:

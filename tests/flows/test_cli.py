@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from flows import cli
 from flows.commands.build import show_build
 from flows.commands.terminal import new_console
 from flows.pipeline import recipe_path
-from flows.settings import BuildSettings
+from flows.settings import BuildSettings, Threads
 from flows.train import TrainRecipe
 from mild.bases import NANO_ADAPTERS, place_of
 from mild.evaluation.settings import EvaluateSettings
@@ -284,6 +285,21 @@ def test_a_defect_of_this_program_keeps_its_traceback(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(type(error)):
         cli.main()
+
+
+def test_threads_that_were_left_count_while_they_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they do, an interrupted program ends at once, and so would what else runs in its process."""
+    monkeypatch.setattr(Threads, "_abandoned", [])
+    end = threading.Event()
+    with Threads(max_workers=1) as runner:
+        assert runner._executor is not None
+        runner._executor.submit(end.wait)
+        runner.cancel_all()
+    assert Threads.are_left_working()
+    end.set()
+    for thread in Threads._abandoned:
+        thread.join()
+    assert not Threads.are_left_working()
 
 
 def test_lines_of_what_is_no_terminal_are_not_broken(tmp_path: Path) -> None:
