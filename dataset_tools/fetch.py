@@ -179,13 +179,6 @@ def list_folder(
         raise
 
 
-def version_of(info: dict[str, Any]) -> list[str]:
-    """Size, and what changes with the content, as a store tells of a file; empty where it does not."""
-    tags = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified", "created")
-    found = next((str(info[tag]) for tag in tags if info.get(tag)), "")
-    return ["" if info.get("size") is None else str(info["size"]), found]
-
-
 def copy_file(
     url: str, target: str, size: int | None, settings: FetchSettings, options: dict[str, Any] | None = None
 ) -> None:

@@ -130,6 +130,12 @@ def decode_image(
     return Decoded(image, stored, orientation, "; ".join(steps), mended, profile)
 
 
+def at_size(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 at another size: area averages where a side shrinks, linear where both grow."""
+    shrinks = picture.shape[0] > height or picture.shape[1] > width
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
 def read_orientation(data: bytes, max_pixels: int) -> tuple[tuple[int, int], int]:
     """Stored size (width, height) and EXIF orientation (1 to 8) of a photograph, without decoding its pixels.
 

@@ -34,7 +34,7 @@ from dataset_tools.images import MOST_PIXELS
 from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
 from dataset_tools.records import PEOPLE, Rejection
 from dataset_tools.schema import check_rle, decode_rle
-from dataset_tools.storage import open_root
+from dataset_tools.storage import open_root, version_of
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 MAX_PIXELS = MOST_PIXELS
@@ -82,11 +82,7 @@ class Place:
 
     def tokens(self) -> list[list[str]]:
         """Name, size and version of every file."""
-        versions = ("ETag", "etag", "mtime", "LastModified", "updated", "created")
-        return [
-            [name, str(info.get("size")), str(next((info[key] for key in versions if info.get(key)), ""))]
-            for name, info in self.files.items()
-        ]
+        return [[name, *version_of(info)] for name, info in self.files.items()]
 
     def read(self, name: str) -> bytes:
         """A file's bytes. Raises `Rejected` with ``not-found`` or, transient, ``read-failed``."""

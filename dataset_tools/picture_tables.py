@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.fetch import FetchSettings, open_filesystem, with_retries
+from dataset_tools.storage import changed_on_disk
 
 R = TypeVar("R")
 
@@ -108,9 +108,7 @@ class PictureTable:
 
     def _identity(self) -> tuple[str, str, FetchSettings, int]:
         filesystem, path = open_filesystem(self.url, self.fetch, self.options)
-        # A file on this machine may be written anew while this process lives; asking a store each time costs too much.
-        changed = os.stat(path).st_mtime_ns if isinstance(filesystem, LocalFileSystem) and os.path.exists(path) else 0
-        return self.url, json.dumps(self.options, sort_keys=True), self.fetch, changed
+        return self.url, json.dumps(self.options, sort_keys=True), self.fetch, changed_on_disk(filesystem, path)
 
 
 _kept: OrderedDict[tuple[object, ...], pa.ChunkedArray] = OrderedDict()

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 import fsspec
@@ -137,6 +137,18 @@ def files_in(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     return sorted(info["name"].rsplit("/", 1)[-1] for info in found if info["type"] == "file")
 
 
+_VERSIONS = (
+    "ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified", "updated", "created",
+)  # fmt: skip
+"""What stores call it, the most telling first."""
+
+
+def version_of(info: dict[str, Any]) -> list[str]:
+    """Size, and what changes with the content, as a store tells of a file; empty where it does not."""
+    found = next((str(info[tag]) for tag in _VERSIONS if info.get(tag)), "")
+    return ["" if info.get("size") is None else str(info["size"]), found]
+
+
 def state_on_disk(file: str) -> str:
     """Size and time of a file, ``absent``, or nothing where it does not lie on a local disk."""
     filesystem, path = open_root(file)
@@ -147,6 +159,14 @@ def state_on_disk(file: str) -> str:
     except OSError:
         return "absent"
     return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def changed_on_disk(filesystem: fsspec.AbstractFileSystem, path: str) -> int:
+    """When a file on this machine was last changed, in nanoseconds; 0 for others: asking a store costs a request.
+
+    For what a process keeps of a file that may be written anew while it lives.
+    """
+    return os.stat(path).st_mtime_ns if isinstance(filesystem, LocalFileSystem) and os.path.exists(path) else 0
 
 
 def check_writable(place: str | Path) -> None:

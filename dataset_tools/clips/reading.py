@@ -1,7 +1,8 @@
 """Samples of a clip, spread evenly over its time, on disk: a clip of any length is read in bounded memory.
 
-PyAV decodes (https://pyav.org). One frame after another is seen once, and those that are kept are turned upright by the
-display matrix. Times are those of the frames, so that a variable frame rate does not matter.
+PyAV decodes (https://pyav.org) and is imported when a clip is read. One frame after another is seen once, and those
+that are kept are turned upright by the display matrix. Times are those of the frames, so that a variable frame rate
+does not matter.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import Interpolation
 
 from dataset_tools.errors import Rejected
 
@@ -26,8 +27,8 @@ _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,
 """Containers of FFmpeg that hold what they show. Others (playlists, image sequences) open files that they name."""
 MOST_PIXELS = 8192 * 8192
 """Frames with more pixels are refused before one is decoded."""
-_EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-"""FFmpeg's quick conversion to RGB is darker by a grey level, and is not the same on all machines."""
+_EXACT = ("BICUBIC", "ACCURATE_RND", "FULL_CHR_H_INT", "BITEXACT")
+"""How FFmpeg converts to RGB: its quick way is darker by a grey level, and is not the same on all machines."""
 _LONGEST_GAP = 1.0
 """Seconds that one frame may stand for; a hole in the time stamps counts as that."""
 _MOST_NARROW = 16
@@ -124,6 +125,8 @@ def read_samples(path: Path, most: int, max_side: int) -> Iterator[Samples]:
 
 
 def _read(path: Path, samples: Samples, most: int, max_side: int) -> None:
+    import av
+
     clock = step = 0.0
     before: float | None = None
     size: tuple[int, int] | None = None
@@ -175,6 +178,8 @@ def _read(path: Path, samples: Samples, most: int, max_side: int) -> None:
 
 def _decoded(container: Any, stream: Any, faults: list[str]) -> Iterator[Any]:
     """Frames that are whole; what is wrong with others goes to ``faults``."""
+    import av
+
     packets = container.demux(stream)
     while True:
         try:
@@ -211,7 +216,10 @@ def _thin(samples: Samples, step: float) -> None:
 
 def _upright(frame: Any, max_side: int) -> np.ndarray:
     """(H, W, 3) uint8 RGB."""
+    from av.video.reformatter import Interpolation
+
     scale = min(1.0, max_side / max(frame.width, frame.height))
     width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=_EXACT)
+    exact = reduce(or_, (Interpolation[name] for name in _EXACT))
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=exact)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

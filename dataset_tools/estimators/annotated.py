@@ -22,9 +22,11 @@ from pydantic import BaseModel, Field, ValidationError
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import CleanPlate, PeopleInPicture
 from dataset_tools.fetch import FetchSettings, open_filesystem, read_bytes, with_retries
+from dataset_tools.images import at_size
 from dataset_tools.records import ImageRecord
 from dataset_tools.schema import EffectKind, MadeBy
 from dataset_tools.settings import Settings, digest_of
+from dataset_tools.storage import version_of
 from dataset_tools.storage_options import Location, StorageOptions
 
 
@@ -83,11 +85,8 @@ class Annotated:
         def find() -> list[list[str]]:
             filesystem, folder = open_filesystem(self._folder, settings.fetch, settings.root_options)
             filesystem.invalidate_cache()
-            keys = ("size", "mtime", "ETag", "etag")
-            return [
-                [name.removeprefix(folder), *(str(info.get(key)) for key in keys)]
-                for name, info in filesystem.find(folder, detail=True).items()
-            ]
+            found = filesystem.find(folder, detail=True)
+            return [[name.removeprefix(folder), *version_of(info)] for name, info in found.items()]
 
         try:
             return digest_of(sorted(with_retries(find, self._folder, settings.fetch)))
@@ -128,8 +127,7 @@ class Annotated:
         height, width = image.shape[:2]
         data = self._read(record, "plate.png")
         plate = _decoded(record, "plate.png", "RGB", data)
-        shrinks = plate.shape[0] > height or plate.shape[1] > width
-        plate = cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        plate = at_size(plate, height, width)
         effects, kinds = self._effects(record, (height, width))
         sha256 = hashlib.sha256(data).hexdigest()
         return CleanPlate(plate, np.ones((height, width), bool), self.made_by, effects, kinds, sha256=sha256)

@@ -40,14 +40,13 @@ from dataset_tools.fetch import (
     look_up,
     open_filesystem,
     read_bytes,
-    version_of,
 )
 from dataset_tools.json_rows import read_rows
 from dataset_tools.photo_masks import coco_rle, printable
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split
 from dataset_tools.schema import KEYPOINTS, decode_rle
 from dataset_tools.settings import Settings, digest_of
-from dataset_tools.storage import state_on_disk
+from dataset_tools.storage import state_on_disk, version_of
 from dataset_tools.storage_options import Location, StorageOptions
 
 PERSON = "person"

@@ -29,7 +29,6 @@ from dataset_tools.fetch import (
     look_up,
     open_filesystem,
     read_bytes,
-    version_of,
     with_retries,
 )
 from dataset_tools.images import DecodeSettings
@@ -37,7 +36,7 @@ from dataset_tools.mask_files import decode_mask
 from dataset_tools.ranges import NoRanges, is_http, read_range
 from dataset_tools.records import SPLITS, Curation, ImageRecord, Split
 from dataset_tools.settings import Settings, digest_of
-from dataset_tools.storage import PlaceSetting, is_url, state_on_disk, written_whole
+from dataset_tools.storage import PlaceSetting, changed_on_disk, is_url, state_on_disk, version_of, written_whole
 from dataset_tools.storage_options import Location, StorageOptions
 from dataset_tools.tables import CLASSES, MASK_PATH, TABLES, Table
 
@@ -377,10 +376,8 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 def _archive_index(url: str, options: dict[str, Any], fetch: FetchSettings) -> _Index:
     filesystem, path = open_filesystem(url, fetch, options)
-    # A mirror on this machine may be written anew while this process lives; asking a bucket each time costs too much.
-    changed = os.stat(path).st_mtime_ns if isinstance(filesystem, LocalFileSystem) and os.path.exists(path) else 0
     with _lock:
-        return _read_index(url, json.dumps(options, sort_keys=True), fetch, changed)
+        return _read_index(url, json.dumps(options, sort_keys=True), fetch, changed_on_disk(filesystem, path))
 
 
 @functools.lru_cache(maxsize=64)

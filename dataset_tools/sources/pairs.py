@@ -26,6 +26,7 @@ from dataset_tools.fetch import FetchSettings, look_up, map_in_order, open_files
 from dataset_tools.images import (
     PHOTO_FORMATS,
     DecodeSettings,
+    at_size,
     decode_image,
     exif_orientation,
     opened,
@@ -44,6 +45,7 @@ from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord,
 from dataset_tools.schema import KEY_PATTERN, SEVERAL, MadeBy
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.splits import SplitShares, split_of
+from dataset_tools.storage import version_of
 from dataset_tools.storage_options import Location, StorageOptions
 
 _READERS = 8
@@ -119,7 +121,7 @@ class PairsSource:
                 found = look_up(f"{settings.root}/{PAIR_LIST}", settings.fetch, settings.root_options)
             except Rejected as rejected:
                 raise UserError(rejected.message) from None
-            files = {PAIR_LIST: _told_of(found)}
+            files = {PAIR_LIST: version_of(found)}
         if settings.layout is None and PAIR_LIST not in files:
             raise UserError(f"{settings.root} has no {PAIR_LIST}")
         chosen = settings.model_dump(mode="json", exclude={"fetch"})
@@ -187,8 +189,7 @@ class PairsSource:
         data = self._bytes(files.background)
         plate = decode_image(data, limits).image
         if plate.shape[:2] != size:
-            shrinks = plate.shape[0] > height or plate.shape[1] > width
-            plate = cv2.resize(plate, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+            plate = at_size(plate, height, width)
         known = np.ones(size, bool)
         if files.known:
             there = files.upright(*_grey(self._bytes(files.known))) >= 128
@@ -196,7 +197,7 @@ class PairsSource:
             shares = cv2.resize(there.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
             known = shares > 0.999
         effects = None
-        if files.effects and self.settings.layout is not None:
+        if files.effects and not files.bits:
             mask = self._mask_file(files.effects, self._bytes(files.effects))
             somebodys = files.upright(mask.whole().view(np.uint8), mask.orientation)
             somebodys = cv2.resize(somebodys, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -223,10 +224,10 @@ class PairsSource:
             if isinstance(filesystem, LocalFileSystem):
                 if not filesystem.isdir(path):
                     raise UserError(f"folder {settings.root} does not exist")
-                return {name: _told_of(filesystem.info(f"{path}/{name}")) for name in files_below(path)}
+                return {name: version_of(filesystem.info(f"{path}/{name}")) for name in files_below(path)}
             filesystem.invalidate_cache()
             found = filesystem.find(path, detail=True)
-            return {name.removeprefix(path).lstrip("/"): _told_of(found[name]) for name in sorted(found)}
+            return {name.removeprefix(path).lstrip("/"): version_of(found[name]) for name in sorted(found)}
 
         try:
             return with_retries(find, settings.root, settings.fetch)
@@ -319,7 +320,14 @@ class PairsSource:
                 message = f"the plate is {plate[0]}x{plate[1]} pixels, its picture {size[0]}x{size[1]}"
                 read.mended.append(("plate", "plate-resized", message))
             files = _PlateFiles(
-                row.background, row.known, row.effects, stored_size, orientation, row.plate_by, row.tells_effects
+                row.background,
+                row.known,
+                row.effects,
+                self.settings.layout is None,
+                stored_size,
+                orientation,
+                row.plate_by,
+                row.tells_effects,
             )
             for name in filter(None, (row.known, row.effects)):
                 with _named(name):
@@ -414,6 +422,8 @@ class _PlateFiles:
     background: str
     known: str
     effects: str
+    bits: bool
+    """Whether ``effects`` has a bit for each person; a published set tells of somebody's."""
     stored_size: tuple[int, int]
     """Width and height of the picture as stored."""
     orientation: int
@@ -524,9 +534,3 @@ def _named(name: str) -> Iterator[None]:
         yield
     except Rejected as error:
         raise Rejected(error.reason, f"{name}: {error.message}", transient=error.transient) from None
-
-
-def _told_of(info: dict[str, object]) -> list[str]:
-    """Size, and what changes with the content, as a store tells of a file."""
-    versions = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified", "created")
-    return [str(info.get("size")), str(next((info[key] for key in versions if info.get(key)), ""))]

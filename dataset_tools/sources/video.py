@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from dataset_tools.ranges import is_http
 from dataset_tools.records import Rejection
 from dataset_tools.sources.pairs import PairsSettings
 from dataset_tools.splits import SplitShares
-from dataset_tools.storage import is_url, open_root, write_bytes
+from dataset_tools.storage import is_url, open_root, version_of, write_bytes
 from dataset_tools.storage_options import Location, StorageOptions
 
 CLIP_REPORT = "clip.json"
@@ -76,7 +76,7 @@ class ClipFile:
     """Path or URL."""
     name: str
     """Below the folder that the settings name."""
-    state: tuple[str, str]
+    state: tuple[str, ...]
     """Size, and what changes with the content, as the store tells."""
 
     @property
@@ -209,7 +209,7 @@ def _is_clip(name: str) -> bool:
     return name.lower().endswith(CLIP_SUFFIXES)
 
 
-def _files(place: str, settings: VideoSettings) -> dict[str, tuple[str, str]]:
+def _files(place: str, settings: VideoSettings) -> dict[str, tuple[str, ...]]:
     """Names below a folder, or the name of a file, each with its size and version. Raises `UserError`."""
 
     def find() -> dict[str, Any]:
@@ -230,8 +230,4 @@ def _files(place: str, settings: VideoSettings) -> dict[str, tuple[str, str]]:
         found = with_retries(find, place, settings.fetch)
     except Rejected as error:
         raise UserError(f"clips: {error.message}") from None
-    versions: Sequence[str] = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "Last-Modified", "created")
-    return {
-        name: (str(info.get("size")), str(next((info[key] for key in versions if info.get(key)), "")))
-        for name, info in found.items()
-    }
+    return {name: tuple(version_of(info)) for name, info in found.items()}

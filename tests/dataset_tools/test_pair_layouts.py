@@ -20,7 +20,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.fetch import FetchSettings
 from dataset_tools.images import DecodeSettings
 from dataset_tools.pair_layouts import LayoutSettings, rows_of_files
-from dataset_tools.pair_list import PairRow
+from dataset_tools.pair_list import PAIR_LIST, PairRow, pair_list
 from dataset_tools.records import Rejection
 from dataset_tools.schema import Sample
 from dataset_tools.sources.pairs import PairsSettings, PairsSource
@@ -155,6 +155,18 @@ def test_each_layout_becomes_paired_samples(
         assert sample.origins[0].licence == "CC BY 4.0"
     if write in (write_rord, write_ober):
         assert [sample.split for sample in samples] == ["train", "validation" if write is write_rord else "test"]
+
+
+def test_what_an_effect_mask_means_is_said_by_the_record_and_not_by_who_reads_it(tmp_path: Path) -> None:
+    """A shard is told by its records: the same file as bits of people must be another record."""
+    published = source_of(tmp_path, write_corne(tmp_path))
+    record = published.curate().records[0]
+    listed = PairsSettings.check({"root": str(tmp_path)}, origin="test").open()
+    shown = listed.clean_plate(shot(0), record).effects
+    assert shown is not None and list(shown) == [""]
+    row = PairRow(id="0", group="0", image="shot/0.jpg", background="bg/0.png", effects="mask_eff/0.png")
+    (tmp_path / PAIR_LIST).write_bytes(pair_list([row]))
+    assert listed.curate().records[0].plate != record.plate
 
 
 def test_a_set_without_plates_serves_real_samples(tmp_path: Path) -> None:
