@@ -208,25 +208,35 @@ def curate(job: CurateJob) -> Curated:
     )
 
 
-class HashPicturesJob(Job):
+class PicturesJob(Job):
+    """A job that reads the pictures of some rows of the table of chosen images."""
+
+    source: PictureSource
+    mirror: str
+    """Digest of the drawn sample world; empty for other sources."""
+    table: str
+    """Name below ``work`` of the table of chosen images."""
+    records: str
+    """Digest of these rows of it."""
+    files: str
+    """Digest of size and time of the files that these rows name, where looking costs next to nothing."""
+    split: Split
+    start: int
+    stop: int
+    opt_out: str
+    """Name below ``work`` of the opt-out list; empty where there is none."""
+    opted_out: tuple[int, ...]
+    """Numbers among these rows of those that the list names by id or address."""
+
+
+class HashPicturesJob(PicturesJob):
     """Learn what pictures look like, before any of them is used."""
 
     step: ClassVar[str] = "hash-pictures"
     version: ClassVar[int] = 1
     packages: ClassVar[tuple[str, ...]] = (*PICTURES, "imagehash")
-    source: PictureSource
-    mirror: str
-    table: str
-    records: str
-    files: str
-    split: Split
-    """What these five say is said in `ShardJob`."""
     role: Role
-    start: int
-    stop: int
     settings: CuratedSettings
-    opt_out: str
-    opted_out: tuple[int, ...]
 
     def label(self) -> str:
         """The step, split and role."""
@@ -332,28 +342,12 @@ class BuiltShard(BaseModel):
         return is_intact(job.root, self.shard)
 
 
-class ShardJob(Job):
+class ShardJob(PicturesJob):
     """What all shards have in common."""
 
     version: ClassVar[int] = 7
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
-    source: PictureSource
-    mirror: str
-    """Digest of the drawn sample world; empty for other sources."""
-    table: str
-    """Name below ``work`` of the table of chosen images."""
-    records: str
-    """Digest of this shard's rows of it."""
-    files: str
-    """Digest of size and time of the files that these rows name, where looking costs next to nothing."""
-    split: Split
-    start: int
-    stop: int
-    opt_out: str
-    """Name below ``work`` of the opt-out list; empty where there is none."""
-    opted_out: tuple[int, ...]
-    """Numbers among this shard's rows of those that the list names by id or address."""
     duplicates: dict[str, str]
     """Ids of pictures of this shard that are left out, and what each of them is like."""
 

@@ -17,7 +17,7 @@ from dataset_tools.settings import digest_of
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from dataset_tools.weights import file_digest
-from flows.caching import Files, Job, Outcome, result_storage, run_steps, write_named
+from flows.caching import Files, Job, Outcome, result_storage, run_steps
 from flows.evaluation_report import BEFORE, TABLE, Plan, ReportJob, SetMetric, read_summary, write_report
 from flows.evaluation_steps import (
     CasesJob,
@@ -32,6 +32,7 @@ from flows.evaluation_steps import (
     look_inside,
     prepare_cases,
     score,
+    setup_of,
     take_features,
     take_spectrum,
 )
@@ -41,7 +42,6 @@ from flows.progress import Display, Progress
 from flows.settings import Threads
 from mild.bases import normal_name, place_of
 from mild.evaluation.cases import CaseRow, read_rows
-from mild.evaluation.methods import Setup
 from mild.evaluation.methods.mild import MILDMethod
 from mild.evaluation.settings import DatasetSettings, EvaluateSettings
 from mild.evaluation.summary import DatasetRow, MethodRow, MetricRow
@@ -139,8 +139,7 @@ class _Evaluation:
 
     def __init__(self, recipe: EvaluateSettings, dataset: str, adapters: str, root: str) -> None:
         self.recipe, self.dataset, self.root = recipe, dataset, root
-        base = recipe.base or (read_config(fetched(adapters)).base if adapters else "")
-        self.setup = Setup(base, adapters, recipe.inference_steps, recipe.prompt)
+        self.setup = setup_of(recipe, adapters)
         self.place = {"root": root, "work": f"{root}.work"}
         self.storage = result_storage(self.place["work"])
         self.steps = self.cached = 0
@@ -370,16 +369,14 @@ class _Evaluation:
         return self._do_here(look_inside, jobs)
 
     def _report_job(self, plan: Plan) -> ReportJob:
-        """The last step, on a plan that is written down: it names every file of every step."""
-        job = ReportJob(**self.place, plan="", digest="")
-        text = plan.model_dump_json()
+        """The last step."""
         # Where files lie makes no other report, and the jobs are told by the digests of their files.
         said = plan.model_dump(
             mode="json",
             include={"recipe", "datasets", "methods", "metrics", "against", "digests"},
             exclude={"datasets": {"__all__": {"place"}}},
         )
-        return job.model_copy(update={"plan": write_named(job, "plan.json", text.encode()), "digest": digest_of(said)})
+        return ReportJob.of(self.place, plan, said)
 
 
 def _seen(cases: list[_Done], erased: list[_Done]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.storage import write_bytes
-from flows.caching import Files, Job, cached_step
-from flows.evaluation_steps import CasesJob, EraseJob, FeaturesJob, InsightJob, ScoreJob, SpectrumJob
+from flows.caching import Files, cached_step
+from flows.evaluation_steps import CasesJob, EraseJob, FeaturesJob, InsightJob, PlannedJob, ScoreJob, SpectrumJob
 from mild.bases import place_of
 from mild.evaluation.cases import CaseRow, read_rows
 from mild.evaluation.gallery import ShownCase, ShownLayers
@@ -80,20 +80,12 @@ class Plan(BaseModel):
     """Of the files of all jobs named here, of the curve and of the other evaluation."""
 
 
-class ReportJob(Job):
-    """Everything that stands at the output."""
+class ReportJob(PlannedJob):
+    """Everything that stands at the output, on a `Plan`."""
 
     step: ClassVar[str] = "write-report"
     version: ClassVar[int] = 1
     packages: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-    plan: str
-    """Name of the plan below ``work``."""
-    digest: str
-    """Of what it says, but for where things lie."""
-
-    def determines(self) -> Any:
-        """The plan's digest."""
-        return self.digest
 
 
 @cached_step

@@ -9,18 +9,47 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from pydantic import BaseModel
 
+from dataset_tools.settings import digest_of
 from dataset_tools.shards import Shard, ShardDataset
-from flows.caching import Files, Job, cached_step
+from flows.caching import Files, Job, cached_step, write_named
 from flows.progress import Progress
 from mild.evaluation.methods import Setup
-from mild.evaluation.settings import AnyMethod, AnyMetric, DatasetSettings
+from mild.evaluation.review import ReviewSettings
+from mild.evaluation.settings import AnyMethod, AnyMetric, DatasetSettings, EvaluateSettings
 from mild.metrics.metric import DistributionMetric, PictureMetric
+from mild.model.saved import fetched, read_config
 
 PICTURES = ("numpy", "opencv-python-headless")
+
+
+class PlannedJob(Job):
+    """A last step, which writes what stands at the output from a plan that names every file of every step."""
+
+    plan: str
+    """Name of the plan below ``work``."""
+    digest: str
+    """Of what it says, but for where things lie."""
+
+    @classmethod
+    def of(cls, place: Mapping[str, str], plan: BaseModel, said: Any) -> Self:
+        """The job of a plan, which is written down.
+
+        Args:
+            place: ``root`` and ``work``.
+            plan: all of it.
+            said: what it says, JSON-compatible, but for where things lie.
+        """
+        job = cls(**place, plan="", digest=digest_of(said))
+        return job.model_copy(update={"plan": write_named(job, "plan.json", plan.model_dump_json().encode())})
+
+    def determines(self) -> Any:
+        """The plan's digest."""
+        return self.digest
 
 
 class KeptJob(Job):
@@ -145,6 +174,12 @@ def erase(job: EraseJob) -> Files:
             progress.advance,
         )
     return job.kept()
+
+
+def setup_of(recipe: EvaluateSettings | ReviewSettings, adapters: str) -> Setup:
+    """What methods are opened with; ``adapters`` are a folder or hub id, or empty."""
+    base = recipe.base or (read_config(fetched(adapters)).base if adapters else "")
+    return Setup(base, adapters, recipe.inference_steps, recipe.prompt)
 
 
 def forget_methods() -> None:

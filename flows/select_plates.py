@@ -28,15 +28,23 @@ from dataset_tools.schema import MadeBy, Sample, encode_png
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place, write_bytes
-from flows.caching import Files, Job, Outcome, cached_step, result_storage, run_steps, write_named
-from flows.evaluation_steps import CasesJob, EraseJob, cases_jobs, erase, forget_methods, prepare_cases
+from flows.caching import Files, Job, Outcome, cached_step, result_storage, run_steps
+from flows.evaluation_steps import (
+    CasesJob,
+    EraseJob,
+    PlannedJob,
+    cases_jobs,
+    erase,
+    forget_methods,
+    prepare_cases,
+    setup_of,
+)
 from flows.output_lock import sole_run
 from flows.progress import Progress
 from flows.settings import Threads
 from flows.waiting import is_suspended_while_waiting, wait_for_people
 from mild.bases import normal_name
 from mild.evaluation.cases import goes, read_rows
-from mild.evaluation.methods import Setup
 from mild.evaluation.pairs import folder_beside
 from mild.evaluation.review import REVIEW, Decisions, Item, Proposal, Review, ReviewSettings
 from mild.evaluation.settings import DatasetSettings
@@ -121,20 +129,12 @@ class _Plan(BaseModel):
     """By method."""
 
 
-class PairsJob(Job):
-    """The chosen plates as a list of pairs: everything that stands at the output."""
+class PairsJob(PlannedJob):
+    """The chosen plates as a list of pairs: everything that stands at the output, on a `_Plan`."""
 
     step: ClassVar[str] = "write-pairs"
     version: ClassVar[int] = 1
     packages: ClassVar[tuple[str, ...]] = ("numpy", "pillow")
-    plan: str
-    """Name of a `_Plan` below ``work``."""
-    digest: str
-    """Of what it says, but for where things lie."""
-
-    def determines(self) -> Any:
-        """The plan's digest."""
-        return self.digest
 
 
 @cached_step
@@ -196,8 +196,7 @@ class _Selection:
 
     def __init__(self, recipe: ReviewSettings, dataset: str, adapters: str, root: str) -> None:
         self.recipe, self.dataset, self.root = recipe, dataset, root
-        base = recipe.base or (read_config(fetched(adapters)).base if adapters else "")
-        self.setup = Setup(base, adapters, recipe.inference_steps, recipe.prompt)
+        self.setup = setup_of(recipe, adapters)
         self.place = {"root": root, "work": f"{root}.work"}
         self.storage = result_storage(self.place["work"])
         self.steps = self.cached = self.without_proposal = 0
@@ -283,9 +282,7 @@ class _Selection:
             {id: [plate.method, plate.sha256] for id, plate in plan.plates.items()},
             {name: asdict(maker) for name, maker in plan.makers.items()},
         ]
-        job = PairsJob(**self.place, plan="", digest=digest_of(said))
-        job = job.model_copy(update={"plan": write_named(job, "plan.json", plan.model_dump_json().encode())})
-        self._do(write_pairs, [job])
+        self._do(write_pairs, [PairsJob.of(self.place, plan, said)])
         return {
             "pairs": f"{self.root}/{PAIR_LIST}",
             "chosen": len(outcome.plates),

@@ -17,9 +17,8 @@ FLAGS = [
 ]
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """Chromium, as playwright drives it."""
+@contextmanager
+def _chromium() -> Iterator[Any]:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
         pytest.skip("no Chromium is installed")
@@ -29,6 +28,19 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Callable[[], AbstractContextManager[Any]]:
+    """Starts Chromium, as playwright drives it: ``with chromium() as browser``. Skips where there is none."""
+    return _chromium
+
+
+@pytest.fixture
+def browser(chromium: Callable[[], AbstractContextManager[Any]]) -> Iterator[Any]:
+    """Chromium, for one test."""
+    with chromium() as browser:
+        yield browser
 
 
 @contextmanager
