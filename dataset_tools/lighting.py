@@ -224,7 +224,8 @@ def _cast_shadows(
         sun *= ground.bare
         sky *= ground.bare
     rows = np.s_[ground.first_row :]
-    effects.factor[rows] = cv2.merge([1 - (1 - f) * sun[rows] - f * sky[rows] for f in fill])
+    if bright[rows].size:  # the ground may lie below the picture
+        effects.factor[rows] = cv2.merge([1 - (1 - f) * sun[rows] - f * sky[rows] for f in fill])
     for index, dark in enumerate(on_people):
         if dark.any():
             effects.on_people[index] = 1 - dark[..., None] * (1 - fill)

@@ -132,6 +132,14 @@ def test_contact_darkens_the_ground_at_the_feet_alone() -> None:
     assert rows.min() > 140 - 20 and rows.max() < 140 + 12 and abs(columns - 120).max() < 30
 
 
+def test_people_on_ground_that_lies_below_the_picture_cast_shadows_on_each_other_alone() -> None:
+    people = [figure(260, column=100, tall=1.1, wide=60), figure(280, column=160, tall=1.1, wide=60)]
+    ground = Ground(GROUND.horizon, GROUND.centre, GROUND.focal, top=SIZE[0], gloss=0.5)
+    effects = cast(PLATE, people, ground, light(azimuth=2.8, height=np.radians(30)))
+    assert (effects.factor == 1).all() and not effects.added.any()
+    assert any(shade is not None for shade in effects.on_people)
+
+
 def test_ground_that_a_thing_hides_shows_no_effect() -> None:
     bare = np.ones(SIZE, np.float32)
     bare[:, 130:] = 0
