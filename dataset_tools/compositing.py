@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -147,11 +147,22 @@ def _heights(donor_height: int, category: str, truncated: bool, settings: Compos
     return growth * lowest, min(growth * highest, settings.max_upscaling * donor_height / settings.size[1])
 
 
+@dataclass(frozen=True, eq=False)
+class Background:
+    """A picture that people are pasted on."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB without people."""
+    origin: Origin
+    """Where it comes from."""
+    glossy: np.ndarray | None = None
+    """(H, W) bool: where it shows ground that can mirror. None: nobody marked any."""
+
+
 def compose(
     key: str,
     split: str,
-    background: np.ndarray,
-    background_origin: Origin,
+    background: Background,
     rows: Sequence[CutoutRow],
     load: Callable[[CutoutRow], Cutout],
     settings: CompositorSettings,
@@ -163,8 +174,7 @@ def compose(
     Args:
         key: of the sample.
         split: of the sample; all donors and the background must be of it.
-        background: (H, W, 3) uint8 RGB without people.
-        background_origin: where it comes from.
+        background: where they stand.
         rows: who may be pasted; each at most once.
         load: cuts one of them out; may raise `Rejected`, and another one is taken.
         settings: the targets.
@@ -177,10 +187,10 @@ def compose(
         ValueError: the donors differ in label set or estimators.
     """
     rng = _generator(f"{settings.seed}/{key}")
-    plate, crop = _plate(background, settings, rng)
+    plate, glossy, crop = _plate(background, settings, rng)
     horizon, placed = _placed_people(plate.shape[:2], rows, load, settings, rng)
     if not placed:
-        raise Rejected("no-placement", f"none of {len(rows)} people could be placed on {background_origin.id}")
+        raise Rejected("no-placement", f"none of {len(rows)} people could be placed on {background.origin.id}")
     for name, values in (
         ("label sets", {person.cutout.label_set for person in placed}),
         ("estimators", {str(person.cutout.made_by) for person in placed}),
@@ -191,7 +201,7 @@ def compose(
     layers = [_layer(person, plate, settings.colour_match) for person in placed]
     figures = [Figure(layer, person.standing_place()) for person, layer in zip(placed, layers, strict=True)]
     # With its own generator: other settings of the light change neither people nor masks.
-    effects = _effects(plate, figures, horizon, settings.light, _generator(f"{settings.seed}/{key}/light"))
+    effects = _effects(plate, glossy, figures, horizon, settings.light, _generator(f"{settings.seed}/{key}/light"))
 
     label_set = placed[0].cutout.label_set
     parsing = np.full(plate.shape[:2], NO_PARSING if label_set == "none" else 0, np.uint8)
@@ -231,7 +241,7 @@ def compose(
         made_by=replace(placed[0].cutout.made_by, plate=MadeBy("photograph"), effects=MadeBy("composited")),
         stratum=stratum([person.mask for person in people]),
         origins=[
-            replace(background_origin, role="background", transform=_joined(background_origin.transform, crop)),
+            replace(background.origin, role="background", transform=_joined(background.origin.transform, crop)),
             *(
                 replace(p.cutout.origin, transform=_joined(p.cutout.origin.transform, p.steps(settings.colour_match)))
                 for p in placed
@@ -245,11 +255,16 @@ def _generator(key: str) -> np.random.Generator:
 
 
 def _effects(
-    plate: np.ndarray, figures: Sequence[Figure], horizon: float, settings: LightSettings, rng: np.random.Generator
+    plate: np.ndarray,
+    glossy: np.ndarray | None,
+    figures: Sequence[Figure],
+    horizon: float,
+    settings: LightSettings,
+    rng: np.random.Generator,
 ) -> Effects:
     """What people do to the light on the ground plane; ``horizon`` is its share of the picture's height."""
     height, width = plate.shape[:2]
-    light, gloss = draw_light(plate, horizon * height, settings, rng), draw_gloss(settings, rng)
+    light, gloss = draw_light(plate, horizon * height, settings, rng), draw_gloss(glossy, settings, rng)
     ground = Ground(horizon * height, width / 2, _FOCAL * max(height, width), gloss=gloss)
     return cast(plate, figures, ground, light)
 
@@ -339,9 +354,14 @@ class _Placed:
         return "; ".join(steps)
 
 
-def _plate(background: np.ndarray, settings: CompositorSettings, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Crop, flip and resize a background; the text tells how. Crops keep to the lower part, where the ground is."""
-    height, width = background.shape[:2]
+def _plate(
+    background: Background, settings: CompositorSettings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """Crop, flip and resize a background; the text tells how. Crops keep to the lower part, where the ground is.
+
+    Also how much of each pixel is glossy ground, (H, W) float32 in 0..1, where that is marked.
+    """
+    height, width = background.image.shape[:2]
     target_width, target_height = settings.size
     largest = min(width / target_width, height / target_height)
     if largest * settings.max_upscaling < 1:
@@ -355,13 +375,19 @@ def _plate(background: np.ndarray, settings: CompositorSettings, rng: np.random.
     crop_height = min(height, max(1, round(target_height * factor)))
     x = int(rng.integers(0, width - crop_width + 1))
     y = round((height - crop_height) * rng.uniform(0.6, 1))
-    plate = background[y : y + crop_height, x : x + crop_width]
-    steps = f"crop {crop_width}x{crop_height}+{x}+{y}"
-    if rng.random() < settings.flip:
-        plate, steps = plate[:, ::-1], f"{steps}; flip"
-    interpolation = cv2.INTER_AREA if factor >= 1 else cv2.INTER_CUBIC
-    plate = cv2.resize(np.ascontiguousarray(plate), settings.size, interpolation=interpolation)
-    return plate, f"{steps}; resize {target_width}x{target_height}"
+    window, steps = np.s_[y : y + crop_height, x : x + crop_width], f"crop {crop_width}x{crop_height}+{x}+{y}"
+    flipped = rng.random() < settings.flip
+    steps = f"{steps}; flip" if flipped else steps
+
+    def fitted(pixels: np.ndarray, enlarge: int) -> np.ndarray:
+        pixels = np.ascontiguousarray(pixels[window][:, ::-1] if flipped else pixels[window])
+        return cv2.resize(pixels, settings.size, interpolation=cv2.INTER_AREA if factor >= 1 else enlarge)
+
+    plate, glossy = fitted(background.image, cv2.INTER_CUBIC), None
+    if background.glossy is not None:
+        # The share of each pixel, so that the edge of a floor is no staircase; cubic curves would leave 0..1.
+        glossy = fitted(background.glossy.view(np.uint8) * np.uint8(255), cv2.INTER_LINEAR) / np.float32(255)
+    return plate, glossy, f"{steps}; resize {target_width}x{target_height}"
 
 
 def _placed_people(

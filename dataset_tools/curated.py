@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from dataset_tools.anonymise import Region, blurred, face_regions, found_regions, of_pair, transform_of
+from dataset_tools.compositing import Background
 from dataset_tools.differing_people import people_by_difference
 from dataset_tools.effects import EffectsSettings, effects_by_difference, effects_of_people
 from dataset_tools.errors import Rejected, UserError
@@ -44,7 +45,7 @@ from dataset_tools.records import ImageRecord, InstanceRecord, Rejection
 from dataset_tools.schema import LONGEST_KEY, NO_PARSING, MadeBy, Makers, Origin, Person, Sample, effect_bits
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
-from dataset_tools.sources import Source
+from dataset_tools.sources import GroundReader, Source
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -128,6 +129,14 @@ class FetchedPhotograph:
     sha256: str
     masks: list[np.ndarray | Rejected | None]
     """One (h, w) bool an instance of the record, why it could not be read, or None where the source has none."""
+    glossy: np.ndarray | None = None
+    """(H, W) bool, upright and of the image's size: where the source marked ground that mirrors. None: nowhere."""
+
+    def background(self, regions: Sequence[Region] = ()) -> Background:
+        """The picture as one that people are pasted on, with these regions of it blurred."""
+        image = self.decoded.image
+        nobody = np.zeros(image.shape[:2], bool)
+        return Background(blurred(image, regions, nobody), self.origin("background", regions), self.glossy)
 
     def origin(self, role: Literal["image", "background"], regions: Sequence[Region] = ()) -> Origin:
         """Where the picture comes from and what was done to it, the blurring of regions included."""
@@ -210,7 +219,8 @@ def photographs(
         check.of_picture(record, sha256, f"{perceptual_hash(decoded.image):016x}")
         _stage("quality", partial(check_picture, decoded.image, settings.quality))
         masks = [_mask_or_why(source, record, index) for index in range(len(record.instances))]
-        return FetchedPhotograph(record, decoded, sha256, masks)
+        glossy = _stage("mask", partial(_glossy_ground, source, record, decoded, settings.masks))
+        return FetchedPhotograph(record, decoded, sha256, masks, glossy)
 
     records = list(records)
     fetched = map_in_order(fetch, records, settings.fetch_workers, 2 * settings.fetch_workers)
@@ -292,8 +302,8 @@ def person_free(
 
 def anonymised(
     stream: Iterable[FetchedPhotograph], regions: RegionDetector, source: Source, rejected: list[Rejection]
-) -> Iterator[tuple[np.ndarray, Origin]]:
-    """Backgrounds, (H, W, 3) uint8 RGB, with what a network finds in them blurred; failures go to ``rejected``."""
+) -> Iterator[Background]:
+    """Backgrounds with what a network finds in them blurred; failures go to ``rejected``."""
     places = [*source.places, *regions.places]
     for batch in _batches(stream, regions.batch_size):
         outcomes = _together(regions.find_regions, [photograph.decoded.image for photograph in batch])
@@ -301,10 +311,7 @@ def anonymised(
             if isinstance(found, Rejected):
                 Notes(photograph.record, rejected, places).reject(StageFailed("anonymise", found))
                 continue
-            image = photograph.decoded.image
-            nobody = np.zeros(image.shape[:2], bool)
-            there = found_regions(found, image.shape[:2], regions.made_by)
-            yield blurred(image, there, nobody), photograph.origin("background", there)
+            yield photograph.background(found_regions(found, photograph.decoded.image.shape[:2], regions.made_by))
 
 
 @dataclass(eq=False)
@@ -630,6 +637,14 @@ def _mask_or_why(source: Source, record: ImageRecord, index: int) -> np.ndarray 
         return source.read_mask(record, index)
     except Rejected as error:
         return error
+
+
+def _glossy_ground(source: Source, record: ImageRecord, decoded: Decoded, settings: MaskSettings) -> np.ndarray | None:
+    """For `FetchedPhotograph.glossy`. Raises `Rejected` where a map that there is cannot be used."""
+    if not (record.glossy_ground and isinstance(source, GroundReader)):
+        return None
+    glossy = decoded.apply_orientation(source.read_glossy_ground(record))
+    return fit_mask(glossy, decoded.image.shape[:2], settings)
 
 
 def rejection_rows(rejected: Iterable[Rejection]) -> list[dict[str, Any]]:

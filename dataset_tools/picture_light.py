@@ -27,8 +27,9 @@ class LightSettings(Settings):
     shadows: float = Field(0.9, ge=0, le=1)
     """Share of pictures in which people cast shadows."""
     reflections: float = Field(0, ge=0, le=1)
-    """Share of pictures whose ground mirrors people as a wet street or a polished floor does. For backgrounds of which
-    that is known to be plausible: photographs do not say where the ground is wet."""
+    """Share in which the ground mirrors people, of those pictures whose background comes with a map of ground that can:
+    floors, water (source ``ade20k``). It mirrors them there and nowhere else; of other backgrounds nobody knows where
+    they are polished or wet, and nothing in them mirrors."""
     height: tuple[float, float] = (30, 70)
     """Range of the light's height above the horizon in degrees, more than 0 and less than 90."""
     softness: tuple[float, float] = (0.02, 0.25)
@@ -38,7 +39,7 @@ class LightSettings(Settings):
     contact: tuple[float, float] = (0.2, 0.6)
     """Range of the share of the sky's light that people keep from the ground right at their feet."""
     gloss: tuple[float, float] = (0.4, 1.0)
-    """Range of how much of a mirror the ground is, where it is one; 1 is still water."""
+    """Range of how much of a mirror such ground is; 1 is still water."""
 
     @field_validator("height", "softness", "darkness", "contact", "gloss")
     @classmethod
@@ -88,10 +89,16 @@ def draw_light(plate: np.ndarray, horizon: float, settings: LightSettings, rng: 
     )
 
 
-def draw_gloss(settings: LightSettings, rng: np.random.Generator) -> float:
-    """How much of a mirror the ground of a picture is, 0..1."""
-    mirrors, gloss = rng.random() < settings.reflections, rng.uniform(*settings.gloss)
-    return gloss if mirrors else 0.0
+def draw_gloss(glossy: np.ndarray | None, settings: LightSettings, rng: np.random.Generator) -> np.ndarray | float:
+    """How much of a mirror the ground of a picture is, 0..1: for `dataset_tools.lighting.Ground.gloss`.
+
+    Args:
+        glossy: (H, W) float32 in 0..1: how much of each pixel is ground that can mirror. None: nobody marked any.
+        settings: share and range.
+        rng: decides.
+    """
+    mirrors, gloss = rng.random() < settings.reflections, np.float32(rng.uniform(*settings.gloss))
+    return glossy * gloss if mirrors and glossy is not None else 0.0
 
 
 def light_side(plate: np.ndarray, horizon: float) -> int:

@@ -71,8 +71,12 @@ class ImageRecord:
     """What the source says of the picture, where it says something."""
     plate: str = ""
     """Where the clean plate lies, in the terms of the source, which is a plate provider itself then."""
+    glossy_ground: str = ""
+    """Where the map of ground that mirrors lies, such as of floors and water, in the terms of the source, which is a
+    `dataset_tools.sources.GroundReader` then; empty: nobody marked any. Of backgrounds only."""
     digest: str = ""
-    """sha256 of the files that belong to the record, where curation read them and the id does not follow from them."""
+    """sha256 of what belongs to the record, where curation read it and the id does not follow from it: of the files, or
+    of the pixels of ``glossy_ground``."""
     instances: tuple[InstanceRecord, ...] = ()
 
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
@@ -22,7 +21,7 @@ from pydantic import BaseModel
 
 from dataset_tools.anonymise import AnonymiseSettings
 from dataset_tools.card import write_card
-from dataset_tools.compositing import CompositorSettings, compose, is_tall_enough
+from dataset_tools.compositing import Background, CompositorSettings, compose, is_tall_enough
 from dataset_tools.curated import (
     CuratedSettings,
     Estimators,
@@ -51,7 +50,7 @@ from dataset_tools.records import (
     records_to_table,
     rejections_to_table,
 )
-from dataset_tools.schema import EncodingSettings, Origin, Sample
+from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, write_shard
 from dataset_tools.sources import Source
@@ -157,7 +156,7 @@ class CurateJob(Job):
     """Choose the images of a source."""
 
     step: ClassVar[str] = "curate"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     source: PictureSource
     tables: dict[str, list[str]]
     """Of `dataset_tools.sources.Source.tables`."""
@@ -276,7 +275,7 @@ def hash_pictures(job: HashPicturesJob) -> HashedPictures:
     records = _records(job, job.role, job.start, job.stop)
     records = [record for number, record in enumerate(records) if number not in set(job.opted_out)]
     # Masks are not looked at.
-    plain = [replace(record, instances=()) for record in records]
+    plain = [replace(record, instances=(), glossy_ground="") for record in records]
     rejected: list[Rejection] = []
     pictures = []
     with download_slot(records):
@@ -345,7 +344,7 @@ class BuiltShard(BaseModel):
 class ShardJob(PicturesJob):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     duplicates: dict[str, str]
@@ -544,8 +543,7 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
             try:
                 if background is None:
                     raise Rejected("no-background", f"none of the {len(records)} backgrounds of {job.path} can be used")
-                picture, origin = background
-                yield compose(key, job.split, picture, origin, people, load, job.settings)
+                yield compose(key, job.split, background, people, load, job.settings)
             except Rejected as error:
                 why = (error.reason, error.message, error.transient)
                 rejected.append(Rejection(job.split, key, "", "composite", "image-rejected", *why))
@@ -556,8 +554,8 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
 
 def _backgrounds(
     job: CompositeShardJob, records: Sequence[ImageRecord], rejected: list[Rejection], check: OptOutCheck
-) -> Iterator[tuple[np.ndarray, Origin] | None]:
-    """The background of each composite in turn, (H, W, 3) uint8 RGB; None where not one can be used.
+) -> Iterator[Background | None]:
+    """The background of each composite in turn; None where not one can be used.
 
     Composites are spread evenly over the records, and only the records that this gives are fetched, a few ahead. One
     that cannot be used gives its place to the next that can, or else to the last before it.
@@ -569,22 +567,24 @@ def _backgrounds(
     instances = job.instances.open() if job.instances else None
     regions = job.anonymise.network.open() if job.anonymise and job.anonymise.network else None
 
-    def usable(some: Sequence[ImageRecord]) -> Iterator[tuple[np.ndarray, Origin]]:
+    def usable(some: Sequence[ImageRecord]) -> Iterator[Background]:
+        if not job.settings.light.reflections:
+            some = [replace(record, glossy_ground="") for record in some]  # nobody asks where the ground mirrors
         fetched = photographs(some, source, job.curated, rejected, check, job.duplicates)
         if instances is not None:
             fetched = person_free(fetched, instances, source, rejected)
         if regions is not None:
             return anonymised(fetched, regions, source, rejected)
-        return ((photograph.decoded.image, photograph.origin("background")) for photograph in fetched)
+        return (photograph.background() for photograph in fetched)
 
     stream = usable([records[place] for place in dict.fromkeys(places)])
     following = next(stream, None)
     if following is None:
         stream = usable([record for place, record in enumerate(records) if place not in set(places)])
         following = next(stream, None)
-    current: tuple[np.ndarray, Origin] | None = None
+    current: Background | None = None
     for place in places:
-        while following is not None and (current is None or at[current[1].id] < place):
+        while following is not None and (current is None or at[current.origin.id] < place):
             current, following = following, next(stream, None)
         yield current
 

@@ -63,3 +63,16 @@ class Source(Protocol):
             Rejected: the mask is missing or unreadable.
         """
         ...
+
+
+@runtime_checkable
+class GroundReader(Protocol):
+    """A source that knows which ground of its pictures mirrors what stands on it."""
+
+    def read_glossy_ground(self, record: ImageRecord) -> np.ndarray:
+        """The map that ``record.glossy_ground`` names: (h, w) bool as stored, at its own size, before rotation.
+
+        Raises:
+            Rejected: the map is missing or unreadable.
+        """
+        ...

@@ -12,6 +12,9 @@ https://github.com/CSAILVision/placeschallenge). ``{root}/annotations/``, where 
 of the 150 classes of ``objectInfo150.txt`` it shows (https://github.com/CSAILVision/sceneparsing): pictures in which it
 knows people whom the instances lack are left out.
 
+Both releases say of every pixel what it shows. Where backgrounds show floors, water or ice (`GLOSSY`), people on it are
+mirrored (`dataset_tools.picture_light.LightSettings.reflections`); of the challenge release ``annotations/`` tells.
+
 What is published for validation is the split ``test``. Pictures are used as they are stored, as masks are: EXIF is not
 followed.
 """
@@ -22,7 +25,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
@@ -48,6 +51,12 @@ PERSON = "person"
 CROWDS = {"crowd", "people"}
 NO_BACKGROUND = {PERSON, "body part", *CROWDS}
 """What of an object's names, or of those of what WordNet says it is, keeps its picture from being a background."""
+GLOSSY = {
+    "floor", "water", "sea", "river", "stream", "canal", "lake", "pond", "pool", "swimming pool", "puddle",
+    "ice", "ice rink", "ice hockey rink",
+}  # fmt: skip
+"""First names of the classes of level ground that can mirror who stands on it. Roads, earth, grass, sand and rugs are
+matt, waterfalls and fountains not level."""
 INSTANCE_CLASSES = (
     "bed", "windowpane", "cabinet", "person", "door", "table", "curtain", "chair", "car", "painting", "sofa", "shelf",
     "mirror", "armchair", "seat", "fence", "desk", "wardrobe", "lamp", "bathtub", "railing", "cushion", "box", "column",
@@ -100,7 +109,7 @@ class Ade20kSettings(Settings):
 
 @dataclass(frozen=True)
 class Ade20kSource:
-    """Implements `dataset_tools.sources.Source`."""
+    """Implements `dataset_tools.sources.Source` and `dataset_tools.sources.GroundReader`."""
 
     settings: Ade20kSettings
     name = "ade20k"
@@ -128,7 +137,8 @@ class Ade20kSource:
     def curate(self) -> Curation:
         """Choose pictures of which everybody has a usable mask, and backgrounds.
 
-        Every mask of somebody is read, as is every json of the full release; in memory are only the boxes.
+        Every mask of somebody and every map of glossy ground is read, as is every json of the full release; in memory
+        are only the boxes.
 
         Raises:
             UserError: there is neither release, or the challenge release has no such class.
@@ -171,13 +181,15 @@ class Ade20kSource:
                     image=f"{settings.root}/{stem}.jpg",
                     licence=settings.licence,
                     title=picture.scene,
+                    glossy_ground=picture.glossy_ground,
+                    digest=picture.digest,
                     instances=tuple(picture.people),
                 )
             )
         return Curation(choose(records, settings.choice), rejected)
 
     def state(self, record: ImageRecord) -> list[str]:
-        """Of the picture, where it lies on a disk; the record holds a digest of each mask."""
+        """Of the picture, where it lies on a disk; the record holds a digest of each mask and of the map of ground."""
         return [state_on_disk(record.image)]
 
     def read_image(self, record: ImageRecord) -> bytes:
@@ -194,6 +206,17 @@ class Ade20kSource:
         classes, instances = _decode(self._read(name), full=name.startswith("images/"))
         mask: np.ndarray = (classes == int(kind)) & (instances == int(instance))
         return mask
+
+    def read_glossy_ground(self, record: ImageRecord) -> np.ndarray:
+        """Where a background shows one of `GLOSSY`, (h, w) bool.
+
+        Raises:
+            Rejected: as `read_mask`.
+        """
+        numbers, name = record.glossy_ground.split(":", 1)
+        full, data = name.startswith("images/"), self._read(name)
+        classes = _decode(data, full=True)[0] if full else _labels(data, name)
+        return np.isin(classes, [int(number) for number in numbers.split(",")])
 
     def _read(self, name: str) -> bytes:
         return read_bytes(f"{self.settings.root}/{name}", self.settings.fetch, self.settings.root_options)
@@ -259,9 +282,19 @@ class _Picture:
     bad: list[tuple[str, Rejected]] = field(default_factory=list)
     """Instance, or nothing where there is none, and why it cannot be used."""
     is_background: bool = False
+    glossy_ground: str = ""
+    digest: str = ""
+    """For the record."""
     scene: str = ""
     why: Rejected | None = None
     """Why the picture is set aside."""
+
+    def mark_glossy_ground(self, classes: np.ndarray, numbers: Iterable[int], name: str) -> None:
+        """Say where there is ground of glossy classes, if anywhere: in the map (h, w) of classes of that name."""
+        numbers = sorted(numbers)
+        glossy = np.isin(classes, numbers)
+        if glossy.any():
+            self.glossy_ground, self.digest = f"{','.join(map(str, numbers))}:{name}", _digest(glossy)
 
 
 _Reader = Callable[[str], bytes]
@@ -302,6 +335,7 @@ class _Full:
             raise Rejected("malformed-json", f"{stem}.json is not as the release's are: {error!r}") from None
         picture = _Picture(scene=" ".join(scene[-1:]), is_background=True)
         wanted: list[tuple[_Object, np.ndarray]] = []
+        glossy: set[int] = set()
         for row, entry in enumerate(objects):
             try:
                 thing = _Object.parse(entry)
@@ -316,9 +350,23 @@ class _Full:
             if thing.names & CROWDS and PERSON in self.wanted and not thing.is_part:
                 picture.why = Rejected("crowd", f"{stem}.json: object {thing.id} is a crowd, not one person")
             picture.is_background &= not thing.names & (self.wanted | NO_BACKGROUND)
+            if thing.category.casefold() in GLOSSY and not thing.is_part:
+                glossy.add(thing.number)
         if picture.why is None and wanted:
             self._add_people(picture, stem, read, size, wanted)
+        elif picture.why is None and picture.is_background and glossy:
+            picture.mark_glossy_ground(self._decoded(stem, read, size)[0], glossy, f"{stem}_seg.png")
         return picture
+
+    def _decoded(self, stem: str, read: _Reader, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """As `_decode`."""
+        name = f"{stem}_seg.png"
+        if name not in self.files:
+            raise Rejected("missing-mask", f"{name} does not exist")
+        classes, instances = _decode(read(name), full=True)
+        if classes.shape != size:
+            raise Rejected("mask-size-mismatch", f"{name} is {classes.shape}, the json says {size} (height, width)")
+        return classes, instances
 
     def _add_people(
         self,
@@ -328,12 +376,7 @@ class _Full:
         size: tuple[int, ...],
         wanted: list[tuple[_Object, np.ndarray]],
     ) -> None:
-        name = f"{stem}_seg.png"
-        if name not in self.files:
-            raise Rejected("missing-mask", f"{name} does not exist")
-        classes, instances = _decode(read(name), full=True)
-        if classes.shape != size:
-            raise Rejected("mask-size-mismatch", f"{name} is {classes.shape}, the json says {size} (height, width)")
+        name, (classes, instances) = f"{stem}_seg.png", self._decoded(stem, read, size)
         for number in dict.fromkeys(thing.number for thing, _ in wanted):
             things = [thing for thing, _ in wanted if thing.number == number]
             own = classes == number
@@ -462,31 +505,29 @@ class _Challenge:
                 mask = own & (instances == value)
                 covered |= mask
                 picture.people.append(_instance(str(value), category.capitalize(), mask, f"{number}:{value}:{name}"))
-        unmasked = self._semantic(f"annotations/{below}.png", classes.shape, read)
-        if unmasked is not None:
-            wanted, anybody = unmasked
-            if picture.why is None and np.count_nonzero(wanted & ~covered) > MaskSettings().min_area * wanted.size:
-                picture.why = Rejected(
-                    "person-without-mask", f"{below}.png: annotations show more than the instances do"
-                )
-        picture.is_background = not self.kept_from_background & set(present.tolist()) and (
-            unmasked is None or not anybody.any()
-        )
+        picture.is_background = not self.kept_from_background & set(present.tolist())
+        name = f"annotations/{below}.png"
+        if name in self.files:
+            self._compare(picture, covered, _labels(read(name), name), name)
         return picture
 
-    def _semantic(self, name: str, size: tuple[int, ...], read: _Reader) -> tuple[np.ndarray, np.ndarray] | None:
-        """Where ``annotations`` show the wanted classes, and these or a person, (h, w) bool; None without them."""
-        if name not in self.files:
-            return None
-        with opened(read(name), ("PNG",), MOST_PIXELS) as file:
-            if file.mode != "L":
-                raise Rejected("not-a-mask", f"{name} is of mode {file.mode}, not of one channel")
-            labels = np.asarray(file)
-        if labels.shape != size:
-            raise Rejected("mask-size-mismatch", f"{name} is {labels.shape}, the instances are {size} (height, width)")
-        wanted = [self.semantic.get(category, 0) for category in self.wanted.values()]
-        wanted = [label for label in wanted if label]
-        return np.isin(labels, wanted), np.isin(labels, [*wanted, self.semantic.get(PERSON, 0) or 255])
+    def _compare(self, picture: _Picture, covered: np.ndarray, labels: np.ndarray, name: str) -> None:
+        """Hold what the instances say, and the pixels that they cover, against the ``annotations`` of that name."""
+        if labels.shape != covered.shape:
+            raise Rejected(
+                "mask-size-mismatch", f"{name} is {labels.shape}, the instances are {covered.shape} (height, width)"
+            )
+        wanted = self._numbers(self.wanted.values())
+        unmasked = np.isin(labels, wanted) & ~covered
+        if picture.why is None and np.count_nonzero(unmasked) > MaskSettings().min_area * labels.size:
+            picture.why = Rejected("person-without-mask", f"{name} shows more than the instances do")
+        picture.is_background &= not np.isin(labels, [*wanted, *self._numbers([PERSON])]).any()
+        if picture.is_background:
+            picture.mark_glossy_ground(labels, self._numbers(GLOSSY), name)
+
+    def _numbers(self, names: Iterable[str]) -> list[int]:
+        """Those of the classes of ``annotations`` with one of these names."""
+        return [self.semantic[name] for name in names if name in self.semantic]
 
 
 def _class(category: str) -> int:
@@ -550,6 +591,19 @@ def _decode(data: bytes, full: bool) -> tuple[np.ndarray, np.ndarray]:
     return channels[..., 0].astype(np.int32), channels[..., 1]
 
 
+def _labels(data: bytes, name: str) -> np.ndarray:
+    """Class of each pixel, (h, w) uint8, of ``annotations`` of the challenge release. Raises as `_decode`."""
+    with opened(data, ("PNG",), MOST_PIXELS) as picture:
+        if picture.mode != "L":
+            raise Rejected("not-a-mask", f"{name} is of mode {picture.mode}, not of one channel")
+        return np.asarray(picture)
+
+
+def _digest(mask: np.ndarray) -> str:
+    """For `InstanceRecord.digest` and `ImageRecord.digest`."""
+    return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+
+
 def _instance(
     name: str, category: str, mask: np.ndarray, where: str, occluded: bool = False, truncated: bool | None = None
 ) -> InstanceRecord:
@@ -564,7 +618,7 @@ def _instance(
         mask=where,
         occluded=occluded,
         truncated=truncated,
-        digest=hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
+        digest=_digest(mask),
     )
 
 

@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_tools.curated import CuratedSettings, photographs
 from dataset_tools.errors import UserError
+from dataset_tools.images import DecodeSettings
 from dataset_tools.records import Curation, ImageRecord, records_to_table
-from dataset_tools.sources import Source
+from dataset_tools.sources import GroundReader, Source
 from dataset_tools.sources.ade20k import INSTANCE_CLASSES, TERMS, Ade20kSettings, Ade20kSource
 
 SIZE = (60, 80)
+SMALL = CuratedSettings(decode=DecodeSettings(min_side=16, max_side=40))
+"""Pictures are halved."""
 NAMES = {
     1831: "person, individual, someone, somebody, mortal, soul",
     2300: "skier",
@@ -27,14 +31,23 @@ NAMES = {
     2978: "wall",
     700: "crowd",
     99: "arm",
+    976: "floor, flooring",
+    2178: "rug, carpet, carpeting",
+    2668: "swimming pool, swimming bath, natatorium",
+    3016: "waterfall, falls",
 }
-HYPERNYMS = {2300: ["athlete, jock", NAMES[1831], "entity"], 99: ["limb", "body part"]}
+HYPERNYMS = {
+    2300: ["athlete, jock", NAMES[1831], "entity"],
+    99: ["limb", "body part"],
+    3016: ["body of water, water", "thing"],
+}
 Boxes = list[tuple[int, tuple[int, int, int, int]]]
 """Class and box (left, top, right, bottom, all within) of things, the nearest first."""
 OBJECT_INFO = (
     "Idx\tRatio\tTrain\tVal\tName\n1\t0.15\t11664\t1172\twall\n"
     "13\t0.01\t5075\t526\tperson, individual, someone, somebody, mortal, soul\n21\t0.01\t1\t1\tcar, auto\n"
-    "22 \t0.0074\t709\t75\twater\n"
+    "22 \t0.0074\t709\t75\twater\n4\t0.06\t9\t9\tfloor, flooring\n29\t0.01\t9\t9\trug, carpet, carpeting\n"
+    "110\t0.01\t9\t9\tswimming pool, swimming bath, natatorium\n114\t0.01\t9\t9\twaterfall, falls\n"
 )
 
 
@@ -210,6 +223,42 @@ def test_what_annotators_say_of_a_person_is_kept(ade20k: Callable[..., Ade20kSou
     assert record.instances[0].occluded and record.instances[0].truncated
 
 
+GROUND: dict[str, list[int]] = {"full": [2178, 976, 3016, 2668], "challenge": [29, 4, 114, 110]}
+"""Rug, floor, waterfall and pool."""
+PLACES = [(20, 40, 40, 50), (0, 35, 50, 59), (60, 0, 70, 40), (55, 30, 79, 59)]
+
+
+@pytest.mark.parametrize("release", ["full", "challenge"])
+def test_floors_and_water_of_backgrounds_are_glossy_and_rugs_and_waterfalls_are_not(
+    ade20k: Callable[..., Ade20kSource], release: str
+) -> None:
+    boxes: Boxes = list(zip(GROUND[release], PLACES, strict=True))
+    name = "ADE_train_00000009"
+    files = full(name, boxes) if release == "full" else challenge(name, [], semantic=boxes)
+    source = ade20k({**(FULL if release == "full" else CHALLENGE), **files})
+    assert isinstance(source, GroundReader)
+    records = by_name(source.curate())
+    _, floor, _, pool = drawn(boxes)
+    assert records[name].role == "background"
+    assert np.array_equal(source.read_glossy_ground(records[name]), floor | pool)
+    assert [other for other in records if records[other].glossy_ground] == [name]
+    (seen,) = photographs([records[name]], source, SMALL, [])
+    assert seen.glossy is not None and np.array_equal(seen.glossy, (floor | pool)[1::2, 1::2])
+
+
+@pytest.mark.parametrize("release", ["full", "challenge"])
+def test_ground_that_is_marked_anew_is_another_record(ade20k: Callable[..., Ade20kSource], release: str) -> None:
+    found = []
+    for right in (50, 52):
+        boxes: Boxes = [(GROUND[release][1], (0, 35, right, 59))]
+        name = "ADE_train_00000009"
+        files = full(name, boxes) if release == "full" else challenge(name, [], semantic=boxes)
+        extra = {} if release == "full" else {"objectInfo150.txt": OBJECT_INFO.encode()}
+        found.append(records_to_table(ade20k({**files, **extra}).curate().records).to_pylist()[0])
+    assert found[0] != found[1]
+    assert {**found[0], "digest": ""} == {**found[1], "digest": ""}
+
+
 def test_there_are_a_hundred_classes_of_instances() -> None:
     """Numbers as in instanceInfo100_train.txt, which are not those of objectInfo150.txt."""
     assert len(set(INSTANCE_CLASSES)) == 100
@@ -255,6 +304,13 @@ BAD: dict[str, tuple[dict[str, bytes], set[tuple[str, ...]]]] = {
     "somebody without pixels": (
         with_objects(entry(0, 1831, PERSON_AT), entry(1, 1831, (60, 30, 70, 50))),
         {("1", "missing-mask"), ("person-without-mask",)},
+    ),
+    "a map of ground of another size": (
+        {
+            **full("ADE_train_00000009", [(976, PERSON_AT)]),
+            f"{STEM}_seg.png": png(np.zeros((9, 9, 3), np.uint8)),
+        },
+        {("mask-size-mismatch",)},
     ),
     "a crowd": (full("ADE_train_00000009", [(1831, PERSON_AT), (700, (60, 30, 70, 50))]), {("crowd",)}),
 }

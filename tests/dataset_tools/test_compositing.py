@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from dataset_tools import compositing
-from dataset_tools.compositing import CompositorSettings, compose, is_tall_enough
+from dataset_tools.compositing import Background, CompositorSettings, compose, is_tall_enough
 from dataset_tools.donors import Cutout, CutoutRow, DonorSettings, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
 from dataset_tools.lighting import Effects, Figure, blend
@@ -96,6 +96,9 @@ def document(sample: Sample) -> dict[str, object]:
 SAMPLES = [donor_sample(number) for number in range(12)]
 ROWS = [row for index, sample in enumerate(SAMPLES) for row in cutout_rows(index, document(sample), SETTINGS.donors)]
 BACKGROUND = np.random.default_rng(5).integers(90, 170, (130, 150, 3), dtype=np.uint8)
+ORIGIN = origin("background", "place")
+PLACE = Background(BACKGROUND, ORIGIN, np.tile(np.arange(150) > 70, (130, 1)))
+"""Glossy on the right."""
 
 
 @cache
@@ -107,9 +110,8 @@ def load(row: CutoutRow) -> Cutout:
     return cutout(row.sample, row.person)
 
 
-def composite(key: str, **changes: object) -> Sample:
-    settings = SETTINGS.model_copy(update=changes)
-    return compose(key, "train", BACKGROUND, origin("background", "place"), ROWS, load, settings)
+def composite(key: str, place: Background = PLACE, **changes: object) -> Sample:
+    return compose(key, "train", place, ROWS, load, SETTINGS.model_copy(update=changes))
 
 
 CROWD = [composite(f"crowd-{i}", people={4: 1.0}, overlap=1.0, max_occlusion=0.7) for i in range(12)]
@@ -208,6 +210,40 @@ def test_the_image_is_as_without_effects_but_for_where_they_are_said_to_be() -> 
             fallen += sum(int((own & other.mask).sum()) for other in lit.people[:index])
         shown += int((lit.effects > 0).sum())
     assert shown > 10 * 100 and fallen > 0
+
+
+def test_only_marked_ground_mirrors_wherever_crop_and_flip_bring_it() -> None:
+    """The picture is red where the ground is marked, so that a composite shows how much of each pixel is. There it is
+    as if all of it were marked."""
+    rng = np.random.default_rng(0)
+    marked = np.kron(rng.integers(0, 2, (10, 10)), np.ones((23, 25))) > 0
+    image = np.where(marked[..., None], (250, 60, 60), (10, 60, 60)).astype(np.uint8)
+    light = LightSettings(shadows=0, reflections=1, gloss=(1, 1))
+    inside = outside = flips = 0
+    for number in range(12):
+        some, all_, none = (
+            composite(f"m{number}", Background(image, ORIGIN, glossy), people={2: 1.0}, light=light)
+            for glossy in (marked, np.ones_like(marked), None)
+        )
+        red = some.background[..., 0]
+        assert not (some.effects[red == 10]).any()
+        assert np.array_equal(some.effects[red == 250], all_.effects[red == 250])
+        assert np.array_equal(some.image[red == 250], all_.image[red == 250])
+        assert {kind for person in some.people for kind in person.effects} <= {"reflection"}
+        assert not none.effects.any()
+        inside += np.count_nonzero(some.effects)
+        outside += np.count_nonzero(all_.effects[red == 10])
+        flips += "flip" in some.origins[0].transform
+    assert inside > 500 and outside > 500 and 0 < flips < 12
+
+
+def test_without_marks_the_picture_is_as_if_nothing_were_asked_to_mirror() -> None:
+    for number in range(3):
+        matt, asked = (
+            composite(f"s{number}", Background(BACKGROUND, ORIGIN), light=LightSettings(reflections=share))
+            for share in (0, 1)
+        )
+        assert np.array_equal(matt.image, asked.image) and np.array_equal(matt.effects, asked.effects)
 
 
 def test_people_of_one_picture_stand_in_one_light() -> None:
@@ -351,12 +387,11 @@ def alone(sample: Sample, background: np.ndarray, key: str = "alone", **changes:
     """A composite of the one person of ``sample``."""
     settings = SETTINGS.model_copy(update={"people": {1: 1.0}, "colour_match": 0.0, **changes})
     rows = cutout_rows(0, document(sample), settings.donors)
-    place = origin("background", "place")
 
     def load(row: CutoutRow) -> Cutout:
         return cut_out(sample, row.person, settings.donors)
 
-    return compose(key, "train", background, place, rows, load, settings)
+    return compose(key, "train", Background(background, ORIGIN), rows, load, settings)
 
 
 @pytest.mark.parametrize("height", [(0.4, 0.41), (0.55, 0.56)])
@@ -385,7 +420,7 @@ def test_colour_matching_moves_people_towards_the_light_of_the_place_within_boun
 
     def mean_of_person(strength: float) -> np.ndarray:
         settings = SETTINGS.model_copy(update={"colour_match": strength, "people": {1: 1.0}})
-        sample = compose("night", "train", dark, origin("background", "b"), ROWS, load, settings)
+        sample = compose("night", "train", Background(dark, ORIGIN), ROWS, load, settings)
         return sample.image[sample.people[0].complete_mask].mean(axis=0)
 
     means = [mean_of_person(strength) for strength in (0.0, 0.3, 1.0)]
@@ -421,17 +456,17 @@ def test_a_donor_that_cannot_be_loaded_is_replaced_by_another() -> None:
         return load(row)
 
     settings = SETTINGS.model_copy(update={"people": {1: 1.0}})
-    made = compose("picky", "train", BACKGROUND, origin("background", "b"), ROWS, picky, settings)
+    made = compose("picky", "train", PLACE, ROWS, picky, settings)
     assert [person.id for person in made.people] == ["donor-4/p4"]
 
 
 def test_without_a_person_or_a_large_enough_background_the_sample_is_rejected() -> None:
     for rows in ([], ROWS):
         with pytest.raises(Rejected) as caught:
-            compose("k", "train", BACKGROUND, origin("background", "b"), rows, refuse, SETTINGS)
+            compose("k", "train", PLACE, rows, refuse, SETTINGS)
         assert caught.value.reason == "no-placement"
     with pytest.raises(Rejected, match="background-too-small"):
-        compose("k", "train", BACKGROUND[:40], origin("background", "b"), ROWS, load, SETTINGS)
+        compose("k", "train", Background(BACKGROUND[:40], ORIGIN), ROWS, load, SETTINGS)
 
 
 def refuse(row: CutoutRow) -> Cutout:
@@ -444,7 +479,7 @@ def test_donors_without_parsing_make_composites_without_parsing() -> None:
     def bare(row: CutoutRow) -> Cutout:
         return cut_out(samples[row.sample], row.person, SETTINGS.donors)
 
-    made = compose("bare", "train", BACKGROUND, origin("background", "b"), ROWS[:3], bare, SETTINGS)
+    made = compose("bare", "train", PLACE, ROWS[:3], bare, SETTINGS)
     assert made.label_set == "none" and (made.parsing == NO_PARSING).all()
 
     def mixed(row: CutoutRow) -> Cutout:
@@ -452,7 +487,7 @@ def test_donors_without_parsing_make_composites_without_parsing() -> None:
 
     settings = SETTINGS.model_copy(update={"people": {3: 1.0}, "overlap": 1.0})
     with pytest.raises(ValueError, match="label sets"):
-        compose("mixed", "train", BACKGROUND, origin("background", "b"), ROWS[:3], mixed, settings)
+        compose("mixed", "train", PLACE, ROWS[:3], mixed, settings)
 
 
 @pytest.mark.parametrize(

@@ -513,7 +513,38 @@ def test_backgrounds_are_blurred_as_well_and_one_that_cannot_be_looked_at_is_not
     rejected: list[Rejection] = []
     source = Pictures(images)
     stream = photographs(map(record, images), source, SETTINGS, rejected)
-    ((image, origin),) = anonymised(stream, Corner(), source, rejected)
-    assert not np.array_equal(image[PLATE], images["a"][PLATE]) and np.array_equal(image[:70], images["a"][:70])
-    assert origin.id == "a" and origin.transform.startswith("blur 1x license plate")
+    (place,) = anonymised(stream, Corner(), source, rejected)
+    assert not np.array_equal(place.image[PLATE], images["a"][PLATE])
+    assert np.array_equal(place.image[:70], images["a"][:70])
+    assert place.origin.id == "a" and place.origin.transform.startswith("blur 1x license plate")
     assert told(rejected) == {("b", "", "anonymise", "estimator-failed")}
+
+
+@dataclass
+class Floors(Pictures):
+    """A source that marked the ground of its pictures."""
+
+    floors: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def read_glossy_ground(self, record: ImageRecord) -> np.ndarray:
+        if record.glossy_ground not in self.floors:
+            raise Rejected("not-found", f"{record.glossy_ground} does not exist")
+        return self.floors[record.glossy_ground]
+
+
+@pytest.mark.parametrize(("rotation", "orientation"), [(0, 1), (90, 8), (270, 6)])
+def test_marks_of_the_ground_are_turned_and_sized_as_their_picture(rotation: int, orientation: int) -> None:
+    """A background without marks has none, and one whose marks cannot be read is set aside."""
+    upright = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 7 < 3
+    stored = undo_orientation(np.repeat(np.repeat(upright, 3, axis=0), 3, axis=1), orientation)
+    source = Floors({"a": undo_orientation(striped(), orientation), "b": striped()}, floors={"floor": stored})
+    records = [
+        replace(record("a", rotation=rotation), glossy_ground="floor"),
+        record("b"),
+        replace(record("b"), id="c", glossy_ground="lost"),
+    ]
+    rejected: list[Rejection] = []
+    marked, unmarked = (each.background() for each in photographs(records, source, SETTINGS, rejected))
+    assert marked.glossy is not None and np.array_equal(marked.glossy, upright)
+    assert np.array_equal(marked.image, striped()) and unmarked.glossy is None
+    assert told(rejected) == {("c", "", "mask", "not-found")}

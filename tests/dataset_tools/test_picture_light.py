@@ -21,9 +21,21 @@ def lights(count: int, plate: np.ndarray = GREY, **changes: object) -> list[Ligh
 def test_as_many_pictures_as_set_have_shadows_and_mirrors(share: float) -> None:
     lit = np.mean([light is not None for light in lights(800, shadows=share)])
     assert lit == pytest.approx(share, abs=0.05 if 0 < share < 1 else 0)
-    settings = LightSettings(reflections=share)
-    mirrors = np.mean([draw_gloss(settings, np.random.default_rng(seed)) > 0 for seed in range(800)])
-    assert mirrors == pytest.approx(share, abs=0.05 if 0 < share < 1 else 0)
+    drawn = glosses(np.ones((1, 1), np.float32), 800, reflections=share)
+    assert np.mean([np.all(gloss) for gloss in drawn]) == pytest.approx(share, abs=0.05 if 0 < share < 1 else 0)
+
+
+def glosses(glossy: np.ndarray | None, count: int, **changes: object) -> list[np.ndarray | float]:
+    settings = LightSettings.model_validate(changes)
+    return [draw_gloss(glossy, settings, np.random.default_rng(seed)) for seed in range(count)]
+
+
+def test_the_ground_mirrors_as_much_as_it_is_marked_within_the_range() -> None:
+    shares = np.float32([[0, 0.25, 1]])
+    drawn = np.array(glosses(shares, 50, reflections=1, gloss=(0.4, 0.6)))[:, 0]
+    assert not drawn[:, 0].any() and np.allclose(drawn[:, 1], drawn[:, 2] / 4)
+    assert 0.4 <= drawn[:, 2].min() < 0.42 and 0.58 < drawn[:, 2].max() <= 0.6
+    assert glosses(None, 5, reflections=1) == [0.0] * 5
 
 
 def test_lights_keep_to_their_ranges_and_come_from_both_sides() -> None:

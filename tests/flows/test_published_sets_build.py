@@ -79,9 +79,20 @@ def test_ade20k_becomes_shards(tmp_path: Path) -> None:
         path = root / f"annotations_instance/training/ADE_train_0000000{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask).save(path)
+    floor = np.zeros((96, 128), np.uint8)
+    floor[30:, 40:] = 4
+    path = root / "annotations/training/ADE_train_00000002.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(floor).save(path)
+    (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n4\t0.1\t1\t1\tfloor, flooring\n")
     changes = {**SMALL, "source.root": str(root), "source.splits": ["train"], "source.validation_share": 0}
+    # Backgrounds as they are, and nothing but their floors between them and their composites.
+    changes |= {"composite.size": [128, 96], "composite.crop": [1, 1], "composite.flip": 0}
+    changes |= {"composite.samples": {"train": 3}, "composite.light": {"shadows": 0, "reflections": 1, "gloss": [1, 1]}}
     summary = build_dataset(recipe_path("build", "ade20k"), str(tmp_path / "dataset"), changes)
-    assert summary["samples"] == 2 and list(verify(str(tmp_path / "dataset"))) == []
+    assert summary["samples"] == 4 and list(verify(str(tmp_path / "dataset"))) == []
+    mirrored = [made.effects > 0 for made in ShardDataset(str(tmp_path / "dataset"), "composite", "train")]
+    assert len(mirrored) == 3 and np.any(mirrored) and not (np.any(mirrored, axis=0) & (floor == 0)).any()
     (sample,) = ShardDataset(str(tmp_path / "dataset"), "real", "train")
     for person in sample.people:
         assert np.array_equal(person.mask, pixels[..., 1] == int(person.id))
