@@ -182,6 +182,8 @@ class _Visibility:
 
 def _brightest(colours: np.ndarray) -> np.ndarray:
     """The greatest of red, green and blue, float32."""
+    if not colours.size:  # of who is not in the picture; OpenCV knows no empty ones
+        return np.zeros(colours.shape[:2], np.float32)
     red, green, blue, *_ = cv2.split(colours)
     return cv2.max(cv2.max(red, green), blue).astype(np.float32)
 

@@ -140,6 +140,12 @@ def test_people_on_ground_that_lies_below_the_picture_cast_shadows_on_each_other
     assert any(shade is not None for shade in effects.on_people)
 
 
+def test_somebody_of_whom_the_picture_shows_nothing_changes_nothing() -> None:
+    nobody = Figure(np.zeros((*SIZE, 4), np.uint8), (120, 140))
+    alone, beside = (cast(PLATE, people, GROUND, light()) for people in ([figure(140)], [nobody, figure(140)]))
+    assert np.array_equal(alone.factor, beside.factor) and not beside.masks[0].any()
+
+
 def test_ground_that_a_thing_hides_shows_no_effect() -> None:
     bare = np.ones(SIZE, np.float32)
     bare[:, 130:] = 0
