@@ -93,7 +93,8 @@ def server_environment(prefect_server: None) -> dict[str, str]:
 def forks(prefect_server: None) -> ForkServerContext:
     """Starts processes that need not import a flow first, and use the same server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["flows.build_dataset", "flows.commands.build", "prefect_dask", "pandas"])
+    late = ["av", "fastapi", "graphviz", "scipy.fftpack"]  # what the first flow of a process and its steps import
+    context.set_forkserver_preload(["flows.build_dataset", "flows.commands.build", "prefect_dask", "pandas", *late])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", PREFECT_API_URL.value() or "")
         patch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")

@@ -65,7 +65,8 @@ def clips(root: Path) -> dict[str, Any]:
 
 def coco(root: Path) -> dict[str, Any]:
     (root / "train2017").mkdir()
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes(), 1):
         name = f"{number:012d}.jpg"
         Image.fromarray(scene.image).save(root / "train2017" / name)
@@ -155,7 +156,7 @@ def test_a_build_that_was_killed_leaves_nothing_half_written_and_ends_with_the_s
         assert not (output / "dataset/manifest.json").exists()
         assert left.keys() - expected.keys() == {HELD_BY}
         assert {name for name in left.keys() & expected.keys() if left[name] != expected[name]} <= {NOTES}
-        kept |= {path: path.stat().st_mtime_ns for path in finished(output)}
+        kept = {path: path.stat().st_mtime_ns for path in finished(output)} | kept
     assert len(list(output.glob(f"dataset/{configuration}/.*.tar.*{PARTIAL_SUFFIX}"))) == 1
     assert build_dataset(**parameters)["cached"] == 1
     assert digests(output) == expected
