@@ -33,8 +33,10 @@ from dataset_tools.sources.video import VideoSettings, list_clips
 from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings
 from dataset_tools.storage import (
     check_writable,
+    is_url,
     normal_place,
     open_root,
+    remove_partials,
     write_bytes,
 )
 from dataset_tools.weights import check_at_hand
@@ -212,6 +214,8 @@ class _Build:
         return OpenImagesSettings(root=root, images=f"{root}/images", curation=everything), mirror.digest
 
     def _pairs_of_clips(self, source: VideoSettings) -> PictureSource:
+        if not is_url(self.work):
+            remove_partials(f"{self.work}/{CLIPS}")
         clips, rejected = list_clips(source)
         cue = {"instances": self.settings.instances, "instances_fingerprint": self.fingerprints.get("instances")}
         read = self._run(read_clip, [ClipJob(**self.place, source=source, clip=clip, **cue) for clip in clips])

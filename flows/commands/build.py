@@ -33,12 +33,14 @@ def build(
     """Build a dataset, or bring one up to date."""
     prepare_prefect(verbose)
     from flows.build_dataset import build_dataset
-    from flows.pipeline import recipe_path
 
     changes = parsed(set_)
     if (settings is None) == (source is None):
         raise UserError("give either a settings file or --source")
     if source is not None:
+        # Imports all other flows, too.
+        from flows.pipeline import recipe_path
+
         alone = source == "folder" and masks is None and "source.masks" not in changes
         settings = recipe_path("build", "photographs" if alone else source)
         changes |= {f"source.{key}": value for key, value in [("photos", photos), ("masks", masks)] if value}

@@ -5,8 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,6 +58,9 @@ class Hub(ThreadingHTTPServer):
         """So many contents are taken before one is refused; 0: all."""
         self.spoils = ""
         """File whose content another has in the next commit."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may hang up early."""
 
     def files(self, branch: str = "main") -> dict[str, bytes]:
         held = self.commits[self.branches[branch]].items()
@@ -289,6 +296,42 @@ def test_stopped_in_the_middle_and_started_again_it_uploads_the_rest_alone(hub: 
     assert hub.files().items() >= files_below(root).items()
     hub.sent.clear()
     assert published(root).uploaded == [] and hub.sent == [] and len(hub.commits) == 2
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("step", "sent", "rest"), [("do_PUT", 2, 3), ("_commit", 5, 0)])
+def test_killed_and_started_again_it_uploads_the_rest_alone_and_finds_all_in_place(
+    hub: Hub, write: Writer, monkeypatch: pytest.MonkeyPatch, step: str, sent: int, rest: int
+) -> None:
+    """SIGKILL while the third content goes up, or when the hub has made the commit and not told of it."""
+    root = write(4)
+    program = "import sys; from dataset_tools import publishing; publishing.GROUP_BYTES = 1;"
+    program += "publishing.publish(sys.argv[1], 'owner/people', progress=lambda done, total: None)"
+    place = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    answer = getattr(_Handler, step)
+
+    def strike(handler: _Handler, *given: Any) -> None:
+        if len(hub.sent) < sent:
+            answer(handler, *given)
+            return
+        if step == "_commit":
+            answer(handler, *given)  # which is kept in a buffer as yet
+        else:
+            handler.rfile.read(int(handler.headers["Content-Length"]) // 2)
+        process.kill()
+        process.wait()
+        handler.close_connection = True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Handler, step, strike)
+        with subprocess.Popen([sys.executable, "-c", program, str(root)], env={**os.environ, **place}) as process:
+            pass
+    assert process.returncode == -signal.SIGKILL
+    assert len(hub.sent) == sent
+    assert ("manifest.json" in hub.files()) == (step == "_commit")
+    published(root)
+    assert len(hub.sent) == len(set(hub.sent)) == sent + rest
+    assert hub.files().items() >= files_below(root).items() and len(hub.commits) == 2
 
 
 def test_an_upload_that_fails_is_told_in_one_line_without_the_token_and_goes_on(hub: Hub, write: Writer) -> None:

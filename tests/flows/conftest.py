@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
+import pkgutil
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 from filelock import FileLock
+from prefect import Flow
 from prefect.context import _temporary_global_settings_context, get_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
@@ -88,12 +93,46 @@ def server_environment(prefect_server: None) -> dict[str, str]:
 def forks(prefect_server: None) -> ForkServerContext:
     """Starts processes that need not import a flow first, and use the same server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["flows.build_dataset", "flows.commands.build", "prefect_dask", "pandas"])
+    late = ["av", "fastapi", "graphviz", "scipy.fftpack"]  # what the first flow of a process and its steps import
+    context.set_forkserver_preload(["flows.build_dataset", "flows.commands.build", "prefect_dask", "pandas", *late])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", PREFECT_API_URL.value() or "")
         patch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
         forkserver.ensure_running()
     return context
+
+
+@pytest.fixture
+def run_killed(forks: ForkServerContext) -> Callable[..., None]:
+    """Runs a flow in a process that kills itself (SIGKILL) where a function is called for the n-th time.
+
+    Arguments: the function's full name, n, the flow, and its parameters.
+    """
+
+    def run(function: str, call: int, flow: Flow[..., Any], *arguments: Any, **named: Any) -> None:
+        # By name, as a flow cannot be pickled.
+        whole = f"{flow.fn.__module__}:{flow.fn.__qualname__}"
+        process = forks.Process(target=_run_until, args=(function, call, whole, arguments, named))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"ended before call {call} of {function}"
+
+    return run
+
+
+def _run_until(function: str, call: int, flow: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    run = pkgutil.resolve_name(flow)
+    owner, _, name = function.rpartition(".")
+    place, calls = pkgutil.resolve_name(owner), itertools.count(1)
+    whole = getattr(place, name)
+
+    def counted(*given: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*given, **options)
+
+    setattr(place, name, counted)
+    run(*arguments, **named)
 
 
 @pytest.fixture

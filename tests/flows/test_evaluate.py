@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-from collections.abc import Sequence
-from multiprocessing.context import ForkServerContext
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from dataset_tools.shards import ShardDataset
 from flows import cli
 from flows.evaluate import evaluate
 from mild.bases import NANO_ADAPTERS
-from mild.evaluation.compare import Bench
 from mild.evaluation.summary import Summary
 from mild.metrics.inception import FID
 
@@ -146,30 +142,15 @@ def test_a_picture_that_was_altered_is_made_again(
 
 
 def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_summary(
-    finished: tuple[Path, dict[str, Any]], drawn_dataset: str, tmp_path: Path, forks: ForkServerContext
+    finished: tuple[Path, dict[str, Any]], drawn_dataset: str, tmp_path: Path, run_killed: Callable[..., None]
 ) -> None:
     """SIGKILL while the second method works on its first shard: what the first did is kept."""
-    process = forks.Process(target=_killed_in_the_third_job, args=(tmp_path, drawn_dataset))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    given = (recipe(tmp_path), drawn_dataset, "", str(tmp_path / "out"))
+    run_killed("mild.evaluation.compare.Bench.erase_cases", 3, evaluate, *given)
     assert not (tmp_path / "out").exists()
     result = run(tmp_path, drawn_dataset)
     assert result["cached"] == 2 + 2, "the cases, and the first method on both shards"
     assert without_times(result["summary"])["groups"] == finished[1]["summary"]["groups"]
-
-
-def _killed_in_the_third_job(folder: Path, dataset: str) -> None:
-    calls = []
-
-    def erase(self: Bench, *arguments: Any) -> None:
-        calls.append(None)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        whole(self, *arguments)
-
-    whole, Bench.erase_cases = Bench.erase_cases, erase  # type: ignore[method-assign]
-    run(folder, dataset)
 
 
 def test_what_cannot_be_run_is_told_and_all_else_runs(tmp_path: Path, drawn_dataset: str) -> None:

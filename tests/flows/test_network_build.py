@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -334,30 +332,14 @@ def test_people_of_openimages_with_a_box_alone_get_a_mask_of_the_network_or_thei
     assert all(person.mask_by == "annotated" for sample in without.values() for person in sample.people)
 
 
-def build_and_die(recipe: str, output: str) -> None:
-    """A build that is killed when its second shard is looked at."""
-    calls: list[int] = []
-    find = Segmentation.find
-
-    def dying(self: Segmentation, images: Sequence[np.ndarray]) -> list[FoundPeople]:
-        calls.append(len(images))
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return find(self, images)
-
-    Segmentation.find = dying  # type: ignore[method-assign]
-    build_dataset(recipe, output)
-
-
 @pytest.mark.process
 def test_a_build_with_networks_that_was_killed_ends_with_the_same_bytes(
-    recipe: Path, undisturbed: Path, tmp_path: Path, forks: ForkServerContext, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, undisturbed: Path, tmp_path: Path, run_killed: Callable[..., None]
 ) -> None:
+    """SIGKILL when its second shard is looked at."""
     output = tmp_path / "dataset"
-    child = forks.Process(target=build_and_die, args=(str(recipe), str(output)))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    looked_at = "dataset_tools.estimators.segmentation.Segmentation.find"
+    run_killed(looked_at, 2, build_dataset, str(recipe), str(output))
     assert not (output / "manifest.json").exists()
     assert build_dataset(str(recipe), str(output))["cached"] == 1
     assert digests(output) == digests(undisturbed)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,6 @@ from flows import waiting
 from flows.pipeline import recipe_path
 from flows.select_plates import select_plates
 from flows.waiting import resume_waiting
-from mild.evaluation.compare import Bench
 from mild.evaluation.pairs import folder_beside
 from mild.evaluation.review import NONE, Decisions, Review, ReviewSettings
 
@@ -143,46 +139,16 @@ def test_a_second_run_does_nothing_again(finished: tuple[Path, dict[str, Any]], 
 
 
 def test_killed_and_started_again_the_bytes_are_the_same(
-    finished: tuple[Path, dict[str, Any]], photographs: str, tmp_path: Path, forks: ForkServerContext
+    finished: tuple[Path, dict[str, Any]], photographs: str, tmp_path: Path, run_killed: Callable[..., None]
 ) -> None:
     """SIGKILL while the second method works on its second shard, and again while the pairs are written."""
     shutil.copytree(finished[0] / "out-judged", tmp_path / "out-judged")
-    for where in (_at_the_fourth_erasing, _at_the_second_row):
-        process = forks.Process(target=_killed, args=(where, parameters(tmp_path, photographs)))
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+    for function, call in (("mild.evaluation.compare.Bench.erase_cases", 4), ("flows.select_plates._row", 2)):
+        run_killed(function, call, select_plates, **parameters(tmp_path, photographs))
         assert not (tmp_path / "out").exists()
     result = select_plates(**parameters(tmp_path, photographs))
     assert result["cached"] == result["steps"] - 1
     assert content(tmp_path / "out") == content(finished[0] / "out")
-
-
-def _killed(where: Callable[[], None], parameters: dict[str, Any]) -> None:
-    where()
-    select_plates(**parameters)
-
-
-def _at_the_fourth_erasing() -> None:
-    _kill_at(Bench, "erase_cases", 4)
-
-
-def _at_the_second_row() -> None:
-    import flows.select_plates
-
-    _kill_at(flows.select_plates, "_row", 2)
-
-
-def _kill_at(place: Any, name: str, call: int) -> None:
-    whole, calls = getattr(place, name), list[None]()
-
-    def counted(*arguments: Any) -> Any:
-        calls.append(None)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return whole(*arguments)
-
-    setattr(place, name, counted)
 
 
 def test_a_run_of_the_command_line_pauses_and_goes_on_when_all_is_decided(
