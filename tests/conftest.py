@@ -61,11 +61,6 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """What was imported may go, as some extension modules look at the end whether it did."""
-    gc.unfreeze()
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what uses Prefect's server, so that `make test-fast` can leave it out.
 
