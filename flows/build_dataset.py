@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from importlib.metadata import version
 from typing import Any, ParamSpec, TypeVar
@@ -124,7 +125,9 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
     root = normal_place(output)
     with sole_run(root):
         try:
-            summary = build_shards.with_options(task_runner=checked.runner.open())(checked, root)
+            shards = copy(build_shards)  # `with_options` would draw up the schema of all settings anew: half a second
+            shards.task_runner = checked.runner.open()
+            summary = shards(checked, root)
         finally:
             unload_networks()
         # Here, not in the subflow: the event of a deployment's own run is to name the deployment.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import gc
 import json
@@ -59,11 +60,9 @@ def pytest_collection() -> Iterator[None]:
         gc.freeze()
         gc.set_threshold(10_000)
         gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    """What was imported may go, as some extension modules look at the end whether it did."""
-    gc.unfreeze()
+        # What was imported may go at the very end, as some extension modules look then whether it did; before that
+        # pytest looks for garbage five times.
+        atexit.register(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
