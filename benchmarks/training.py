@@ -93,7 +93,7 @@ class Kept(Latents):
 
     def __init__(self, pipeline: StableDiffusionXLInpaintPipeline, samples: Samples, settings: TrainSettings) -> None:
         views = {sample.key: draw_fixed_view(sample, 0, settings) for sample in samples.samples}
-        self._of = {key: encode_view(pipeline.vae, *view, settings.resolution) for key, view in views.items()}
+        self._of = {key: encode_view(pipeline.vae, view, settings) for key, view in views.items()}
 
     def read(self, sample: Sample, number: int) -> dict[str, torch.Tensor]:
         return self._of[sample.key]

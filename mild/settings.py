@@ -60,6 +60,15 @@ class PrefixSettings(Settings):
     """n: learned tokens."""
 
 
+class ExtentsSettings(Settings):
+    """The head that says how far people reach beyond their masks: see `mild.model.extents`."""
+
+    width: int = Field(32, ge=1, le=1024)
+    """Channels between its two convolutions."""
+    detail: int = Field(4, ge=1, le=16)
+    """Answers a side of each cell of the latent; 8 are one a pixel of SDXL's."""
+
+
 class MildSettings(Settings):
     """What MILD adds to the UNet of a base."""
 
@@ -73,6 +82,9 @@ class MildSettings(Settings):
     """Spatial offset and boundary smoothing (Algorithm 3)."""
     prefix: PrefixSettings | None = None
     """The learnable prompt prefix; null leaves it out."""
+    extents: ExtentsSettings | None = ExtentsSettings()
+    """What masks miss of those who go, and where those who stay go on behind them; null leaves it out, as the paper
+    does: then masks alone say so."""
 
 
 class WarmUpSettings(Settings):
@@ -170,6 +182,18 @@ class TrainSettings(Settings):
     """Side of the square crop that is trained on, in pixels."""
     prompt: str = ""
     """Text for both branches."""
+    inference_steps: int = Field(25, ge=1, le=1000)
+    """DDIM steps in which the model is meant to erase; ``mild erase`` takes as many."""
+    states: Literal["noised", "visited"] = "noised"
+    """What noisy latents the branches learn from. ``noised``: noised truth, at a time step drawn from all (the paper).
+    ``visited``: those that erasing in ``inference_steps`` comes by, from its start (the noised picture with its holes
+    filled smoothly) on over the model's own answers, each step of them equally often; the answers are computed
+    without gradient, (``inference_steps`` - 1) / 2 more passes of the UNet on average."""
+    outside: float = Field(1.0, gt=0, le=1)
+    """How much errors of the background branch count where nothing is to be repainted, against 1 in the hole and where
+    the picture shows shadows, reflections and what the mask misses; 1 is eq. 4."""
+    extents_loss: float = Field(0.1, ge=0)
+    """How much the loss of `mild.model.extents` counts beside that of its branch."""
     mild: MildSettings = MildSettings()
     warm_up: WarmUpSettings = WarmUpSettings()
     protect_background: int = Field(0, ge=0)
@@ -177,8 +201,9 @@ class TrainSettings(Settings):
     never. ``warm_up`` then has to start before it."""
     region_loss: RegionLossSettings | None = None
     """The region-aware loss for the foreground; null: that of eq. 4."""
-    crop: CropSettings | None = None
-    """Random crops; null: always the largest square, with the chosen person in its middle."""
+    crop: CropSettings | Literal["window"] | None = None
+    """Random crops; ``window``: squares like the windows in which a photograph is worked on, about as large and with
+    the chosen person anywhere in them; null: always the largest square, with the chosen person in its middle."""
     flip: float = Field(0.0, ge=0, le=1)
     """Probability that an example is mirrored left to right."""
     cached_views: int | None = Field(None, ge=1)
@@ -208,7 +233,7 @@ class TrainSettings(Settings):
 
     def determines_views(self) -> dict[str, Any]:
         """The settings that decide about the fixed views (``cached_views``) of a sample."""
-        return self.model_dump(mode="json", include={"seed", "resolution", "crop", "flip", "cached_views"})
+        return self.model_dump(mode="json", include={"seed", "resolution", "crop", "flip", "cached_views", "states"})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

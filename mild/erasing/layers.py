@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ INDEX = "layers.json"
 class LayersIndex(Settings):
     """What ``layers.json`` of a saved picture says."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     """Of this folder's format."""
     height: int = Field(ge=1)
     """Of all its pictures, in pixels."""
@@ -37,27 +38,47 @@ class LayersIndex(Settings):
     """How far beyond people's masks they were painted out: see `mild.erasing.regions.editable`."""
 
 
-def visible(masks: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """The part of each person that nobody in front covers.
+def seen_people(masks: Sequence[np.ndarray] | np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Whom each pixel shows: the person in front.
 
     Args:
-        masks: (N, H, W) bool.
-        order: the N indices from back to front.
+        masks: N of (H, W) bool.
+        order: indices of people from back to front; those whom it does not name are not there.
 
     Returns:
-        (N, H, W) bool, pairwise disjoint; together they cover what the masks cover.
-
-    Raises:
-        ValueError: ``order`` does not name everyone once.
+        (H, W) uint16: 0 nobody, k + 1 the person of index k.
     """
-    if sorted(order) != list(range(len(masks))):
-        raise ValueError(f"order is {tuple(order)}, expected each of 0 to {len(masks) - 1} once")
-    seen = np.zeros_like(masks)
-    covered = np.zeros(masks.shape[1:], bool)
-    for index in reversed(order):
-        seen[index] = masks[index] & ~covered
-        covered |= masks[index]
+    seen = np.zeros(masks[0].shape, np.uint16)
+    for index in order:
+        seen[masks[index]] = index + 1
     return seen
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A person, cut out of a picture; beyond its window it is transparent."""
+
+    rows: slice
+    """Of the picture."""
+    columns: slice
+    pixels: np.ndarray
+    """(h, w, 4) uint8 RGBA, not premultiplied."""
+
+    @classmethod
+    def cut(cls, colours: np.ndarray, alpha: np.ndarray) -> Self:
+        """What is not transparent of colours (H, W, 3) uint8 with an alpha (H, W) uint8; where it is, black."""
+        there = alpha > 0
+        ends = (np.flatnonzero(there.any(axis)) for axis in (1, 0))
+        rows, columns = (slice(int(at[0]), int(at[-1]) + 1) if at.size else slice(0, 0) for at in ends)
+        window = rows, columns
+        pixels = np.dstack([np.where(there[window][..., None], colours[window], 0), alpha[window]])
+        return cls(rows, columns, pixels)
+
+    def whole(self, height: int, width: int) -> np.ndarray:
+        """(H, W, 4) uint8 RGBA of the picture's size."""
+        picture = np.zeros((height, width, 4), np.uint8)
+        picture[self.rows, self.columns] = self.pixels
+        return picture
 
 
 @dataclass(eq=False)
@@ -74,10 +95,13 @@ class LayeredPicture:
     """(H, W, 3) uint8 RGB: people painted out within ``painted``, elsewhere as ``original``."""
     painted: np.ndarray
     """(H, W) bool."""
-    layers: np.ndarray
-    """(N, H, W, 4) uint8 RGBA, not premultiplied. Alpha from 128 on is the person's mask, also where it is known to go
-    on behind somebody else; colours are the original's where visible, generated where hidden. What is completed must
-    lie behind those in front: elsewhere it would count as seen in the original."""
+    seen: np.ndarray
+    """(H, W) uint16: whom each pixel of the original shows, as `seen_people` says."""
+    beyond: np.ndarray
+    """(H, W) uint16: what of ``painted`` lies beyond all masks because the model took it for something that somebody
+    left behind, such as their shadow; numbers as in ``seen``."""
+    layers: list[Layer]
+    """One a person: the original's colours where they are seen, painted ones where they go on behind others."""
     order: tuple[int, ...]
     """Indices of the people from back to front."""
     margin: float = MARGIN
@@ -89,16 +113,20 @@ class LayeredPicture:
 
     def __post_init__(self) -> None:
         height, width = self.original.shape[:2]
-        shapes = {
-            "original": (height, width, 3),
-            "background": (height, width, 3),
-            "painted": (height, width),
-            "layers": (len(self.layers), height, width, 4),
+        kinds: dict[str, tuple[tuple[int, ...], Any]] = {
+            "original": ((height, width, 3), np.uint8),
+            "background": ((height, width, 3), np.uint8),
+            "painted": ((height, width), np.bool_),
+            "seen": ((height, width), np.uint16),
+            "beyond": ((height, width), np.uint16),
         }
-        for name, shape in shapes.items():
-            array, dtype = getattr(self, name), np.bool_ if name == "painted" else np.uint8
+        for name, (shape, dtype) in kinds.items():
+            array = getattr(self, name)
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{name} is {array.dtype} of {array.shape}, expected {np.dtype(dtype)} of {shape}")
+        for name in ("seen", "beyond"):
+            if (most := int(getattr(self, name).max(initial=0))) > len(self.layers):
+                raise ValueError(f"{name} names person {most}, but there are {len(self.layers)} layers")
         if sorted(self.order) != list(range(len(self.layers))):
             raise ValueError(f"order is {self.order}, expected each of 0 to {len(self.layers) - 1} once")
 
@@ -118,20 +146,21 @@ class LayeredPicture:
             UserError: as `changed`.
         """
         changed = self.changed(keep)
-        result = self.original.copy()
-        colours = self.background[changed].astype(np.float32)
-        for index in self.order:
-            if index in keep:
-                layer = self.layers[index][changed].astype(np.float32)
-                colours += layer[:, 3:] / 255 * (layer[:, :3] - colours)
-        result[changed] = np.rint(colours)
+        result = np.where(changed[..., None], self.background, self.original)
+        # Colours are rounded once, also where several people who stay lie over each other.
+        for box in _boxes_together([self.layers[index] for index in keep]):
+            colours = result[box].astype(np.float32)
+            for index in self.order:
+                if index in keep:
+                    _lay(colours, box, self.layers[index])
+            result[box] = np.where(changed[box][..., None], np.rint(colours).astype(np.uint8), result[box])
         return result
 
     def changed(self, keep: Sequence[int]) -> np.ndarray:
         """Which pixels may differ from the original when only ``keep`` stay.
 
-        The editable area (`mild.erasing.regions.editable`) of what is seen of those who go, less what is seen of those
-        who stay.
+        The editable area (`mild.erasing.regions.editable`) of what is seen of those who go, and what else they left
+        behind (``beyond``), less what is seen of those who stay.
 
         Returns:
             (H, W) bool.
@@ -146,12 +175,14 @@ class LayeredPicture:
                 raise UserError(f"there is no person {index + 1} (index {index}) to keep: the picture has {people}")
             if index in keep[:place]:
                 raise UserError(f"person {index + 1} (index {index}) is to be kept twice: name each once")
-        seen = visible(self.layers[..., 3] >= 128, self.order)
-        fixed = seen[list(keep)].any(0)
-        area = np.zeros_like(fixed)
+        stays = np.zeros(people + 1, bool)
+        stays[[index + 1 for index in keep]] = True
+        fixed, goes = stays[self.seen], ~stays
+        goes[0] = False
+        area = goes[self.beyond] & ~fixed
         for index in range(people):
             if index not in keep:
-                freed = editable(seen, [index], self.margin) & ~fixed
+                freed = editable([self.seen == index + 1], [0], self.margin) & ~fixed
                 if (freed & ~self.painted).any():
                     raise UserError(f"person {index + 1} (index {index}) was not painted out: erase with layers=True")
                 area |= freed
@@ -160,8 +191,9 @@ class LayeredPicture:
     def save(self, folder: str | Path) -> None:
         """Write a folder of lossless PNG files that image editors open, replacing what was there as a whole.
 
-        ``original.png``, ``background.png``, ``painted.png`` (white where painted), ``layer-01.png`` and so on (RGBA,
-        full size) and ``layers.json`` (`LayersIndex`). Pictures in colour have the original's ICC profile and
+        ``original.png``, ``background.png``, ``painted.png`` (white where painted), ``seen.png`` and ``beyond.png``
+        (16 bits: numbers of people, counted from 1), ``layer-01.png`` and so on (RGBA, full size) and ``layers.json``
+        (`LayersIndex`). Pictures in colour have the original's ICC profile and
         resolution; its other metadata are in ``original.png``. Where ``folder`` is a link, what it leads to is
         replaced.
 
@@ -171,15 +203,19 @@ class LayeredPicture:
         height, width = self.painted.shape
         names = _layer_names(len(self.layers))
         index = LayersIndex(height=height, width=width, order=tuple(names[k] for k in self.order), margin=self.margin)
-        pictures = {"original.png": self.original, "background.png": self.background, "painted.png": self.painted}
-        pictures |= dict(zip(names, self.layers, strict=True))
+        maps = {"painted.png": self.painted, "seen.png": self.seen, "beyond.png": self.beyond}
+        pictures = {"original.png": self.original, "background.png": self.background, **maps}
         resolution = Metadata(dpi=self.metadata.dpi)
         with folder_written_whole(folder, INDEX) as place:
             try:
-                for name, picture in pictures.items():
+                for name, picture in itertools.chain(
+                    pictures.items(),
+                    # One by one: at full size they need more memory than all else together.
+                    ((name, layer.whole(height, width)) for name, layer in zip(names, self.layers, strict=True)),
+                ):
                     metadata = self.metadata if picture is self.original else resolution
-                    # A mask has no colours; PNG allows no RGB profile beside grey.
-                    profile = None if picture is self.painted else self.icc_profile
+                    # A map has no colours; PNG allows no RGB profile beside grey.
+                    profile = None if name in maps else self.icc_profile
                     (place / name).write_bytes(_encoded(picture, icc_profile=profile, **metadata.save_options("PNG")))
                 text = json.dumps(index.model_dump(mode="json"), indent=2) + "\n"
                 (place / INDEX).write_text(text, encoding="utf-8")
@@ -197,20 +233,51 @@ class LayeredPicture:
         index = _read_index(place / INDEX)
         names = _layer_names(len(index.order))
         size = index.width, index.height
-        layers = np.empty((len(names), index.height, index.width, 4), np.uint8)
-        for layer, name in zip(layers, names, strict=True):
-            layer[:] = _read_picture(place / name, "RGBA", size)
+        pictures = (_read_picture(place / name, "RGBA", size) for name in names)
+        layers = [Layer.cut(picture[..., :3], picture[..., 3]) for picture in pictures]
+        people = {name: _read_people(place / f"{name}.png", size, len(layers)) for name in ("seen", "beyond")}
         icc_profile, metadata = _read_colours_and_metadata(place / "original.png")
         return cls(
             original=_read_picture(place / "original.png", "RGB", size),
             background=_read_picture(place / "background.png", "RGB", size),
             painted=_read_picture(place / "painted.png", "L", size) >= 128,
+            **people,
             layers=layers,
             order=tuple(names.index(name) for name in index.order),
             margin=index.margin,
             icc_profile=icc_profile,
             metadata=metadata,
         )
+
+
+def _boxes_together(layers: Sequence[Layer]) -> list[tuple[slice, slice]]:
+    """Windows that are pairwise disjoint and hold all layers."""
+    boxes: list[tuple[slice, slice]] = []
+    for layer in layers:
+        box = layer.rows, layer.columns
+        if not layer.pixels.size:
+            continue
+        while (near := next((other for other in boxes if _overlap(box, other)), None)) is not None:
+            boxes.remove(near)
+            rows, columns = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, near, strict=True))
+            box = rows, columns
+        boxes.append(box)
+    return boxes
+
+
+def _overlap(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
+
+
+def _lay(colours: np.ndarray, box: tuple[slice, slice], layer: Layer) -> None:
+    """Lay a person over the colours (h, w, 3) float32 of a window, which holds all of the layer or nothing."""
+    if not layer.pixels.size or not _overlap(box, (layer.rows, layer.columns)):
+        return
+    top, left = layer.rows.start - box[0].start, layer.columns.start - box[1].start
+    height, width = layer.pixels.shape[:2]
+    under = colours[top : top + height, left : left + width]
+    over = layer.pixels.astype(np.float32)
+    under += over[..., 3:] / 255 * (over[..., :3] - under)
 
 
 def _layer_names(people: int) -> list[str]:
@@ -248,6 +315,14 @@ def _read_picture(path: Path, mode: str, size: tuple[int, int]) -> np.ndarray:
             return np.array(picture.convert(mode))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _read_people(path: Path, size: tuple[int, int], people: int) -> np.ndarray:
+    """A map of numbers of people, (H, W) uint16."""
+    numbers = _read_picture(path, "I", size)
+    if numbers.min() < 0 or numbers.max() > people:
+        raise UserError(f"{path} names person {numbers.max()}, but {INDEX} names {people}: restore the file")
+    return numbers.astype(np.uint16)
 
 
 def _read_colours_and_metadata(path: Path) -> tuple[bytes | None, Metadata]:

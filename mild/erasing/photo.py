@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from dataset_tools.masks import why_inverted, why_much
 from dataset_tools.photo_masks import upright_turn
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
 from mild.erasing.isolation import Protect, isolate
-from mild.erasing.layers import visible
+from mild.erasing.layers import seen_people
 from mild.erasing.regions import editable
 
 Picture = Image.Image | np.ndarray
@@ -49,23 +49,46 @@ class Photo:
 
     @cached_property
     def seen(self) -> np.ndarray:
-        """(N, H, W) bool: the part of each person that nobody in front covers."""
-        return visible(self.masks, self.order)
+        """(H, W) uint16: whom each pixel shows, see `mild.erasing.layers.seen_people`."""
+        return seen_people(self.masks, self.order)
 
-    def hidden(self, everything: bool) -> np.ndarray:
-        """What of each person somebody in front hides and is to be shown, (N, H, W) bool.
+    @cached_property
+    def _seen_after(self) -> np.ndarray:
+        """The same when those are gone who are to vanish, as far as masks tell."""
+        return seen_people(self.masks, [k for k in self.order if k not in self.remove])
+
+    def shows(self, person: int) -> np.ndarray:
+        """(H, W) bool: the part of a person that nobody in front covers."""
+        shown: np.ndarray = self.seen == person + 1
+        return shown
+
+    def editable(self, people: Iterable[int]) -> np.ndarray:
+        """(H, W) bool: `mild.erasing.regions.editable` of what is seen of people."""
+        area = np.zeros(self.seen.shape, bool)
+        for k in people:
+            area |= editable([self.shows(k)], [0], self.margin)
+        return area
+
+    def freed(self, person: int, everything: bool) -> np.ndarray:
+        """(H, W) bool: where somebody goes behind whom a person may be.
+
+        Args:
+            everything: all others go; otherwise those who are to vanish.
+        """
+        others = range(len(self.masks)) if everything else self.remove
+        gone = editable(self.masks, [k for k in others if k != person], self.margin)
+        freed: np.ndarray = gone & ~self.shows(person)
+        return freed
+
+    def hidden(self, person: int, everything: bool) -> np.ndarray:
+        """What of a person's mask somebody in front hides and is to be shown, (H, W) bool.
 
         Args:
             everything: all that is hidden; otherwise what comes to light when those go who are to vanish.
         """
-        if everything:
-            return self.masks & ~self.seen
-        uncovered = np.zeros_like(self.seen)
-        staying = sorted(set(self.order) - set(self.remove))
-        if staying:
-            ranks = [staying.index(k) for k in self.order if k in staying]
-            uncovered[staying] = visible(self.masks[staying], ranks)
-        return uncovered & ~self.seen
+        after = self.masks[person] if everything else self._seen_after == person + 1
+        hidden: np.ndarray = after & ~self.shows(person)
+        return hidden
 
 
 def checked_photo(

@@ -4,8 +4,12 @@ A photograph of any size is worked on in windows around the people, at the resol
 (`mild.erasing.regions`). Only the branches that the result needs are run:
 
 - the background branch, once a window, sees the picture with *all* people hidden and paints what is behind them;
-- a foreground branch runs for a person who is hidden by somebody in front and whom the result shows: it sees the
-  picture with the *others* hidden, and only its hidden part is used. What the photograph shows is taken from it.
+- a foreground branch runs for a person whom the result shows and who touches somebody who goes, or whose mask lies
+  partly behind one: it sees the picture with those who go hidden, and what it paints there is kept where it, or the
+  mask, says that the person is. What the photograph shows is taken from it.
+
+Masks miss things, and the background branch says what else people left behind: limbs, shadows, reflections
+(`mild.erasing.extents`; no part of the paper). That is painted out with them.
 
 All foreground branches of one size run as one batch. Eq. 2 then puts layers and background together
 (`mild.erasing.layers`), and pixels outside the editable area come back bit-identical.
@@ -18,6 +22,7 @@ the person included; pure noise would make every fill drift to mid-grey.
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,8 +38,9 @@ from PIL import Image
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
+from mild.erasing.extents import REACH, enlarged, followed
 from mild.erasing.isolation import Protect
-from mild.erasing.layers import LayeredPicture
+from mild.erasing.layers import Layer, LayeredPicture
 from mild.erasing.photo import Photo, checked_photo, checked_photos
 from mild.erasing.regions import (
     MARGIN,
@@ -54,6 +60,8 @@ from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stac
 from mild.model.saved import CONFIG
 
 SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
+STEPS = 25
+"""DDIM steps where neither the caller nor the model says how many: the paper's."""
 AESTHETIC_SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
 """The stock pipeline's, for the few bases that ask for them."""
 
@@ -68,13 +76,17 @@ class Erased:
     """RGB, without the people who were to vanish."""
     background: Any
     """RGB, with everybody painted out who was to vanish, or all people with ``layers=True``, and nobody put back."""
-    layers: list[Any]
-    """RGBA of the picture's size, one a person in the order of the masks. What somebody in front hides of a person
-    is painted where the image shows it or ``layers=True`` asked for it, and transparent otherwise."""
     removed: Any
     """The pixels that may differ from the photograph; all others are bit-identical to it. 8-bit grey or bool."""
     parts: LayeredPicture = field(repr=False)
     """The same as arrays, to be recombined and saved."""
+
+    @property
+    def layers(self) -> list[Any]:
+        """RGBA of the picture's size, one a person in the order of the masks. What somebody in front hides of a person
+        is painted where the image shows it or ``layers=True`` asked for it, and transparent otherwise."""
+        whole = [layer.whole(*self.parts.painted.shape) for layer in self.parts.layers]
+        return whole if isinstance(self.image, np.ndarray) else [Image.fromarray(layer) for layer in whole]
 
 
 def recompose(result: Erased, keep: Sequence[int]) -> Any:
@@ -105,6 +117,17 @@ class _Job:
     """(C, h', w') float32."""
     generator: torch.Generator | None
     cues: dict[str, torch.Tensor]
+
+
+@dataclass(eq=False)
+class _Painted:
+    """What a branch made of a job."""
+
+    job: _Job
+    picture: np.ndarray
+    """(h, w, 3) uint8."""
+    likely: np.ndarray | None
+    """(h, w) float32: where the model sees the person, or what people left behind; None: it does not say."""
 
 
 class MILDPipeline(StableDiffusionXLInpaintPipeline):
@@ -138,7 +161,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         pipeline: Self = load_base(base, super().from_pretrained, **options)
         pipeline.set_progress_bar_config()
         if "scheduler" not in options:
-            pipeline.scheduler = _as_ddim(pipeline.scheduler)
+            pipeline.scheduler = as_ddim(pipeline.scheduler)
         if mild is not None:
             pipeline.layered = LayeredUNet.load(pipeline.unet, mild)
         pipeline.base = base
@@ -151,7 +174,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         ``layered.resolution`` says what the model works at.
         """
         names = ("requires_aesthetics_score", "force_zeros_for_empty_prompt")
-        shared = pipeline.components | {"scheduler": _as_ddim(pipeline.scheduler)}
+        shared = pipeline.components | {"scheduler": as_ddim(pipeline.scheduler)}
         made = cls(**shared, **{name: pipeline.config[name] for name in names})
         made.set_progress_bar_config(disable=True)
         made.layered = layered
@@ -165,7 +188,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         """
         layered = self._layered()
         with folder_written_whole(str(folder), CONFIG) as place:
-            layered.save(place, base=self.base, resolution=self.resolution, record={})
+            steps = layered.inference_steps or STEPS
+            layered.save(place, base=self.base, resolution=self.resolution, inference_steps=steps, record={})
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool = False, **_: Any) -> str:
         """Upload what `save_pretrained` writes to the Hugging Face hub; gives the commit's URL. Raises `UserError`."""
@@ -189,8 +213,10 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         layers: bool = False,
         protect: Protect | None = None,
         margin: float = MARGIN,
+        reach: float | None = REACH,
         match_colours: bool = True,
-        num_inference_steps: int = 25,
+        resolution: int | None = None,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         generator: Generators = None,
         batch_size: int = 8,
@@ -216,10 +242,16 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             protect: faces or whole bodies of those who stay are taken out of the masks of those who go (section G.8).
             margin: how far beyond each mask pixels may change, as a share of the square root of its area (see
                 `mild.erasing.regions.editable`): more for rough masks, 0 for the masks as they are.
+            reach: how far from a mask the model is followed where it sees more of the person (behind others who go) or
+                something that they left behind (missed limbs, shadows, reflections), as a share of the square root of
+                the mask's area; None: masks alone say what is painted, as in the paper.
             match_colours: bring the colours of the painted background nearer to those around the hole (see
                 `mild.erasing.regions.colours_matched`); False: as the networks paint it, which is the paper's method
                 alone.
-            num_inference_steps: the paper uses 25 (DDIM); at most as many as the scheduler was trained on.
+            resolution: pixels of the side of the square that windows are worked on at; None: what the model was trained
+                at. More keeps details of large windows, at the price of time, as far as the base knows how.
+            num_inference_steps: at most as many as the scheduler was trained on; None: those that the model is meant
+                for (the paper uses 25).
             guidance_scale: classifier-free guidance, off at 1: the branches are trained without it.
             generator: one for all pictures, or one a picture. The same seed gives the same result.
             batch_size: how many windows or layers the UNet sees at once.
@@ -236,33 +268,35 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         else:
             each = [generator] * len(image) if isinstance(generator, torch.Generator) else generator
             photos = checked_photos(image, common, generator=each, **own)
+        if reach is not None and not 0 <= reach < math.inf:
+            raise UserError(f"reach is {reach}: give a share such as {REACH}, or None for masks alone")
+        if resolution is not None and resolution < (least := self._multiple()):
+            raise UserError(f"resolution is {resolution}: give {least} or more")
+        if num_inference_steps is None:
+            num_inference_steps = (self.layered and self.layered.inference_steps) or STEPS
         most = int(self.scheduler.config.num_train_timesteps)
         if not 1 <= num_inference_steps <= most:
             raise UserError(f"num_inference_steps is {num_inference_steps}: give 1 to {most}, which the scheduler has")
         if batch_size < 1:
             raise UserError("batch_size must be 1 or more")
-        jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, layers)]
-        painted: dict[int, np.ndarray] = {}
+        side, follow = resolution or self.resolution, reach is not None
+        jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, layers, side, follow)]
+        painted: dict[int, _Painted] = {}
         device = self._execution_device  # once: looking for it goes through all modules
         text = self._encode_text(prompt, negative_prompt, guidance_scale, device) if jobs else None
         batches = _batches(jobs, batch_size)
         with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
             for batch in batches:
-                pictures = self._paint(batch, text, num_inference_steps, guidance_scale, device, bar)
-                if match_colours and batch[0].branch == "bg":
-                    # Networks see in cells of the latent: strips of half a cell on each side.
-                    width = self.vae_scale_factor / 2
-                    pictures = [
-                        colours_matched(fill, job.picture, job.hole, width)
-                        for job, fill in zip(batch, pictures, strict=True)
-                    ]
-                painted.update(zip(map(id, batch), pictures, strict=True))
+                results = self._paint(batch, text, num_inference_steps, guidance_scale, device, bar)
+                painted.update((id(one.job), one) for one in results)
         self.maybe_free_model_hooks()
-        results = []
+        erased = []
         for number, photo in enumerate(photos):
-            parts = [(job, painted[id(job)]) for job in jobs if job.photo == number]
-            results.append(_assembled(photo, parts, layers, output_type))
-        return results[0] if single else results
+            parts = [painted[id(job)] for job in jobs if job.photo == number]
+            # Networks see in cells of the latent: strips of half a cell on each side.
+            width = self.vae_scale_factor / 2 if match_colours else None
+            erased.append(_assembled(photo, parts, layers, reach, width, output_type))
+        return erased[0] if single else erased
 
     @property
     def resolution(self) -> int:
@@ -276,21 +310,28 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             raise UserError("this pipeline is the base alone: load it with from_pretrained(base, mild=...)")
         return self.layered
 
-    def _plan(self, number: int, photo: Photo, layers: bool) -> Iterator[_Job]:
-        """The windows and branches that a picture needs."""
+    def _multiple(self) -> int:
+        """What sides of working sizes are divisible by, so that no level of the UNet has to be padded."""
+        return int(self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    def _plan(self, number: int, photo: Photo, layers: bool, side: int, follow: bool) -> Iterator[_Job]:
+        """The windows and branches that a picture needs; ``follow``: people are followed behind others."""
         everybody = range(len(photo.masks))
         targets = list(everybody) if layers else photo.remove
-        # As all windows are multiples of the UNet's coarsest grid, no level of it has to be padded.
-        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        regions = plan_regions([editable(photo.seen, [k], photo.margin) for k in targets], self.resolution, multiple)
-        hidden = photo.hidden(layers)
+        regions = plan_regions((photo.editable([k]) for k in targets), side, self._multiple())
+        follow = follow and self.layered is not None and self.layered.extents is not None
         all_people = editable(photo.masks, everybody, photo.margin)
         for region in regions:
             yield self._job(number, photo, region, "bg", None, all_people)
-            for k in everybody:
-                if hidden[k][region.rows, region.columns].any():
-                    others = editable(photo.masks, [j for j in everybody if j != k], photo.margin)
-                    yield self._job(number, photo, region, "fg", k, others & ~photo.seen[k])
+        for k in everybody:
+            if k in photo.remove and not layers:
+                continue
+            freed, touched = photo.freed(k, layers), photo.hidden(k, layers)
+            if follow:
+                touched |= freed & editable([photo.shows(k)], [0])
+            for region in regions:
+                if touched[region.rows, region.columns].any():
+                    yield self._job(number, photo, region, "fg", k, freed)
 
     def _job(self, number: int, photo: Photo, region: Region, branch: Branch, k: int | None, hole: np.ndarray) -> _Job:
         height, width = region.size
@@ -338,8 +379,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
 
     def _paint(
         self, jobs: list[_Job], text: Any, steps: int, guidance_scale: float, device: torch.device, bar: Any
-    ) -> list[np.ndarray]:
-        """What one branch paints in windows of one size: (h, w, 3) uint8 each."""
+    ) -> list[_Painted]:
+        """What one branch paints in windows of one size."""
         dtype, count, copies = self.unet.dtype, len(jobs), len(text[0])
         prompt_embeds, pooled = (given.repeat_interleave(count, 0) for given in text)
         holes = torch.from_numpy(np.stack([job.hole for job in jobs]))[:, None].to(device, torch.float32)
@@ -377,7 +418,17 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                     prediction = without + guidance_scale * (with_prompt - without)
                 latents = self.scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
                 bar.update()
-        return self._decode(latents)
+            likely = self._likely(jobs)
+        pictures = self._decode(latents)
+        return [_Painted(*one) for one in zip(jobs, pictures, likely, strict=True)]
+
+    def _likely(self, jobs: list[_Job]) -> list[np.ndarray] | list[None]:
+        """What the extents said in the last step, by job."""
+        if self.layered is None or self.layered.extents is None:
+            return [None] * len(jobs)
+        # With guidance, those with the prompt come last.
+        logits = self.layered.extents.logits(jobs[0].branch, jobs[0].region.size)[-len(jobs) :]
+        return list(logits[:, 0].sigmoid().cpu().numpy())
 
     @contextlib.contextmanager
     def _branch(self, jobs: list[_Job], device: torch.device, guided: bool) -> Iterator[None]:
@@ -415,7 +466,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def _as_ddim(scheduler: Any) -> DDIMScheduler:
+def as_ddim(scheduler: Any) -> DDIMScheduler:
     """DDIM with the noise schedule that a base was trained with.
 
     DDIM's own default clips x_0 to -1..1, which is right for pixels and ruins latents; configurations of other
@@ -434,32 +485,91 @@ def _batches(jobs: list[_Job], batch_size: int) -> list[list[_Job]]:
     return [same[first : first + batch_size] for same in kinds.values() for first in range(0, len(same), batch_size)]
 
 
-def _assembled(photo: Photo, painted: list[tuple[_Job, np.ndarray]], layers: bool, output_type: str) -> Erased:
-    """Put what was painted into the photograph, and take it apart into layers."""
+def _assembled(
+    photo: Photo, painted: list[_Painted], layers: bool, reach: float | None, width: float | None, output_type: str
+) -> Erased:
+    """Put what was painted into the photograph, and take it apart into layers.
+
+    Args:
+        reach: see `MILDPipeline.__call__`.
+        width: of the strips whose colours are compared, in pixels; None: colours stay as painted.
+    """
     targets = list(range(len(photo.masks))) if layers else photo.remove
-    core, area = np.asarray(photo.seen[targets].any(0)), editable(photo.seen, targets, photo.margin)
-    hidden = photo.hidden(layers)
-    background = photo.image
-    shown = photo.seen | hidden
-    layers_of = np.zeros((*shown.shape, 4), np.uint8)
-    for layer, where in zip(layers_of, shown, strict=True):
-        layer[where, :3], layer[where, 3] = photo.image[where], 255
-    for job, picture in painted:
-        if job.person is None:
-            background = paste(background, picture, job.region, core, area)
-        else:
-            part = hidden[job.person]
-            filled = paste(layers_of[job.person, ..., :3], picture, job.region, part, part)
-            layers_of[job.person, ..., :3] = filled
-    parts = LayeredPicture(photo.image, background, area, layers_of, photo.order, photo.margin)
+    goes = np.zeros(len(photo.masks) + 1, bool)
+    goes[[k + 1 for k in targets]] = True
+    core, area = goes[photo.seen], photo.editable(targets)
+    background, beyond = photo.image, np.zeros_like(photo.seen)
+    for one in painted:
+        if one.job.branch == "bg":
+            region = one.job.region
+            window = region.rows, region.columns
+            left = _left_behind(photo, one, reach, goes)
+            beyond[window] = np.where(area[window] | (photo.seen[window] > 0), 0, left)
+            picture = one.picture
+            if width is not None:
+                hole = one.job.hole | cut_mask(beyond > 0, region)
+                picture = colours_matched(picture, one.job.picture, hole, width)
+            background = paste(background, picture, region, core | (beyond > 0), area | (beyond > 0))
+    area |= beyond > 0
+    people = [
+        _layer(photo, k, [one for one in painted if one.job.person == k], layers, reach)
+        for k in range(len(photo.masks))
+    ]
+    parts = LayeredPicture(photo.image, background, area, photo.seen, beyond, people, photo.order, photo.margin)
     keep = [k for k in range(len(photo.masks)) if k not in photo.remove]
     image, removed = parts.recompose(keep), parts.changed(keep)
     if output_type == "np":
-        return Erased(image, background, list(layers_of), removed, parts)
+        return Erased(image, background, removed, parts)
     return Erased(
-        Image.fromarray(image),
-        Image.fromarray(background),
-        [Image.fromarray(layer) for layer in layers_of],
-        Image.fromarray(removed.astype(np.uint8) * 255),
-        parts,
+        Image.fromarray(image), Image.fromarray(background), Image.fromarray(removed.astype(np.uint8) * 255), parts
     )
+
+
+def _left_behind(photo: Photo, painted: _Painted, reach: float | None, goes: np.ndarray) -> np.ndarray:
+    """Whose a pixel of the window is, beyond all masks, of those who go; (h, w) uint16, numbers as in `Photo.seen`."""
+    region = painted.job.region
+    seen = photo.seen[region.rows, region.columns]
+    if painted.likely is None or reach is None:
+        return np.zeros_like(seen)
+    size = painted.likely.shape
+    people = cv2.resize(seen, size[::-1], interpolation=cv2.INTER_NEAREST)
+    limits = _limits(photo, region, reach)
+    owners = np.where(painted.job.hole, 0, followed(painted.likely, people, painted.job.hole, limits))
+    # What people left behind is soft: a little more of it.
+    owners = np.where(owners > 0, owners, cv2.dilate(owners, np.ones((3, 3), np.uint8)))
+    owners = enlarged(np.where(painted.job.hole, 0, owners), seen.shape)
+    return np.where(goes[owners], owners, 0).astype(np.uint16)
+
+
+def _limits(photo: Photo, region: Region, reach: float) -> list[float]:
+    """How far each person is followed in a window, in pixels of its working size."""
+    scale = region.size[0] / (region.rows.stop - region.rows.start)
+    return [reach * math.sqrt(np.count_nonzero(photo.shows(k))) * scale for k in range(len(photo.masks))]
+
+
+def _layer(photo: Photo, person: int, painted: list[_Painted], layers: bool, reach: float | None) -> Layer:
+    """A person as the photograph shows them, and as they were painted where others hid them."""
+    shown = photo.shows(person)
+    if not painted:
+        return Layer.cut(photo.image, shown.astype(np.uint8) * 255)
+    colours, alpha = photo.image, np.where(photo.freed(person, layers), 255, 0).astype(np.uint8)
+    for one in painted:
+        window = one.job.region.rows, one.job.region.columns
+        colours = paste(colours, one.picture, one.job.region, ~shown, ~shown)
+        alpha[window] = np.minimum(alpha[window], _completed(photo, person, one, reach))
+    alpha[shown | photo.hidden(person, layers)] = 255
+    return Layer.cut(colours, alpha)
+
+
+def _completed(photo: Photo, person: int, painted: _Painted, reach: float | None) -> np.ndarray:
+    """How much of each pixel of the window the model takes for the person, where they were hidden; (h, w) uint8."""
+    region = painted.job.region
+    shown = photo.shows(person)[region.rows, region.columns]
+    if painted.likely is None or reach is None:
+        return np.zeros(shown.shape, np.uint8)
+    likely = np.where(painted.job.hole, painted.likely, 0)
+    seen = cv2.resize(shown.astype(np.uint16), likely.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    owners = followed(likely, seen, np.zeros_like(painted.job.hole), [_limits(photo, region, reach)[person]])
+    # An edge is soft: half a probability more or less beside 1/2.
+    soft = np.clip(2 * likely - 0.5, 0, 1) * (cv2.dilate(owners, np.ones((3, 3), np.uint8)) > 0)
+    return np.rint(255 * cv2.resize(soft, shown.shape[::-1], interpolation=cv2.INTER_LINEAR)).astype(np.uint8)

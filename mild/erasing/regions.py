@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -32,7 +32,7 @@ _Box = tuple[tuple[int, int], tuple[int, int]]
 """First and past-the-last row, first and past-the-last column."""
 
 
-def editable(masks: np.ndarray, targets: Sequence[int], margin: float = MARGIN) -> np.ndarray:
+def editable(masks: Sequence[np.ndarray] | np.ndarray, targets: Iterable[int], margin: float = MARGIN) -> np.ndarray:
     """Where pixels may change when people are erased: their masks, each widened by a margin that grows with it.
 
     Masks end inside soft edges; what is left of a person there tells the network, and the eye, that somebody stood
@@ -40,7 +40,7 @@ def editable(masks: np.ndarray, targets: Sequence[int], margin: float = MARGIN) 
     pixels (Euclidean distance): 2 pixels for a person of 60 x 200, 18 for one of 700 x 2000.
 
     Args:
-        masks: (N, H, W) bool, one a person.
+        masks: one (H, W) bool a person, at least one.
         targets: indices of the people who are erased; none gives an empty area.
         margin: share of the square root of a mask's area; 0 takes the masks as they are.
 
@@ -52,7 +52,7 @@ def editable(masks: np.ndarray, targets: Sequence[int], margin: float = MARGIN) 
     """
     if not 0 <= margin < math.inf:
         raise UserError(f"margin is {margin}: give 0, or a share such as {MARGIN}")
-    area = np.zeros(masks.shape[1:], bool)
+    area = np.zeros(masks[0].shape, bool)
     for index in targets:
         box = _box(masks[index])
         if box is None:
@@ -74,7 +74,7 @@ class Region:
     """Working height and width, in pixels."""
 
 
-def plan_regions(holes: Sequence[np.ndarray], resolution: int, multiple: int) -> list[Region]:
+def plan_regions(holes: Iterable[np.ndarray], resolution: int, multiple: int) -> list[Region]:
     """Windows that hold all holes: one a group of holes near each other, pairwise disjoint, top-left first.
 
     A window has surroundings on all sides, so that its holes fill at most 0.04 of it; it measures at least
@@ -92,8 +92,12 @@ def plan_regions(holes: Sequence[np.ndarray], resolution: int, multiple: int) ->
         rounded to multiples, and the shorter one is at least ``multiple`` (of a window longer than that allows, the
         shape gives way, not the area).
     """
-    groups = [(box, int(np.count_nonzero(hole))) for hole in holes if (box := _box(hole)) is not None]
-    windows = [_window(box, area, holes[0].shape, resolution) for box, area in groups]
+    groups, size = [], (0, 0)
+    for hole in holes:
+        size = hole.shape
+        if (box := _box(hole)) is not None:
+            groups.append((box, int(np.count_nonzero(hole))))
+    windows = [_window(box, area, size, resolution) for box, area in groups]
     while pair := _overlapping(windows):
         (a, area), (b, other_area) = (groups[i] for i in pair)
         box = (
@@ -103,11 +107,24 @@ def plan_regions(holes: Sequence[np.ndarray], resolution: int, multiple: int) ->
         for i in reversed(pair):
             del groups[i], windows[i]
         groups.append((box, area + other_area))
-        windows.append(_window(*groups[-1], holes[0].shape, resolution))
+        windows.append(_window(*groups[-1], size, resolution))
     return [
         Region(slice(*rows), slice(*columns), _working_size(rows, columns, resolution, multiple))
         for rows, columns in sorted(windows, key=lambda window: (window[0][0], window[1][0]))
     ]
+
+
+def square_side(hole: np.ndarray, resolution: int) -> int:
+    """Side in pixels of a square about as large as the window that `plan_regions` has for a hole (H, W) bool.
+
+    At most the picture's shorter side.
+    """
+    box = _box(hole)
+    if box is None:
+        return min(resolution, *hole.shape)
+    rows, columns = _window(box, int(np.count_nonzero(hole)), hole.shape, resolution)
+    area = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    return min(round(math.sqrt(area)), *hole.shape)
 
 
 def cut_picture(image: np.ndarray, region: Region) -> np.ndarray:

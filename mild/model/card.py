@@ -18,7 +18,7 @@ What MILD adds to the UNet of an SDXL inpainting base: the branch `bg` paints th
 branch `fg` paints one person.
 
 - Base: `{base}`, without which this folder does nothing
-- Trained at {resolution} px
+- Trained at {resolution} px, to erase in {inference_steps} DDIM steps
 {about}
 ## What is inside
 
@@ -46,12 +46,13 @@ pipeline.load_lora_weights("this folder")
 """
 
 
-def model_card(settings: MildSettings, *, base: str, resolution: int, about: str = "") -> str:
+def model_card(settings: MildSettings, *, base: str, resolution: int, inference_steps: int, about: str = "") -> str:
     """The text of ``README.md`` for the hub: the parts that are there, and how to load them.
 
     Args:
         base: hub id or folder of the base; hubs link a card to an id only.
         resolution: in pixels, that the parts were trained at.
+        inference_steps: in which they are meant to erase.
         about: Markdown list items on training and data.
     """
     lora = f"rank {settings.lora.rank}, alpha {settings.lora.alpha}, on {', '.join(settings.lora.target_modules)}"
@@ -69,6 +70,8 @@ def model_card(settings: MildSettings, *, base: str, resolution: int, about: str
             "boundary smoothing": settings.offsets.boundary_smoothing,
         }
         rows.append(("offsets.safetensors", ", ".join(name for name, there in names.items() if there)))
+    if settings.extents is not None:
+        rows.append(("extents.safetensors", "heads that say how far people reach beyond their masks"))
     if settings.prefix is not None:
         rows.append(("prefix.safetensors", f"learned prompt prefix of {settings.prefix.tokens} tokens"))
     stock = "A stock pipeline loads the adapter `bg` (`fg` lies in the folder `fg`)"
@@ -80,6 +83,7 @@ def model_card(settings: MildSettings, *, base: str, resolution: int, about: str
         base_import="from mild.bases import place_of\n" if base == NANO else "",
         base_folder=f'place_of("{base}")' if base == NANO else f'"{base}"',
         resolution=resolution,
+        inference_steps=inference_steps,
         about=about and about.rstrip("\n") + "\n",
         parts="\n".join(f"| `{name}` | {part} |" for name, part in rows),
         stock=stock,

@@ -11,6 +11,7 @@ file                                  content
 ``hmg.safetensors``                   encoders and gates of HMG
 ``offsets.safetensors``               spatial offset, boundary smoothing
 ``prefix.safetensors``                the prompt prefix
+``extents.safetensors``               the heads that say how far people reach
 ``mild.json``                         format, base, resolution, `MildSettings`, and what the trainer recorded
 ``README.md``                         the model card
 ===================================== ===================================================================
@@ -37,6 +38,7 @@ from dataset_tools.errors import UserError
 from mild.model.attention import SpatialModulation, install_sma, remove_sma
 from mild.model.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
 from mild.model.card import model_card
+from mild.model.extents import Extents, install_extents, remove_extents
 from mild.model.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
 from mild.model.offsets import Offsets, install_offsets, remove_offsets
 from mild.model.prefix import PromptPrefix
@@ -57,16 +59,19 @@ class LayeredUNet:
     settings: MildSettings
     resolution: int | None
     """Pixels of the side of the crops that the parts were trained on; None for fresh ones."""
+    inference_steps: int | None
+    """DDIM steps in which they are meant to erase; None for fresh ones."""
     sma: SpatialModulation | None
     hmg: HumanMorphologyGuidance | None
     offsets: Offsets | None
     prefix: PromptPrefix | None
+    extents: Extents | None
 
     def __init__(self, unet: UNet2DConditionModel, settings: MildSettings, seed: int) -> None:
         self.unet = unet
         self.settings = settings
-        self.resolution = None
-        self.sma = self.hmg = self.offsets = self.prefix = None
+        self.resolution = self.inference_steps = None
+        self.sma = self.hmg = self.offsets = self.prefix = self.extents = None
         if set(BRANCHES) & set(getattr(unet, "peft_config", None) or {}):
             raise ValueError("this UNet has adapters of MILD already: remove them first")
         self._trained_before = [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -80,6 +85,9 @@ class LayeredUNet:
                 install_offsets(unet, self.offsets)
             if settings.prefix is not None:
                 self.prefix = PromptPrefix(int(unet.config.cross_attention_dim), settings.prefix)
+            if settings.extents is not None:
+                self.extents = Extents(unet, settings.extents, derived_seed(seed, "extents"))
+                install_extents(unet, self.extents)
             if settings.sma:
                 self.sma = install_sma(unet)
         except BaseException:
@@ -117,12 +125,13 @@ class LayeredUNet:
         except BaseException:
             layered.remove()
             raise
-        layered.resolution = config.resolution
+        layered.resolution, layered.inference_steps = config.resolution, config.inference_steps
         return layered
 
     def parts(self) -> dict[str, nn.Module]:
-        """``sma``, ``hmg``, ``offsets``, ``prefix``: those that are switched on. Adapters live in the UNet."""
-        parts = {"sma": self.sma, "hmg": self.hmg, "offsets": self.offsets, "prefix": self.prefix}
+        """``sma``, ``hmg``, ``offsets``, ``prefix``, ``extents``: those that are there. Adapters live in the UNet."""
+        names = ("sma", "hmg", "offsets", "prefix", "extents")
+        parts = {name: getattr(self, name) for name in names}
         return {name: part for name, part in parts.items() if part is not None}
 
     def leave_out(self, part: Literal["sma", "hmg"]) -> None:
@@ -203,6 +212,8 @@ class LayeredUNet:
             remove_morphology(self.unet, self.hmg)
         if self.offsets is not None:
             remove_offsets(self.offsets)
+        if self.extents is not None:
+            remove_extents(self.extents)
         adapters = set(getattr(self.unet, "peft_config", None) or {})
         if adapters <= set(BRANCHES):
             self.unet.unload_lora()
@@ -211,7 +222,16 @@ class LayeredUNet:
         for parameter in self._trained_before:
             parameter.requires_grad_(True)
 
-    def save(self, folder: Path, *, base: str, resolution: int, record: dict[str, Any], about: str = "") -> None:
+    def save(
+        self,
+        folder: Path,
+        *,
+        base: str,
+        resolution: int,
+        inference_steps: int,
+        record: dict[str, Any],
+        about: str = "",
+    ) -> None:
         """Write the directory that the module describes, into an existing folder.
 
         Use `dataset_tools.folders.folder_written_whole` around it, so that it appears whole or not at all.
@@ -219,6 +239,7 @@ class LayeredUNet:
         Args:
             base: hub id or folder of the base.
             resolution: in pixels, that the parts were trained at.
+            inference_steps: in which they are meant to erase.
             record: what else ``mild.json`` holds, JSON-compatible.
             about: Markdown list items for the model card, on training and data.
         """
@@ -226,10 +247,10 @@ class LayeredUNet:
         for name, part in self.parts().items():
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in part.state_dict().items()}
             save_file(tensors, folder / _file(name))
-        saved = SavedConfig(base=base, resolution=resolution, mild=self.settings)
+        saved = SavedConfig(base=base, resolution=resolution, inference_steps=inference_steps, mild=self.settings)
         config = {"format": FORMAT, **saved.model_dump(mode="json"), **record}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        card = model_card(self.settings, base=base, resolution=resolution, about=about)
+        card = model_card(self.settings, base=base, resolution=resolution, inference_steps=inference_steps, about=about)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -13,7 +13,7 @@ from dataset_tools.weights import HUB_ID
 from mild.bases import place_of
 from mild.settings import MildSettings
 
-FORMAT = 2
+FORMAT = 3
 """Version of the directory's layout."""
 CONFIG = "mild.json"
 
@@ -27,6 +27,8 @@ class SavedConfig(Settings):
     """Hub id or folder of the base that the parts were trained on."""
     resolution: int = Field(ge=1)
     """Pixels of the training crops' side."""
+    inference_steps: int = Field(ge=1)
+    """DDIM steps in which the parts are meant to erase."""
     mild: MildSettings
     """Which parts there are, and their sizes."""
 

@@ -1,8 +1,9 @@
 """From samples to training examples: views (faulty masks, crops, flips), holes, targets and cues of one branch.
 
 What a branch is shown is made as `mild.erasing.pipeline` makes it at inference, with the same functions: holes are
-masks widened by `mild.erasing.regions.editable`, a person's own visible pixels are never hidden from their foreground
-branch, and M_k is soft. The masks are faulty ones, as users' and networks' are.
+masks widened by `mild.erasing.regions.editable`, of everybody for the background, of those who go for the foreground; a
+person's own visible pixels are never hidden from their foreground branch, and M_k is soft. The masks are faulty ones,
+as users' and networks' are.
 
 =============  ==========================================  ====================================================
 configuration  background branch                           foreground branch
@@ -17,6 +18,10 @@ real           learns the image, judged outside of all     the same as paired
 At inference the foreground branch completes people where others hide them, and composites alone know what is there.
 What people leave behind beside their masks, shadows and reflections, is shown to the background branch, and the clean
 plate, which has none of it, is what the branch learns to paint there.
+
+What `mild.model.extents` learns: with the background branch, outside its hole, the true masks of all people and what
+shows their shadows and reflections, where that is known; with the foreground branch, inside its hole, the person's
+complete mask, of which composites alone know.
 """
 
 from __future__ import annotations
@@ -25,25 +30,45 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
 from dataset_tools.errors import UserError
 from dataset_tools.masks import AugmentSettings, augment_mask
-from dataset_tools.schema import KEYPOINTS, PARSING_LABELS, Sample
+from dataset_tools.schema import KEYPOINTS, PARSING_LABELS, Person, Sample
 from dataset_tools.shards import Outline
-from mild.erasing.layers import visible
-from mild.erasing.regions import Region, cut_mask, cut_picture, cut_soft, editable, prefilled
+from mild.erasing.layers import seen_people
+from mild.erasing.regions import Region, cut_mask, cut_picture, cut_soft, editable, prefilled, square_side
 from mild.model.backbone import Branch
 from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.seeds import derived_seed
 from mild.settings import CropSettings, HmgSettings, TrainSettings
 from mild.training.mixture import misfit
 
+WINDOWS = (0.8, 1.25)
+"""Smallest and largest side of a crop like a window, as a share of that of inference."""
 MOST = 1 / 9
 """Largest share of a random crop that the person fills. Inference shows more around people; crops that did so would
 hardly vary."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A sample as one training step sees it."""
+
+    sample: Sample
+    """With a faulty mask for everybody, cropped and perhaps mirrored."""
+    person: int
+    """Index of the person whom the foreground branch paints."""
+    staying: frozenset[int] = frozenset()
+    """Indices of others who stay: they are not hidden from the foreground branch."""
+
+    @property
+    def region(self) -> tuple[slice, slice]:
+        """Rows and columns of what is seen: the largest square around the person."""
+        return _square_around(self.sample.people[self.person].mask)
 
 
 @dataclass(frozen=True)
@@ -56,6 +81,8 @@ class Batch:
     fills its holes to start from."""
     image: torch.Tensor
     """The image that the branch is shown, apart from the hole."""
+    start: torch.Tensor
+    """The image with the hole filled smoothly, from which erasing starts."""
     hole: torch.Tensor
     """1 where the branch is shown nothing."""
     given_mask: torch.Tensor
@@ -66,6 +93,10 @@ class Batch:
     visible of them. Background: 1 wherever the clean plate is known, where the sample has one; otherwise 1 outside the
     true masks of all people, each widened by `mild.erasing.regions.editable` for their soft edges, and 0 inside: there
     nobody knows the background."""
+    extent: torch.Tensor
+    """What the extents should say."""
+    extent_judged: torch.Tensor
+    """1 where they are judged: outside the hole or, for the foreground, inside, as far as the truth is known."""
     weight: torch.Tensor
     """(B,): how often each example counts in the sum of eq. 5."""
 
@@ -75,11 +106,12 @@ class Batch:
         return self.image * (1 - self.hole)
 
 
-def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.random.Generator) -> Sample:
+def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.random.Generator) -> View:
     """A sample as one training step sees it: with faulty masks, cropped and perhaps mirrored.
 
     Drawn in this order: faulty masks, person by person, where the sample has none; side, top and left of the crop,
-    where ``settings.crop`` asks for one; whether to mirror. Both branches of a step use one view.
+    where ``settings.crop`` asks for one; whether to mirror; who stays: in half of the views nobody but the person, in
+    the others each one or not, but never everybody. Both branches of a step use one view.
 
     Args:
         index: the chosen person, whom the crop keeps.
@@ -92,12 +124,15 @@ def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.rand
     _check_sample(sample, settings.resolution)
     view = with_faulty_masks(sample, draw)
     if settings.crop is not None:
-        view = cropped(view, *_random_square(view.people[index].mask, settings.resolution, settings.crop, draw))
-    return mirrored(view) if draw.random() < settings.flip else view
+        view = cropped(view, *_random_square(view.people[index], settings.resolution, settings.crop, draw))
+    view = mirrored(view) if draw.random() < settings.flip else view
+    others = [k for k in range(len(view.people)) if k != index]
+    staying = frozenset(k for k in others if draw.random() < 0.5) if draw.random() < 0.5 else frozenset()
+    return View(view, index, frozenset() if len(staying) == len(others) else staying)
 
 
-def draw_fixed_view(sample: Sample, number: int, settings: TrainSettings) -> tuple[Sample, int]:
-    """One of the ``settings.cached_views`` views of a sample, the same whenever it is asked for, and its person.
+def draw_fixed_view(sample: Sample, number: int, settings: TrainSettings) -> View:
+    """One of the ``settings.cached_views`` views of a sample, the same whenever it is asked for.
 
     Views with consecutive numbers show its people in turn, from one that is drawn. Raises `UserError` as `draw_view`.
     """
@@ -105,7 +140,7 @@ def draw_fixed_view(sample: Sample, number: int, settings: TrainSettings) -> tup
     first = np.random.default_rng(derived_seed(settings.seed, "views", sample.key)).integers(count)
     index = (int(first) + number) % count
     draw = np.random.default_rng(derived_seed(settings.seed, "views", sample.key, number))
-    return draw_view(sample, index, settings, draw), index
+    return draw_view(sample, index, settings, draw)
 
 
 def with_faulty_masks(sample: Sample, draw: np.random.Generator) -> Sample:
@@ -150,55 +185,52 @@ def mirrored(sample: Sample) -> Sample:
     return replace(view, parsing=labels[view.parsing])
 
 
-def make_batch(branch: Branch, samples: list[Sample], chosen: list[int], resolution: int) -> Batch:
-    """Examples for one branch; each sample is cropped to the largest square around the chosen person.
+def make_batch(branch: Branch, views: Sequence[View], resolution: int) -> Batch:
+    """Examples for one branch; each view is cropped to the largest square around its person.
 
     Args:
-        samples: views (`draw_view`). A view that is a square already is taken whole.
-        chosen: index of one person a sample.
+        views: a view that is a square already is taken whole.
         resolution: side in pixels to which the crop is scaled down.
 
     Raises:
         ValueError: a person has no augmented mask.
     """
-    rows = []
-    for sample, index in zip(samples, chosen, strict=True):
-        region = Region(*_square_around(sample.people[index].mask), (resolution, resolution))
-        faulty = _faulty_masks(sample)
-        everybody = range(len(faulty))
-        if branch == "bg":
-            hole = cut_mask(editable(faulty, everybody), region)
-            given = hole
-            picture, judged = _background(sample, region)
-        else:
-            others = editable(faulty, [k for k in everybody if k != index])
-            hole = cut_mask(others & ~visible(faulty, _order(sample))[index], region)
-            given = cut_soft(faulty[index], region)
-            picture, judged = _person(sample, index, region)
-        rows.append(
-            (
-                _picture_tensor(picture),
-                _picture_tensor(cut_picture(sample.image, region)),
-                _mask_tensor(hole),
-                _mask_tensor(given),
-                _mask_tensor(judged),
-                1.0 if branch == "bg" else float(len(faulty)),
-            )
-        )
-    pictures, images, holes, given_masks, targets, weights = zip(*rows, strict=True)
-    return Batch(
-        torch.stack(pictures),
-        torch.stack(images),
-        torch.stack(holes),
-        torch.stack(given_masks),
-        torch.stack(targets),
-        torch.tensor(weights),
-    )
+    rows = [_example(branch, view, resolution) for view in views]
+    return Batch(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]})
 
 
-def make_cues(
-    samples: list[Sample], chosen: list[int], withheld: list[np.ndarray], settings: HmgSettings
-) -> dict[str, Cue | None]:
+def _example(branch: Branch, view: View, resolution: int) -> dict[str, torch.Tensor]:
+    """The fields of `Batch` of one view."""
+    sample, region = view.sample, Region(*view.region, (resolution, resolution))
+    faulty = _faulty_masks(sample)
+    everybody = range(len(faulty))
+    image = cut_picture(sample.image, region)
+    if branch == "bg":
+        hole = cut_mask(editable(faulty, everybody), region)
+        given = hole
+        picture, judged = _background(sample, region)
+        extent, extent_judged = _left_behind(sample, region, hole)
+    else:
+        going = editable(faulty, [k for k in everybody if k != view.person and k not in view.staying])
+        hole = cut_mask(going & (seen_people(faulty, _order(sample)) != view.person + 1), region)
+        given = cut_soft(faulty[view.person], region)
+        picture, judged = _person(view, region)
+        complete = sample.people[view.person].complete_mask
+        extent, extent_judged = (judged, hole) if complete is not None else (judged, np.zeros_like(hole))
+    return {
+        "picture": _picture_tensor(picture),
+        "image": _picture_tensor(image),
+        "start": _picture_tensor(prefilled(image, hole)),
+        "hole": _mask_tensor(hole),
+        "given_mask": _mask_tensor(given),
+        "target_mask": _mask_tensor(judged),
+        "extent": _mask_tensor(extent),
+        "extent_judged": _mask_tensor(extent_judged),
+        "weight": torch.tensor(1.0 if branch == "bg" else float(len(faulty))),
+    }
+
+
+def make_cues(views: Sequence[View], withheld: Sequence[np.ndarray], settings: HmgSettings) -> dict[str, Cue | None]:
     """The cues of HMG, of the crops of `make_batch`: arguments of `LayeredUNet.branch`.
 
     ``pose`` and ``parsing``, everybody's keypoints and the label map, are for both branches; ``others``, the faulty
@@ -206,20 +238,20 @@ def make_cues(
     withheld.
 
     Args:
-        samples, chosen: as for `make_batch`.
+        views: as for `make_batch`.
         withheld: (3,) bool a sample: whether pose, parsing and masks are kept from the model.
     """
     pose: list[torch.Tensor | None] = []
     parsing: list[torch.Tensor | None] = []
     others: list[torch.Tensor | None] = []
-    for sample, index, (no_pose, no_parsing, no_masks) in zip(samples, chosen, withheld, strict=True):
-        view = cropped(sample, *_square_around(sample.people[index].mask))
-        keypoints = np.stack([person.keypoints for person in view.people])
+    for view, (no_pose, no_parsing, no_masks) in zip(views, withheld, strict=True):
+        seen = cropped(view.sample, *view.region)
+        keypoints = np.stack([person.keypoints for person in seen.people])
         missing = no_pose or not keypoints[..., 2].any()
-        pose.append(None if missing else draw_pose(keypoints, view.parsing.shape, settings))
-        missing = no_parsing or view.label_set == "none"
-        parsing.append(None if missing else draw_parsing(view.parsing, view.label_set, settings))
-        others.append(None if no_masks else draw_masks(_faulty_masks(view), index, settings))
+        pose.append(None if missing else draw_pose(keypoints, seen.parsing.shape, settings))
+        missing = no_parsing or seen.label_set == "none"
+        parsing.append(None if missing else draw_parsing(seen.parsing, seen.label_set, settings))
+        others.append(None if no_masks else draw_masks(_faulty_masks(seen), view.person, settings))
     return {"pose": stack_cue(pose), "parsing": stack_cue(parsing), "others": stack_cue(others)}
 
 
@@ -233,9 +265,19 @@ def _background(sample: Sample, region: Region) -> tuple[np.ndarray, np.ndarray]
     return prefilled(cut_picture(sample.image, region), people), ~people
 
 
-def _person(sample: Sample, index: int, region: Region) -> tuple[np.ndarray, np.ndarray]:
+def _left_behind(sample: Sample, region: Region, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What of people a window shows outside the hole, (h, w) float32, and where that is known, (h, w) bool."""
+    masks = np.stack([person.mask for person in sample.people])
+    left = editable(masks, range(len(masks)))
+    if sample.effects is None:
+        return cut_soft(left, region), np.zeros_like(hole)
+    known = ~hole if sample.known is None else ~hole & ~cut_mask(~sample.known, region)
+    return cut_soft(left | (sample.effects > 0), region), known
+
+
+def _person(view: View, region: Region) -> tuple[np.ndarray, np.ndarray]:
     """What the foreground branch learns to paint in a window, (h, w, 3) uint8, and where it is judged, (h, w) bool."""
-    person = sample.people[index]
+    sample, person = view.sample, view.sample.people[view.person]
     if person.layer is None or person.complete_mask is None:
         return cut_picture(sample.image, region), cut_mask(person.mask, region)
     # What is seen of the person lies there already; twice, soft edges would be harder.
@@ -243,7 +285,11 @@ def _person(sample: Sample, index: int, region: Region) -> tuple[np.ndarray, np.
     whole = sample.image.copy()
     under, over = whole[missing].astype(np.float32), person.layer[missing].astype(np.float32)
     whole[missing] = np.rint(under + over[:, 3:] / 255 * (over[:, :3] - under)).astype(np.uint8)
-    return cut_picture(whole, region), cut_mask(person.complete_mask, region)
+    # Those who stay hide the person still.
+    hidden = np.zeros_like(person.mask)
+    for k in view.staying:
+        hidden |= sample.people[k].mask
+    return cut_picture(whole, region), cut_mask(person.complete_mask & (person.mask | ~hidden), region)
 
 
 def _faulty_masks(sample: Sample) -> np.ndarray:
@@ -271,13 +317,19 @@ def _square_around(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _random_square(
-    mask: np.ndarray, resolution: int, settings: CropSettings, draw: np.random.Generator
+    person: Person, resolution: int, settings: CropSettings | Literal["window"], draw: np.random.Generator
 ) -> tuple[slice, slice]:
     """A random square of the picture with as much of the mask's box in it as fits.
 
-    The person fills at most `MOST` of it, where the picture is large enough for that.
+    Of ``CropSettings`` the person fills at most `MOST` of it, where the picture is large enough for that. Of windows,
+    the side is that of inference, times 0.8 to 1.25.
     """
-    largest = min(mask.shape)
+    mask, largest = person.mask, min(person.mask.shape)
+    if settings == "window":
+        assert person.augmented_mask is not None
+        side = square_side(editable(person.augmented_mask[None], [0]), resolution)
+        least, most = (min(max(resolution, round(side * factor)), largest) for factor in WINDOWS)
+        return _square_of(mask, int(draw.integers(least, most, endpoint=True)), draw)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     boxes = [(int(at[0]), int(at[-1]) + 1) if at.size else (0, 0) for at in (rows, columns)]
     smallest = max(
@@ -286,7 +338,13 @@ def _random_square(
         math.ceil(math.sqrt(np.count_nonzero(mask) / MOST)),
         *(end - start for start, end in boxes),
     )
-    side = int(draw.integers(min(smallest, largest), largest, endpoint=True))
+    return _square_of(mask, int(draw.integers(min(smallest, largest), largest, endpoint=True)), draw)
+
+
+def _square_of(mask: np.ndarray, side: int, draw: np.random.Generator) -> tuple[slice, slice]:
+    """A square of a side, anywhere in the picture as long as the mask's box is in it."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    boxes = [(int(at[0]), int(at[-1]) + 1) if at.size else (0, 0) for at in (rows, columns)]
     firsts = []
     for (start, end), length in zip(boxes, mask.shape, strict=True):
         # A box that is longer than the side is cut anywhere; one that is shorter is held.

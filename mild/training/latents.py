@@ -2,7 +2,7 @@
 
 With ``cached_views`` a sample is seen in a few fixed views. Their pictures always have the same latents, so that these
 can be kept in shards beside the run, one for each shard of the dataset and of its name: WebDataset tars with an index,
-as `dataset_tools.shards` describes them. A sample has a part ``{number}.safetensors`` a view with four latents
+as `dataset_tools.shards` describes them. A sample has a part ``{number}.safetensors`` a view with these latents
 (C, h, w), in float32, so that training with them is training without them, to the bit:
 
 =================  =============================================================================
@@ -10,8 +10,10 @@ name               latent of
 =================  =============================================================================
 ``bg.picture``     what the background branch learns to paint (`mild.training.batches.Batch.picture`)
 ``bg.shown``       what it is shown (`mild.training.batches.Batch.shown`)
+``bg.start``       what erasing starts from (`mild.training.batches.Batch.start`), with ``states: visited`` only
 ``fg.picture``     the same of the foreground branch
 ``fg.shown``
+``fg.start``
 =================  =============================================================================
 """
 
@@ -32,25 +34,30 @@ from dataset_tools.shards import Outline, Shard, ShardDataset, index_path, read_
 from dataset_tools.storage import open_root, remove_partials, sha256_of_file
 from mild.model.backbone import Branch, check_resolution, encode_pictures, load_base
 from mild.settings import TrainSettings
-from mild.training.batches import draw_fixed_view, make_batch
+from mild.training.batches import View, draw_fixed_view, make_batch
 from mild.training.mixture import misfit, usable
 
-FORMAT = 1
+FORMAT = 2
 """Version of what is encoded and how it is kept."""
 ORDER: tuple[Branch, ...] = ("bg", "fg")
 
 
-def encode_view(vae: AutoencoderKL, view: Sample, index: int, resolution: int) -> dict[str, torch.Tensor]:
-    """The four latents of a view, by the names in the module's table, (C, h, w) float32.
+def pictures_of(settings: TrainSettings) -> tuple[str, ...]:
+    """Which pictures of a `mild.training.batches.Batch` the VAE encodes."""
+    return ("picture", "shown", "start") if settings.states == "visited" else ("picture", "shown")
+
+
+def encode_view(vae: AutoencoderKL, view: View, settings: TrainSettings) -> dict[str, torch.Tensor]:
+    """The latents of a view, by the names in the module's table, (C, h, w) float32.
 
     One call of the VAE whatever is encoded beside, so that a view has the same latents, to the bit, in every batch.
 
     Args:
-        view, index: see `mild.training.batches.draw_fixed_view`.
+        view: see `mild.training.batches.draw_fixed_view`.
     """
-    batches = {branch: make_batch(branch, [view], [index], resolution) for branch in ORDER}
+    batches = {branch: make_batch(branch, [view], settings.resolution) for branch in ORDER}
     named = {
-        f"{branch}.{what}": getattr(batch, what) for branch, batch in batches.items() for what in ("picture", "shown")
+        f"{branch}.{what}": getattr(batch, what) for branch, batch in batches.items() for what in pictures_of(settings)
     }
     latents = encode_pictures(vae, torch.cat(list(named.values())).to(vae.device))
     return dict(zip(named, latents, strict=True))
@@ -154,7 +161,7 @@ def _encoded(
             continue
         parts = {}
         for number in range(settings.cached_views):
-            latents = encode_view(vae, *draw_fixed_view(sample, number, settings), settings.resolution)
+            latents = encode_view(vae, draw_fixed_view(sample, number, settings), settings)
             parts[f"{number}.safetensors"] = save({name: latent.cpu().contiguous() for name, latent in latents.items()})
         yield sample.key, parts
 

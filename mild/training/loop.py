@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, is_bf16_available, parse_flag_from_env
-from diffusers import DDPMScheduler, StableDiffusionXLInpaintPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionXLInpaintPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, cast_training_params
 from torch.nn import functional as F
@@ -30,20 +30,23 @@ from dataset_tools.settings import digest_of
 from dataset_tools.shards import Samples
 from dataset_tools.storage import local_place, remove_partials
 from mild.charts import loss_chart
+from mild.erasing.pipeline import as_ddim
 from mild.model.backbone import BRANCHES, Branch, adapter_parameters, check_resolution, encode_pictures, load_base
 from mild.model.layered import LayeredUNet
 from mild.model.saved import CONFIG
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
-from mild.training.batches import Batch, draw_fixed_view, draw_view, make_batch, make_cues
+from mild.training.batches import Batch, View, draw_fixed_view, draw_view, make_batch, make_cues
 from mild.training.checkpoints import Checkpoint, Checkpoints
 from mild.training.journal import Journal, SamplePictures, check_trackers, logs_of, numbers_of, peak_memory
-from mild.training.latents import Latents, encode_view
+from mild.training.latents import Latents, encode_view, pictures_of
 from mild.training.mixture import usable
 from mild.training.objective import (
     background_loss,
+    extents_loss,
     foreground_loss,
     freeze,
+    implied_noise,
     known_cells,
     prediction_target,
     region_terms,
@@ -52,8 +55,10 @@ from mild.training.objective import (
 from mild.training.sharding import shard_frozen, sharding_asked_for
 from mild.versions import software_versions
 
-LOSS_COLUMNS = ("step", "loss", "background", "foreground", "lambda")
+LOSS_COLUMNS = ("step", "loss", "background", "foreground", "extents", "lambda")
 REGION_TERMS = ("core", "boundary", "gradient")
+DECAY = 0.01
+"""AdamW's weight decay, of torch."""
 
 _log = logging.getLogger(__name__)
 
@@ -135,8 +140,8 @@ def train(
         base: folder or hub id of an SDXL inpainting pipeline.
         output: the directory to write; an older one is replaced.
         log: called every ``log_every`` steps and after the last with what the trackers get: of this step alone
-            ``loss/total``, ``loss/background``, ``loss/foreground`` (and, where the region-aware loss is on, its
-            weighted terms ``loss/core``, ``loss/boundary`` and ``loss/gradient``), ``lambda``, ``gradient_norm`` (of
+            ``loss/total``, ``loss/background``, ``loss/foreground``, ``loss/extents`` (and, where the region-aware
+            loss is on, its weighted terms ``loss/core``, ``loss/boundary`` and ``loss/gradient``), ``lambda``, ``gradient_norm`` (of
             all, before they are clipped) and ``learning_rate/`` ``adapters``, ``sma`` and ``guidance``; the weights as
             `mild.training.journal.numbers_of` has them; ``samples_per_second`` since the last call, without the time
             that pictures and checkpoints take; and ``memory/peak_gib``. Called by the first process only.
@@ -185,7 +190,7 @@ def train(
         check_resolution(pipeline, settings.resolution)
         started = time.monotonic()
         layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
-        layered.resolution = settings.resolution
+        layered.resolution, layered.inference_steps = settings.resolution, settings.inference_steps
         run = _Run(settings, samples, pipeline, layered, accelerator, latents, sharding)
         if saved is not None:
             run.restore(saved)
@@ -216,6 +221,7 @@ def train(
                     folder,
                     base=base,
                     resolution=settings.resolution,
+                    inference_steps=settings.inference_steps,
                     record={
                         "dataset": dataset_digest,
                         "samples": len(samples),
@@ -357,8 +363,10 @@ class _Run:
         self.trained: dict[str, torch.nn.Parameter] = {
             name: parameter for group in groups for name, parameter in zip(group["names"], group["params"], strict=True)
         }
-        self.rates: dict[str, float] = {group["name"]: group["lr"] for group in groups}
-        adamw = torch.optim.AdamW([{"params": group["params"], "lr": group["lr"]} for group in groups])
+        self.rates: list[float] = [group["lr"] for group in groups]
+        adamw = torch.optim.AdamW(
+            [{key: group[key] for key in ("name", "params", "lr", "weight_decay")} for group in groups]
+        )
         # The schedule is asked as a function of the step, so that it has no state of its own.
         self.schedule = get_scheduler(
             settings.lr_scheduler,
@@ -380,7 +388,7 @@ class _Run:
         branches: list[tuple[Branch, str, float]] = [("bg", "background", 1.0)]
         if weight > 0:
             branches.append(("fg", "foreground", weight))
-        values = {"background": 0.0, "foreground": 0.0}
+        values = {"background": 0.0, "foreground": 0.0, "extents": 0.0}
         if settings.region_loss is not None:
             values |= dict.fromkeys(REGION_TERMS, 0.0)
         indices = _indices(self.samples, settings, step)
@@ -395,9 +403,15 @@ class _Run:
                     # Each branch is differentiated before the next is run (see `LayeredUNet.branch`).
                     with accelerator.autocast():
                         loss = self.branch_loss(self.compute, of_branch) / settings.gradient_accumulation
-                    values[name] += loss.item()
-                    for term, part in self.branch_loss.terms.items():
-                        values[term] += part.item() / settings.gradient_accumulation
+                    terms = {
+                        term: part.item() / settings.gradient_accumulation
+                        for term, part in self.branch_loss.terms.items()
+                    }
+                    of_extents = terms.pop("extents", 0.0)
+                    values[name] += loss.item() - of_extents
+                    values["extents"] += factor * of_extents
+                    for term, part in terms.items():
+                        values[term] += part
                     accelerator.backward(factor * loss)
         freeze(self.unet, stage)
         if accelerator.num_processes > 1:
@@ -406,7 +420,7 @@ class _Run:
             *means, stopping = accelerator.reduce(told, "mean").tolist()
             values, stop = dict(zip(values, means, strict=True)), stopping > 0
         norm = accelerator.clip_grad_norm_(list(self.trained.values()), settings.max_grad_norm or math.inf).item()
-        total = values["background"] + weight * values["foreground"]
+        total = values["background"] + weight * values["foreground"] + values["extents"]
         # With fp16 the scaler meets gradients that are too large now and then, and skips the step.
         if not math.isfinite(total) or not (math.isfinite(norm) or accelerator.scaler):
             keys = ", ".join(self.samples.keys[index] for index in indices)
@@ -414,17 +428,17 @@ class _Run:
             value = total if not math.isfinite(total) else norm
             raise UserError(f"{what} {value} at step {step + 1} (samples {keys}): lower learning_rate, or mend them")
         factor = self.schedule(step)
-        for group, rate in zip(self.optimizer.param_groups, self.rates.values(), strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
         self.layered.project_()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.step(self.trained.values())
-        self.losses.append({"loss": total} | {name: values[name] for name in LOSS_COLUMNS[2:4]} | {"lambda": weight})
+        self.losses.append({"loss": total} | {name: values[name] for name in LOSS_COLUMNS[2:5]} | {"lambda": weight})
         self.measured = {"loss/total": total, **{f"loss/{name}": value for name, value in values.items()}}
         self.measured |= {"lambda": weight, "gradient_norm": norm}
-        self.measured |= {f"learning_rate/{name}": rate * factor for name, rate in self.rates.items()}
+        self.measured |= {f"learning_rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         return stop
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -509,7 +523,11 @@ def _average_gradients(parameters: list[torch.nn.Parameter], accelerator: Accele
 
 
 def _parameter_groups(layered: LayeredUNet, settings: TrainSettings) -> list[dict[str, Any]]:
-    """What the optimizer trains: its name, and names, parameters and learning rate, of each group that is not empty."""
+    """What the optimizer trains: names, parameters, learning rate and weight decay of the groups that are not empty.
+
+    Decay is for matrices. A gate of HMG or a scalar of SMA that has no gradient for a while would fade away: an alpha
+    of 1 to 0.135 in 20,000 steps.
+    """
     adapters = {
         f"adapters.{name}": parameter
         for branch in BRANCHES
@@ -519,15 +537,18 @@ def _parameter_groups(layered: LayeredUNet, settings: TrainSettings) -> list[dic
     for part, module in layered.parts().items():
         named = {f"{part}.{name}": parameter for name, parameter in module.named_parameters()}
         parts["sma" if part == "sma" else "guidance"] |= named
+    matrices = {name: p for name, p in parts["guidance"].items() if p.ndim > 1}
+    numbers = {name: p for name, p in parts["guidance"].items() if p.ndim <= 1}
     groups = [
-        ("adapters", adapters, settings.learning_rate),
-        ("sma", parts["sma"], settings.sma_learning_rate),
-        ("guidance", parts["guidance"], settings.guidance_learning_rate),
+        ("adapters", adapters, settings.learning_rate, DECAY),
+        ("sma", parts["sma"], settings.sma_learning_rate, 0.0),
+        ("guidance", matrices, settings.guidance_learning_rate, DECAY),
+        ("guidance", numbers, settings.guidance_learning_rate, 0.0),
     ]
     return [
-        {"name": name, "names": list(named), "params": list(named.values()), "lr": rate}
-        for name, named, rate in groups
-        if named
+        {"name": name, "names": list(of), "params": list(of.values()), "lr": rate, "weight_decay": decay}
+        for name, of, rate, decay in groups
+        if of
     ]
 
 
@@ -551,14 +572,23 @@ class Examples:
     """What one branch is trained on in one step, up to the UNet: B samples. Tensors are float32, without gradients."""
 
     branch: Branch
-    given: torch.Tensor
-    """The UNet's input [noisy latents; hole; latents of the image shown], (B, 2 C + 1, h, w)."""
+    noisy: torch.Tensor
+    """Latents (B, C, h, w): noised truth or, where `path` leads further, the start that erasing has."""
+    path: list[int]
+    """Time steps over which the model's own answers take ``noisy`` to where it is trained; empty: it is there."""
     timesteps: torch.Tensor
-    """(B,) int64."""
-    target: torch.Tensor
-    """What the UNet should output, (B, C, h, w)."""
+    """(B,) int64, where it is trained."""
+    shown: torch.Tensor
+    """What the UNet sees beside, [hole; latents of the image shown], (B, C + 1, h, w)."""
+    clean: torch.Tensor
+    """Latents x_0 of what the branch learns to paint, (B, C, h, w)."""
     judged: torch.Tensor
     """(B, 1, h, w) in 0..1, for the loss: where the background is known; the person's mask M_k."""
+    repainted: torch.Tensor
+    """(B, 1, h, w), 1 in cells that are to be painted anew, else 0; see `mild.settings.TrainSettings.outside`."""
+    extent: torch.Tensor
+    """(B, 1, H, W): see `mild.training.batches.Batch`; so is the next."""
+    extent_judged: torch.Tensor
     weight: torch.Tensor
     """(B,): see `mild.training.batches.Batch`."""
     given_mask: torch.Tensor
@@ -589,13 +619,15 @@ class BranchLoss:
         self.settings = settings
         # Samplers such as Euler's noise otherwise; their configuration says what the UNet was trained with.
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.ddim: DDIMScheduler = as_ddim(pipeline.scheduler)
+        self.ddim.set_timesteps(settings.inference_steps, device=pipeline.unet.device)
         with torch.no_grad():
             text, _, pooled_text, _ = pipeline.encode_prompt(
                 settings.prompt, device=pipeline.text_encoder_2.device, do_classifier_free_guidance=False
             )
         self.text, self.pooled_text = text.to(self.device), pooled_text.to(self.device)
         self.terms: dict[str, torch.Tensor] = {}
-        """What the latest loss is the sum of, where the region-aware loss was taken."""
+        """Of the latest loss: what the extents add, and the terms of the region-aware loss, where there are such."""
         side = settings.resolution
         self.size_and_crop = torch.tensor([[side, side, 0, 0, side, side]], dtype=self.text.dtype, device=self.device)
 
@@ -610,21 +642,21 @@ class BranchLoss:
         seed = self.settings.seed
         draws = [np.random.default_rng(derived_seed(seed, step, sample.key)) for sample in samples]
         if self.settings.cached_views is None:
-            views, chosen = self._new_views(samples, step, draws)
+            views = self._new_views(samples, step, draws)
             stored: list[dict[str, torch.Tensor]] = []
         else:
             numbers = [int(draw.integers(self.settings.cached_views)) for draw in draws]
-            views, chosen, stored = self._fixed_views(samples, numbers)
-        batches = [make_batch(branch, views, chosen, self.settings.resolution) for branch in branches]
+            views, stored = self._fixed_views(samples, numbers)
+        batches = [make_batch(branch, views, self.settings.resolution) for branch in branches]
+        kinds = pictures_of(self.settings)
         if stored:
-            named = [f"{branch}.{what}" for branch in branches for what in ("picture", "shown")]
+            named = [f"{branch}.{what}" for branch in branches for what in kinds]
             latents = [torch.stack([of_view[name] for of_view in stored]).to(self.device) for name in named]
         else:
             assert self.vae is not None
-            pictures = torch.cat([picture for batch in batches for picture in (batch.picture, batch.shown)])
-            latents = list(encode_pictures(self.vae, pictures.to(self.device)).chunk(2 * len(batches)))
-        last = self.scheduler.config.num_train_timesteps
-        timesteps = torch.tensor([int(draw.integers(last)) for draw in draws], device=self.device)
+            pictures = torch.cat([getattr(batch, what) for batch in batches for what in kinds])
+            latents = list(encode_pictures(self.vae, pictures.to(self.device)).chunk(len(kinds) * len(batches)))
+        path, timesteps = self._states(step, draws)
         shape = tuple(latents[0].shape[1:])
         noise = torch.stack([torch.from_numpy(draw.standard_normal(shape, np.float32)) for draw in draws])
         noise = noise.to(self.device)
@@ -632,56 +664,68 @@ class BranchLoss:
         cues: dict[str, Any] = {}
         if hmg is not None:
             withheld = [draw.random(3) < hmg.dropout for draw in draws]
-            cues = make_cues(views, chosen, withheld, hmg)
+            cues = make_cues(views, withheld, hmg)
+        encoded = [
+            dict(zip(kinds, latents[at : at + len(kinds)], strict=True)) for at in range(0, len(latents), len(kinds))
+        ]
         return [
-            self._examples_of(branch, batch, clean, shown, timesteps, noise, cues)
-            for branch, batch, clean, shown in zip(branches, batches, latents[::2], latents[1::2], strict=True)
+            self._examples_of(branch, batch, of_batch, path, timesteps, noise, cues)
+            for branch, batch, of_batch in zip(branches, batches, encoded, strict=True)
         ]
 
-    def _new_views(
-        self, samples: Sequence[Sample], step: int, draws: Sequence[np.random.Generator]
-    ) -> tuple[list[Sample], list[int]]:
-        """A view of each sample that no other step has, and its person, who is drawn first."""
+    def _states(self, step: int, draws: Sequence[np.random.Generator]) -> tuple[list[int], torch.Tensor]:
+        """`Examples.path` and `Examples.timesteps` of a step."""
+        count = len(draws)
+        if self.settings.states == "noised":
+            last = self.scheduler.config.num_train_timesteps
+            return [], torch.tensor([int(draw.integers(last)) for draw in draws], device=self.device)
+        visited = [int(t) for t in self.ddim.timesteps]
+        # One for all samples of a step, on all processes: they go the way together.
+        reached = derived_seed(self.settings.seed, "state", step) % len(visited)
+        return visited[:reached], torch.full((count,), visited[reached], device=self.device)
+
+    def _new_views(self, samples: Sequence[Sample], step: int, draws: Sequence[np.random.Generator]) -> list[View]:
+        """A view of each sample that no other step has; its person is drawn first."""
         chosen = [int(draw.integers(len(sample.people))) for draw, sample in zip(draws, samples, strict=True)]
         # A generator of their own, for as many numbers as views take.
         seeds = [derived_seed(self.settings.seed, step, sample.key, "view") for sample in samples]
-        views = [
+        return [
             draw_view(sample, index, self.settings, np.random.default_rng(seed))
             for sample, index, seed in zip(samples, chosen, seeds, strict=True)
         ]
-        return views, chosen
 
     def _fixed_views(
         self, samples: Sequence[Sample], numbers: Sequence[int]
-    ) -> tuple[list[Sample], list[int], list[dict[str, torch.Tensor]]]:
-        """The fixed view with a number of each sample, its person, and its latents by name."""
-        views, chosen, latents = [], [], []
+    ) -> tuple[list[View], list[dict[str, torch.Tensor]]]:
+        """The fixed view with a number of each sample, and its latents by name."""
+        views, latents = [], []
         for sample, number in zip(samples, numbers, strict=True):
-            view, index = draw_fixed_view(sample, number, self.settings)
+            view = draw_fixed_view(sample, number, self.settings)
             if self.latents is not None:
                 stored = self.latents.read(sample, number)
             else:
                 assert self.vae is not None
-                stored = encode_view(self.vae, view, index, self.settings.resolution)
+                stored = encode_view(self.vae, view, self.settings)
             views.append(view)
-            chosen.append(index)
             latents.append(stored)
-        return views, chosen, latents
+        return views, latents
 
     def _examples_of(
         self,
         branch: Branch,
         batch: Batch,
-        clean: torch.Tensor,
-        shown: torch.Tensor,
+        latents: dict[str, torch.Tensor],
+        path: list[int],
         timesteps: torch.Tensor,
         noise: torch.Tensor,
         cues: dict[str, Any],
     ) -> Examples:
+        clean = latents["picture"]
         grid = clean.shape[-2:]
         # As the pipeline does it: the mask channel is taken at the nearest pixel.
         hole = F.interpolate(batch.hole, size=grid).to(clean)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        first = torch.full_like(timesteps, path[0]) if path else timesteps
+        noisy = self.scheduler.add_noise(latents.get("start", clean), noise, first)
         if branch == "bg":
             judged = known_cells(batch.target_mask, grid)
             cues = {name: cue for name, cue in cues.items() if name != "others"}
@@ -689,10 +733,15 @@ class BranchLoss:
             judged = F.interpolate(batch.target_mask, size=grid, mode="area")
         return Examples(
             branch=branch,
-            given=torch.cat([noisy, hole, shown], dim=1),
+            noisy=noisy,
+            path=path,
             timesteps=timesteps,
-            target=prediction_target(self.scheduler, clean, noise, timesteps),
+            shown=torch.cat([hole, latents["shown"]], dim=1),
+            clean=clean,
             judged=judged.to(clean),
+            repainted=F.adaptive_max_pool2d(torch.maximum(batch.hole, batch.extent.ceil()), grid).to(clean),
+            extent=batch.extent.to(self.device),
+            extent_judged=batch.extent_judged.to(self.device),
             weight=batch.weight.to(clean),
             given_mask=batch.given_mask,
             cues=cues,
@@ -700,29 +749,48 @@ class BranchLoss:
 
     def __call__(self, unet: Callable[..., Any], examples: Examples) -> torch.Tensor:
         """The mean of ``weight * loss`` over the batch, a scalar that carries gradients of adapters and parts."""
-        count = len(examples.given)
+        settings, noisy = self.settings, examples.noisy
         with self.layered.branch(examples.branch, examples.given_mask, **examples.cues):
-            prediction = unet(
-                examples.given,
-                examples.timesteps,
-                # A copy a sample: multiplying one text expanded over the batch, torch copies all weights instead.
-                encoder_hidden_states=self.layered.text(self.text.repeat(count, 1, 1)),
-                added_cond_kwargs={
-                    "text_embeds": self.pooled_text.expand(count, -1),
-                    "time_ids": self.size_and_crop.expand(count, -1),
-                },
-            ).sample
+            for t in examples.path:
+                with torch.no_grad():
+                    answer = self._predicted(unet, noisy, torch.full_like(examples.timesteps, t), examples)
+                    noisy = self.ddim.step(answer.float(), t, noisy, return_dict=False)[0]
+            prediction = self._predicted(unet, noisy, examples.timesteps, examples)
+            extents = self.layered.extents
+            logits = None if extents is None else extents.logits(examples.branch, examples.extent.shape[-2:])
+        noise = implied_noise(self.scheduler, examples.clean, noisy, examples.timesteps)
+        target = prediction_target(self.scheduler, examples.clean, noise, examples.timesteps)
         if examples.branch == "bg":
-            losses = background_loss(prediction, examples.target, examples.judged)
+            losses = background_loss(prediction, target, examples.judged, examples.repainted, settings.outside)
         else:
-            losses = foreground_loss(prediction, examples.target, examples.judged, self.settings.region_loss)
-        self.terms = self._terms(prediction.detach(), examples)
+            losses = foreground_loss(prediction, target, examples.judged, settings.region_loss)
+        self.terms = self._terms(prediction.detach(), target, examples)
+        if logits is not None:
+            of_extents = settings.extents_loss * extents_loss(logits, examples.extent, examples.extent_judged)
+            self.terms["extents"] = (examples.weight * of_extents).mean().detach()
+            losses = losses + of_extents
         return (examples.weight * losses).mean()
 
-    def _terms(self, prediction: torch.Tensor, examples: Examples) -> dict[str, torch.Tensor]:
+    def _predicted(
+        self, unet: Callable[..., Any], noisy: torch.Tensor, timesteps: torch.Tensor, examples: Examples
+    ) -> torch.Tensor:
+        count = len(noisy)
+        prediction: torch.Tensor = unet(
+            torch.cat([noisy, examples.shown], dim=1),
+            timesteps,
+            # A copy a sample: multiplying one text expanded over the batch, torch copies all weights instead.
+            encoder_hidden_states=self.layered.text(self.text.repeat(count, 1, 1)),
+            added_cond_kwargs={
+                "text_embeds": self.pooled_text.expand(count, -1),
+                "time_ids": self.size_and_crop.expand(count, -1),
+            },
+        ).sample
+        return prediction
+
+    def _terms(self, prediction: torch.Tensor, target: torch.Tensor, examples: Examples) -> dict[str, torch.Tensor]:
         if examples.branch == "bg" or self.settings.region_loss is None:
             return {}
-        terms = region_terms(prediction, examples.target, examples.judged, self.settings.region_loss)
+        terms = region_terms(prediction, target, examples.judged, self.settings.region_loss)
         return {name: (examples.weight * values).mean() for name, values in terms.items()}
 
 

@@ -46,7 +46,24 @@ def prediction_target(
     raise ValueError(f"unknown prediction type {kind!r} of the base's scheduler")
 
 
-def background_loss(prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
+def implied_noise(
+    scheduler: DDPMScheduler, latents: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """The noise that takes clean latents x_0 (B, C, h, w) to ``noisy`` ones at time steps (B,).
+
+    Of latents that were noised it is that noise; of states that sampling comes by, what is still to be taken away.
+    """
+    share = scheduler.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
+    return (noisy - share.sqrt() * latents) / (1 - share).sqrt()
+
+
+def background_loss(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    known: torch.Tensor | None = None,
+    repainted: torch.Tensor | None = None,
+    outside: float = 1.0,
+) -> torch.Tensor:
     """L_bg of eq. 4, a value a sample: (B,) from two (B, C, h, w).
 
     Squared errors are averaged over the C h w elements rather than summed, in both branches alike, so that
@@ -54,9 +71,15 @@ def background_loss(prediction: torch.Tensor, target: torch.Tensor, known: torch
 
     Args:
         known: (B, 1, h, w), 1 where the background is known and so judged, else 0; None: everywhere, as in eq. 4.
+        repainted: (B, 1, h, w), 1 where the background is to be painted anew, else 0.
+        outside: weight of the squared errors elsewhere, against 1 there; weights are scaled to a mean of 1 a sample.
     """
     error = prediction.float() - target.float()
-    return (error if known is None else known * error).square().mean(_LATENT_AXES)
+    squares = (error if known is None else known * error).square()
+    if repainted is not None and outside < 1:
+        weight = outside + (1 - outside) * repainted.float()
+        squares = squares * weight / weight.mean(_LATENT_AXES, keepdim=True)
+    return squares.mean(_LATENT_AXES)
 
 
 def foreground_loss(
@@ -85,6 +108,24 @@ def known_cells(known: torch.Tensor, grid: tuple[int, int] | torch.Size) -> torc
         (B, 1, h, w), 0 or 1.
     """
     return 1 - F.adaptive_max_pool2d(1 - known, (grid[0], grid[1]))
+
+
+def extents_loss(logits: torch.Tensor, target: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy plus Dice loss of `mild.model.extents`, a value a sample: (B,) from three (B, 1, H, W).
+
+    Dice as Milletari et al. 2016 ("V-Net", section 3), with one pixel added above and below: where there is nothing to
+    find, every pixel found costs. Of a sample that is judged nowhere the loss is 0.
+
+    Args:
+        target: 0..1.
+        judged: 0..1.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    found = judged * logits.sigmoid()
+    both, either = (found * target).sum(_LATENT_AXES), (found + judged * target).sum(_LATENT_AXES)
+    area = judged.sum(_LATENT_AXES)
+    dice = 1 - (2 * both + 1) / (either + 1)
+    return ((judged * entropy).sum(_LATENT_AXES) / area.clamp(min=1) + dice) * (area > 0)
 
 
 def region_loss(

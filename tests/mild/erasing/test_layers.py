@@ -13,10 +13,23 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_tools.errors import UserError
-from mild.erasing.layers import LayeredPicture, visible
+from mild.erasing.layers import Layer, LayeredPicture, seen_people
 from mild.erasing.regions import editable
 
 SHAPE = (24, 30)
+
+
+def _made(
+    original: np.ndarray, background: np.ndarray, painted: np.ndarray, whole: np.ndarray, order: tuple[int, ...]
+) -> LayeredPicture:
+    """Of layers (N, H, W, 4), whose alpha from 128 on is the person's mask."""
+    seen = np.zeros(painted.shape, np.uint16) if not order else seen_people(whole[..., 3] >= 128, order)
+    layers = [Layer.cut(layer[..., :3], layer[..., 3]) for layer in whole]
+    return LayeredPicture(original, background, painted, seen, np.zeros_like(seen), layers, order)
+
+
+def _whole(picture: LayeredPicture) -> np.ndarray:
+    return np.array([layer.whole(*picture.painted.shape) for layer in picture.layers])
 
 
 def _painter(background: np.ndarray, layers: np.ndarray, order: Sequence[int], keep: Sequence[int]) -> np.ndarray:
@@ -40,15 +53,16 @@ def _scene(seed: int, people: int = 3) -> LayeredPicture:
         layer[max(0, top) : top + rng.integers(5, 14), max(0, left) : left + rng.integers(5, 14), 3] = 255
     order = tuple(int(k) for k in rng.permutation(people))
     original = _painter(background, layers, order, range(people))
-    painted = editable(layers[..., 3] > 0, range(people))
+    painted = np.zeros(SHAPE, bool) if not people else editable(layers[..., 3] > 0, range(people))
     background = np.where(painted[..., None], background, original)
-    return LayeredPicture(original, background, painted, layers, order)
+    return _made(original, background, painted, layers, order)
 
 
 def _assert_equal(one: LayeredPicture, other: LayeredPicture) -> None:
-    for name in ("original", "background", "painted", "layers"):
+    for name in ("original", "background", "painted", "seen", "beyond"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
         assert getattr(one, name).dtype == getattr(other, name).dtype
+    assert np.array_equal(_whole(one), _whole(other))
     assert (one.order, one.margin) == (other.order, other.margin)
 
 
@@ -64,17 +78,10 @@ def _subsets(people: int) -> list[tuple[int, ...]]:
 def test_the_last_in_order_is_seen_where_masks_overlap(seed: int, people: int) -> None:
     rng = np.random.default_rng(seed)
     masks, order = rng.random((people, 6, 7)) < 0.5, [int(k) for k in rng.permutation(people)]
-    seen = visible(masks, order)
-    for y, x in np.ndindex(6, 7):
-        there = [k for k in order if masks[k, y, x]]
-        assert np.flatnonzero(seen[:, y, x]).tolist() == there[-1:]
-
-
-def test_an_order_that_misses_or_repeats_people_is_refused() -> None:
-    masks = np.ones((2, 3, 3), bool)
-    for order in ((0,), (0, 0), (1, 2), (0, 1, 1)):
-        with pytest.raises(ValueError, match="expected each of 0 to 1 once"):
-            visible(masks, order)
+    present = order[: people - 1]
+    for named, seen in ((order, seen_people(masks, order)), (present, seen_people(masks, present))):
+        for y, x in np.ndindex(6, 7):
+            assert seen[y, x] == next((k + 1 for k in reversed(named) if masks[k, y, x]), 0)
 
 
 # Equation 2.
@@ -86,7 +93,7 @@ def test_recomposing_is_painting_those_kept_over_the_background(seed: int, peopl
     """Layers and background are the true ones here, so that any subset has one right answer, in any order."""
     picture = _scene(seed, people)
     for keep in _subsets(people):
-        expected = _painter(picture.background, picture.layers, picture.order, keep)
+        expected = _painter(picture.background, _whole(picture), picture.order, keep)
         assert np.array_equal(picture.recompose(keep), expected)
         assert np.array_equal(picture.recompose(keep[::-1]), expected)
 
@@ -99,8 +106,9 @@ def test_only_what_belongs_to_those_who_go_may_change(seed: int, people: int) ->
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, picture.background.shape, np.uint8)
     picture.background = np.where(picture.painted[..., None], noise, picture.original)
-    picture.layers[..., :3] = rng.integers(0, 256, (*picture.layers.shape[:3], 3), np.uint8)
-    seen = visible(picture.layers[..., 3] > 0, picture.order)
+    for layer in picture.layers:
+        layer.pixels[..., :3] = rng.integers(0, 256, (*layer.pixels.shape[:2], 3), np.uint8)
+    seen = np.stack([picture.seen == k + 1 for k in range(people)])
     for keep in _subsets(people):
         gone = [k for k in range(people) if k not in keep]
         fixed = seen[list(keep)].any(0) | ~editable(seen, gone)
@@ -118,7 +126,7 @@ def test_without_anybody_the_result_is_the_background() -> None:
     painted = editable(masks, [0, 1])
     background = np.where(painted[..., None], noise, original)
     layers = np.concatenate([np.stack([original] * 2), masks[..., None] * np.uint8(255)], axis=-1)
-    picture = LayeredPicture(original, background, painted, layers, (0, 1))
+    picture = _made(original, background, painted, layers, (0, 1))
     assert np.array_equal(picture.recompose([]), background)
     assert np.array_equal(picture.changed([]), painted)
 
@@ -130,7 +138,7 @@ def test_soft_edges_are_blended_over_the_background() -> None:
     layers[0] = (200, 50, 100, 0)
     layers[0, 2, 1:5, 3] = (255, 204, 127, 51)
     layers[1, 1:4, :, 3] = 255
-    picture = LayeredPicture(original, background, np.ones((5, 6), bool), layers, (0, 1))
+    picture = _made(original, background, np.ones((5, 6), bool), layers, (0, 1))
     row = picture.recompose([0])[2]
     assert row.tolist() == [
         [100, 100, 100],
@@ -143,24 +151,24 @@ def test_soft_edges_are_blended_over_the_background() -> None:
 
 
 def test_a_person_who_is_entirely_hidden_changes_nothing_by_going_and_appears_when_the_other_goes() -> None:
-    picture = _scene(0, 2)
-    picture.layers[..., 3] = 0
-    picture.layers[0, 6:12, 6:12, 3] = picture.layers[1, 2:20, 2:20, 3] = 255
-    picture.order = (0, 1)
-    picture.original = _painter(picture.background, picture.layers, (0, 1), (0, 1))
-    picture.painted = np.ones(SHAPE, bool)
+    background = _scene(0, 2).background
+    layers = np.random.default_rng(0).integers(0, 256, (2, *SHAPE, 4), np.uint8)
+    layers[..., 3] = 0
+    layers[0, 6:12, 6:12, 3] = layers[1, 2:20, 2:20, 3] = 255
+    original = _painter(background, layers, (0, 1), (0, 1))
+    picture = _made(original, background, np.ones(SHAPE, bool), layers, (0, 1))
     assert not picture.changed([1]).any() and np.array_equal(picture.recompose([1]), picture.original)
     result = picture.recompose([0])
-    assert np.array_equal(result[6:12, 6:12], picture.layers[0, 6:12, 6:12, :3])
+    assert np.array_equal(result[6:12, 6:12], layers[0, 6:12, 6:12, :3])
     assert np.array_equal(result[2:6, 2:20], picture.background[2:6, 2:20])
 
 
 def test_a_person_who_was_not_painted_out_cannot_go() -> None:
     masks = np.zeros((2, *SHAPE), bool)
     masks[0, 3:10, 3:8], masks[1, 12:20, 18:26] = True, True
-    picture = _scene(1, 2)
-    picture.layers[..., 3] = masks * np.uint8(255)
-    picture.painted = editable(masks, [0])
+    scene = _scene(1, 2)
+    whole = np.dstack([np.zeros((*SHAPE, 3), np.uint8), np.full(SHAPE, 255, np.uint8)]) * masks[..., None]
+    picture = _made(scene.original, scene.background, editable(masks, [0]), whole, (0, 1))
     assert np.array_equal(picture.recompose([1])[~picture.painted], picture.original[~picture.painted])
     for keep in ([0], []):
         with pytest.raises(UserError, match=r"^person 2 \(index 1\) was not painted out: erase with layers=True$"):
@@ -187,7 +195,7 @@ def test_wrong_indices_are_refused(keep: list[int], message: str) -> None:
 def test_a_picture_of_one_pixel_works() -> None:
     red, blue = np.array([[[200, 0, 0]]], np.uint8), np.array([[[0, 0, 200]]], np.uint8)
     layer = np.array([[[[200, 0, 0, 255]]]], np.uint8)
-    picture = LayeredPicture(red, blue, np.ones((1, 1), bool), layer, (0,))
+    picture = _made(red, blue, np.ones((1, 1), bool), layer, (0,))
     assert np.array_equal(picture.recompose([]), blue) and np.array_equal(picture.recompose([0]), red)
 
 
@@ -196,7 +204,8 @@ def test_what_does_not_fit_together_is_refused() -> None:
     for change, message in [
         ({"background": good["background"][1:]}, r"background is uint8 of \(23, 30, 3\), expected uint8 of \(24, 30"),
         ({"painted": good["painted"].astype(np.uint8)}, "painted is uint8"),
-        ({"layers": good["layers"][..., :3]}, "layers is uint8"),
+        ({"seen": good["seen"].astype(np.uint8)}, "seen is uint8"),
+        ({"beyond": good["beyond"] + np.uint16(4)}, "beyond names person 4, but there are 3 layers"),
         ({"original": good["original"].astype(np.float32)}, "original is float32"),
         ({"order": (0, 1)}, r"order is \(0, 1\), expected each of 0 to 2 once"),
     ]:
@@ -209,9 +218,9 @@ def test_what_does_not_fit_together_is_refused() -> None:
 
 def test_what_may_change_is_as_wide_as_people_were_painted_out() -> None:
     picture = _scene(5, 2)
-    masks = picture.layers[..., 3] > 0
-    picture.painted, picture.margin = masks.any(0), 0
-    assert np.array_equal(picture.changed([]), masks.any(0))
+    people = picture.seen > 0
+    picture.painted, picture.margin = people, 0
+    assert np.array_equal(picture.changed([]), people)
     picture.margin = 0.1
     with pytest.raises(UserError, match="was not painted out"):
         picture.changed([])
@@ -221,7 +230,9 @@ def test_what_may_change_is_as_wide_as_people_were_painted_out() -> None:
 def test_a_saved_picture_comes_back_as_it_was(people: int, tmp_path: Path) -> None:
     picture = _scene(people, people)
     picture.margin = 0.25
-    picture.layers[..., 3] ^= 7  # soft alpha, and colours under an alpha of nearly nothing
+    picture.beyond[20:, :9] = people
+    for layer in picture.layers:
+        layer.pixels[..., 3] = layer.pixels[..., 3] // 3 + 1  # soft
     picture.save(tmp_path / "new" / "folder")
     _assert_equal(LayeredPicture.load(tmp_path / "new" / "folder"), picture)
 
@@ -230,19 +241,23 @@ def test_the_folder_holds_what_image_editors_open(tmp_path: Path) -> None:
     picture = _scene(4, 2)
     picture.order = (1, 0)
     picture.save(tmp_path / "out")
+    with Image.open(tmp_path / "out" / "seen.png") as seen:
+        assert np.array_equal(np.asarray(seen), picture.seen)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "background.png",
+        "beyond.png",
         "layer-01.png",
         "layer-02.png",
         "layers.json",
         "original.png",
         "painted.png",
+        "seen.png",
     ]
     with Image.open(tmp_path / "out" / "layer-02.png") as layer:
         assert layer.mode == "RGBA" and layer.size == SHAPE[::-1]
-        assert np.array_equal(np.asarray(layer), picture.layers[1])
+        assert np.array_equal(np.asarray(layer), _whole(picture)[1])
     assert json.loads((tmp_path / "out" / "layers.json").read_text()) == {
-        "version": 1,
+        "version": 2,
         "height": 24,
         "width": 30,
         "order": ["layer-02.png", "layer-01.png"],
@@ -260,13 +275,13 @@ def test_saving_replaces_an_older_folder_as_a_whole(tmp_path: Path) -> None:
 
 def test_a_layer_that_an_editor_saved_with_a_palette_is_read(tmp_path: Path) -> None:
     picture = _scene(7, 1)
-    picture.layers[..., :3] = (250, 10, 20)
+    picture.layers[0].pixels[..., :3] = (250, 10, 20)
     picture.save(tmp_path)
-    indexed = Image.fromarray(picture.layers[0, ..., 3]).point(lambda alpha: int(alpha == 255)).convert("P")
+    indexed = Image.fromarray(_whole(picture)[0, ..., 3]).point(lambda alpha: int(alpha == 255)).convert("P")
     indexed.putpalette([0, 0, 0, 250, 10, 20])
     indexed.save(tmp_path / "layer-01.png", transparency=0)
     loaded = LayeredPicture.load(tmp_path)
-    assert np.array_equal(loaded.layers[..., 3], picture.layers[..., 3])
+    assert np.array_equal(_whole(loaded)[..., 3], _whole(picture)[..., 3])
     assert np.array_equal(loaded.recompose([0]), picture.original)
 
 
@@ -289,20 +304,21 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(tmp_path: P
         return (tmp_path / "picture.png").read_bytes()
 
     def index(**changes: object) -> bytes:
-        good = {"version": 1, "height": 24, "width": 30, "order": ["layer-01.png", "layer-02.png"], "margin": 0}
+        good = {"version": 2, "height": 24, "width": 30, "order": ["layer-01.png", "layer-02.png"], "margin": 0}
         return json.dumps({**good, **changes}).encode()
 
-    for name in ("original.png", "background.png", "painted.png", "layer-02.png", "layers.json"):
+    for name in ("original.png", "background.png", "painted.png", "seen.png", "layer-02.png", "layers.json"):
         refused(name, None, "No such file")
     for name in ("original.png", "painted.png", "layer-01.png"):
         refused(name, b"\x89PNG\r\n\x1a\n", "cannot be read")
         refused(name, png(np.zeros((30, 24, 4), np.uint8)), r"is 24 x 30, but layers\.json says 30 x 24")
     refused("background.png", png(picture.background)[:-60], "cannot be read")
     refused("layer-01.png", png(picture.original), "no transparency")
+    refused("beyond.png", png(np.full(SHAPE, 3, np.uint16)), r"names person 3, but layers\.json names 2")
     refused("layers.json", b"{", "not valid JSON")
     refused("layers.json", b"\xff", "not valid JSON")
     refused("layers.json", b"[]", "dictionary")
-    refused("layers.json", index(version=2), "version")
+    refused("layers.json", index(version=3), "version")
     refused("layers.json", index(height=0), "height")
     refused("layers.json", index(margin=-1), "margin")
     refused("layers.json", index(order=["layer-01.png", "layer-01.png"]), "once")

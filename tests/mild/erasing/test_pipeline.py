@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +27,7 @@ from PIL import Image, ImageOps
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from mild.erasing.pipeline import Erased, MILDPipeline, recompose
-from mild.erasing.regions import MARGIN, editable
+from mild.erasing.regions import MARGIN, cut_soft, editable
 from mild.model.backbone import BRANCHES, adapter_parameters, precise_vae
 from mild.model.layered import LayeredUNet
 from mild.model.leakage import measure_leakage
@@ -60,7 +62,7 @@ def mild_folder(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     layered = with_every_part(MILDPipeline.from_pretrained(tiny_base))
     folder = tmp_path_factory.mktemp("mild") / "folder"
     with folder_written_whole(folder, "mild.json") as place:
-        layered.save(place, base=tiny_base, resolution=64, record={})
+        layered.save(place, base=tiny_base, resolution=64, inference_steps=4, record={})
     return folder
 
 
@@ -96,6 +98,8 @@ def people(height: int = 90, width: int = 120) -> list[np.ndarray]:
 
 
 def erase(pipe: MILDPipeline, image: Any, masks: Any, *, seed: int = 0, **options: Any) -> Any:
+    """By masks alone, unless told otherwise: the heads of these models say anything."""
+    options = {"reach": None} | options
     options = {"num_inference_steps": STEPS, "output_type": "np", "generator": torch.manual_seed(seed)} | options
     return pipe(image, masks, **options)
 
@@ -215,12 +219,12 @@ def test_nothing_of_a_person_reaches_the_background_branch(pipe: MILDPipeline, m
 
 
 @pytest.mark.slow
-def test_nothing_of_the_others_reaches_a_foreground_branch(base_alone: MILDPipeline) -> None:
-    """What is painted of person 0, whom two others hide, does not depend on their pixels; nor when only one goes."""
+def test_nothing_of_those_who_go_reaches_a_foreground_branch(base_alone: MILDPipeline) -> None:
+    """What is painted of person 0, whom two others hide, does not depend on the pixels of those who go."""
     image, masks = photo(), [*people(), box(90, 120, 30, 50, 20, 60)]
-    other = image.copy()
-    other[masks[1] | masks[3]] = 255 - other[masks[1] | masks[3]]
-    for options in ({"layers": True}, {"remove": [1]}):
+    for gone, options in ((masks[1] | masks[3], {"layers": True}), (masks[1] & ~masks[3], {"remove": [1]})):
+        other = image.copy()
+        other[gone] = 255 - other[gone]
         first, second = (erase(base_alone, picture, masks, **options).layers[0] for picture in (image, other))
         assert np.array_equal(first, second) and (first[masks[0] & masks[1] & ~masks[3]][:, 3] == 255).all()
 
@@ -240,6 +244,60 @@ def test_a_foreground_branch_runs_for_somebody_whom_the_erased_one_hid(pipe: MIL
     assert branches_run(pipe, photo(), people(), remove=[1]) == [("bg", 1), ("fg", 1)]
     assert branches_run(pipe, photo(), people(), remove=[0]) == [("bg", 1)]
     assert branches_run(pipe, photo(), people(), remove=[0], order=[1, 0, 2]) == [("bg", 1), ("fg", 1)]
+
+
+@contextlib.contextmanager
+def believing(pipe: MILDPipeline, **where: np.ndarray) -> Iterator[None]:
+    """Let the heads of a branch say what the mask says, in windows that are the whole picture."""
+
+    def likely(jobs: list[Any]) -> list[np.ndarray]:
+        return [cut_soft(where.get(job.branch, np.zeros((90, 120), bool)), job.region) for job in jobs]
+
+    with mock.patch.object(pipe, "_likely", likely):
+        yield
+
+
+def test_whoever_touches_somebody_who_goes_is_completed_where_the_model_sees_them(pipe: MILDPipeline) -> None:
+    """Masks that do not overlap: person 0 goes on behind person 1, half as far as 1 hides."""
+    image, masks = photo(), [box(90, 120, 20, 70, 20, 40), box(90, 120, 20, 70, 40, 70)]
+    behind, far = box(90, 120, 30, 60, 40, 55), box(90, 120, 75, 85, 20, 40)
+    with believing(pipe, fg=behind | far):
+        result = erase(pipe, image, masks, remove=[1], reach=2, margin=0)
+    alpha = result.layers[0][..., 3]
+    assert (alpha[masks[0]] == 255).all() and not alpha[far].any(), "beyond those who go nobody is completed"
+    inside, outside = box(90, 120, 32, 58, 40, 53), box(90, 120, 20, 70, 57, 70)
+    assert (alpha[inside] > 200).all() and not alpha[outside].any()
+    assert np.array_equal(result.image[outside], result.background[outside])
+    assert np.abs(result.image[inside].astype(int) - result.layers[0][inside][:, :3]).max() <= 55
+    assert np.array_equal(result.image[~masks[1]], image[~masks[1]])
+    apart = [masks[0], box(90, 120, 20, 70, 60, 70)]
+    assert branches_run(pipe, image, apart, remove=[1], reach=2) == [("bg", 1)]
+    assert branches_run(pipe, image, masks, remove=[1]) == [("bg", 1)], "masks alone know of nothing hidden"
+
+
+def test_what_somebody_left_behind_goes_with_them_and_with_nobody_else(pipe: MILDPipeline) -> None:
+    """Two people with a shadow each, and a stain that hangs together with nobody."""
+    image, masks = photo(), [box(90, 120, 20, 50, 20, 40), box(90, 120, 20, 50, 80, 100)]
+    shadows, stain = [box(90, 120, 50, 58, 20, 60), box(90, 120, 50, 58, 80, 118)], box(90, 120, 75, 85, 40, 60)
+    with believing(pipe, bg=shadows[0] | shadows[1] | stain):
+        one = erase(pipe, image, masks, remove=[0], reach=3)
+        both = erase(pipe, image, masks, layers=True, reach=3)
+        near = erase(pipe, image, masks, remove=[0], reach=0.2)
+    assert one.removed[shadows[0]].mean() > 0.9 and not one.removed[stain | shadows[1] | masks[1]].any()
+    assert np.array_equal(one.image[~one.removed], image[~one.removed])
+    assert both.removed[shadows[0] | shadows[1]].mean() > 0.9
+    kept = recompose(both, keep=[1])
+    assert np.array_equal(kept[shadows[1]], image[shadows[1]]), "who stays keeps their shadow"
+    assert np.array_equal(kept[shadows[0]], both.background[shadows[0]])
+    columns = np.flatnonzero(near.removed.any(0))
+    assert columns.max() < 55, "a fifth of the square root of 600 pixels, from column 40 on"
+
+
+def test_masks_alone_are_followed_where_nobody_asks_the_model(pipe: MILDPipeline) -> None:
+    image, masks = photo(), people()
+    with believing(pipe, bg=np.ones((90, 120), bool), fg=np.ones((90, 120), bool)):
+        result = erase(pipe, image, masks, remove=[1], reach=None)
+    assert np.array_equal(result.removed, editable([masks[1]], [0]) & ~(masks[0] & ~masks[1]))
 
 
 def test_all_foreground_branches_of_a_picture_run_as_one_batch(pipe: MILDPipeline) -> None:

@@ -390,7 +390,7 @@ def test_cues_for_a_model_without_hmg_are_refused(tiny_unet: UNet2DConditionMode
 
 def _save(layered: LayeredUNet, folder: Path, **record: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    layered.save(folder, base="some/base", resolution=96, record=record, about="- Data: drawn\n")
+    layered.save(folder, base="some/base", resolution=96, inference_steps=4, record=record, about="- Data: drawn\n")
     return folder
 
 
@@ -475,7 +475,7 @@ def test_the_card_names_the_parts_that_are_there_and_links_a_base_of_the_hub(
     for name in (WEIGHTS, f"fg/{WEIGHTS}", "sma.safetensors"):
         assert f"| `{name}` |" in card
     assert "hmg" not in card and "offsets" not in card and "prefix" not in card
-    layered.save(tmp_path, base="/somewhere/base", resolution=96, record={})
+    layered.save(tmp_path, base="/somewhere/base", resolution=96, inference_steps=4, record={})
     assert "base_model" not in (tmp_path / "README.md").read_text(), "hubs refuse a card whose base is no id"
 
 
@@ -483,7 +483,7 @@ def test_the_card_names_the_parts_that_are_there_and_links_a_base_of_the_hub(
 def test_the_code_in_a_card_runs_as_it_stands(tmp_path: Path) -> None:
     """With the bundled base, whose name diffusers alone does not know."""
     layered = _layered(load_base(NANO).unet, MildSettings(lora=LoraSettings(rank=2), hmg=None))
-    layered.save(tmp_path, base=NANO, resolution=64, record={})
+    layered.save(tmp_path, base=NANO, resolution=64, inference_steps=4, record={})
     snippets = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
     for snippet in snippets:

@@ -24,6 +24,7 @@ from mild.model.morphology import COMMON_LABELS
 from mild.settings import CropSettings, HmgSettings, TrainSettings
 from mild.training.batches import (
     MOST,
+    View,
     cropped,
     draw_fixed_view,
     draw_view,
@@ -39,7 +40,7 @@ def test_a_background_example_hides_all_people_by_their_faulty_masks_and_wants_t
     make_sample: Callable[..., Sample],
 ) -> None:
     sample = make_sample(0, height=32, width=32)
-    batch = make_batch("bg", [sample], [0], resolution=32)
+    batch = make_batch("bg", [View(sample, 0)], 32)
     hidden = editable(np.stack([person.augmented_mask for person in sample.people]), [0, 1])
     assert np.array_equal(batch.hole[0, 0].numpy(), hidden)
     assert sample.background is not None
@@ -51,7 +52,7 @@ def test_a_background_example_hides_all_people_by_their_faulty_masks_and_wants_t
 
 def test_a_foreground_example_hides_the_others_and_wants_the_person(make_sample: Callable[..., Sample]) -> None:
     sample = make_sample(0, height=32, width=32, people=3)
-    batch = make_batch("fg", [sample], [1], resolution=32)
+    batch = make_batch("fg", [View(sample, 1)], 32)
     masks = np.stack([person.augmented_mask for person in sample.people])
     assert np.array_equal(batch.hole[0, 0].numpy(), editable(masks, [0, 2]) & ~masks[1])
     assert np.array_equal(batch.target_mask[0, 0].numpy(), sample.people[1].mask)
@@ -73,7 +74,7 @@ def test_a_foreground_example_of_a_composite_wants_the_whole_person(make_sample:
     hidden.complete_mask, hidden.layer = complete, np.zeros((32, 32, 4), np.uint8)
     hidden.layer[complete] = (0, 250, 50, 255)
     hidden.layer[:, middle, 3] = np.where(complete[:, middle], 153, 0)
-    batch = make_batch("fg", [sample], [0], resolution=32)
+    batch = make_batch("fg", [View(sample, 0)], 32)
     expected = sample.image.copy()
     expected[complete & ~hidden.mask] = (0, 250, 50)
     soft = complete & (np.arange(32) == middle)
@@ -85,7 +86,7 @@ def test_a_foreground_example_of_a_composite_wants_the_whole_person(make_sample:
     assert np.allclose(shown, sample.image, atol=1e-3)
     assert hidden.augmented_mask is not None
     assert np.array_equal(batch.given_mask[0, 0].numpy(), hidden.augmented_mask), "as inference knows it"
-    in_front = make_batch("fg", [sample], [1], resolution=32)
+    in_front = make_batch("fg", [View(sample, 1)], 32)
     assert torch.equal(in_front.picture, in_front.image)
     assert np.array_equal(in_front.target_mask[0, 0].numpy(), front.mask)
 
@@ -93,21 +94,21 @@ def test_a_foreground_example_of_a_composite_wants_the_whole_person(make_sample:
 def test_what_is_shown_is_the_image_with_a_grey_hole(make_sample: Callable[..., Sample]) -> None:
     sample = make_sample(0, height=32, width=32)
     for branch in BRANCHES:
-        batch = make_batch(branch, [sample], [0], resolution=32)
+        batch = make_batch(branch, [View(sample, 0)], 32)
         hole = batch.hole[0, 0].bool()
         assert hole.any() and not batch.shown[0, :, hole].any()
         assert torch.equal(batch.shown[0, :, ~hole], batch.image[0, :, ~hole])
 
 
 def test_a_person_alone_leaves_nothing_hidden_in_the_foreground(make_sample: Callable[..., Sample]) -> None:
-    batch = make_batch("fg", [make_sample(0, people=1)], [0], resolution=32)
+    batch = make_batch("fg", [View(make_sample(0, people=1), 0)], 32)
     assert batch.hole.max() == 0
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_the_crop_is_a_full_square_that_holds_the_chosen_person(index: int, make_sample: Callable[..., Sample]) -> None:
     sample = make_sample(0, height=48, width=160, people=3)
-    batch = make_batch("fg", [sample], [index], resolution=48)
+    batch = make_batch("fg", [View(sample, index)], 48)
     assert batch.picture.shape == (1, 3, 48, 48)
     assert batch.target_mask.sum() == sample.people[index].mask.sum()
 
@@ -117,7 +118,7 @@ def test_the_parts_are_given_the_faulty_mask_of_the_person_or_of_all(
     index: int, make_sample: Callable[..., Sample]
 ) -> None:
     sample = make_sample(0, height=32, width=32, people=3)
-    foreground, background = (make_batch(branch, [sample], [index], resolution=32) for branch in BRANCHES)
+    foreground, background = (make_batch(branch, [View(sample, index)], 32) for branch in BRANCHES)
     assert np.array_equal(foreground.given_mask[0, 0].numpy(), sample.people[index].augmented_mask)
     assert torch.equal(background.given_mask, background.hole)
 
@@ -135,9 +136,9 @@ def test_cues_lie_where_the_picture_shows_them(make_sample: Callable[..., Sample
     for person, joint in zip(sample.people, ("nose", "neck"), strict=True):
         person.keypoints[KEYPOINTS.index(joint)] = (column + 1, row + 1, 1)
     sample.people[1].augmented_mask[spot] = True  # type: ignore[index]
-    batch = make_batch("fg", [sample], [1], resolution=16)
+    batch = make_batch("fg", [View(sample, 1)], 16)
     settings = HmgSettings(map_side=16, joint_width=0.05)
-    cues = make_cues([sample], [1], [np.zeros(3, bool)], settings)
+    cues = make_cues([View(sample, 1)], [np.zeros(3, bool)], settings)
     place = int(batch.picture[0].mean(0).argmax())
     assert cues["pose"] is not None and cues["parsing"] is not None and cues["others"] is not None
     for maps, channel in [
@@ -158,7 +159,7 @@ def test_cues_that_are_withheld_or_unknown_are_marked_as_absent(make_sample: Cal
     for person in samples[3].people:
         person.keypoints[:] = 0
     withheld = [np.eye(3, dtype=bool)[index] for index in range(3)] + [np.zeros(3, bool)]
-    cues = make_cues(samples, [0] * 4, withheld, HmgSettings())
+    cues = make_cues([View(sample, 0) for sample in samples], withheld, HmgSettings())
     present = {name: cue.present.tolist() for name, cue in cues.items() if cue is not None}
     assert present == {
         "pose": [False, True, True, False],
@@ -188,10 +189,10 @@ def test_a_branch_is_trained_on_what_the_pipeline_shows_it(nano_base: str, make_
         protect=None,
         margin=MARGIN,
     )
-    jobs = list(pipeline._plan(0, photo, True))
+    jobs = list(pipeline._plan(0, photo, True, side, False))
     assert [(job.branch, job.person) for job in jobs] == [("bg", None), ("fg", 1)]
     for job in jobs:
-        batch = make_batch(job.branch, [sample], [job.person or 0], side)
+        batch = make_batch(job.branch, [View(sample, job.person or 0)], side)
         assert np.array_equal(batch.hole[0, 0].numpy(), job.hole)
         assert np.array_equal(batch.given_mask[0, 0].numpy(), job.mask)
         assert np.allclose((batch.image[0].permute(1, 2, 0).numpy() + 1) * 127.5, job.picture, atol=1e-3)
@@ -271,7 +272,7 @@ def test_joints_stay_on_their_pixels(make_sample: Callable[..., Sample], seed: i
     sample = make_sample(seed, height=40, width=60)
     sample.image[:] = np.random.default_rng(seed).integers(0, 256, sample.image.shape)
     asked = TrainSettings(resolution=16, crop=CropSettings(smallest=0.1), flip=0.5)
-    view = draw_view(sample, 1, asked, np.random.default_rng(seed))
+    view = draw_view(sample, 1, asked, np.random.default_rng(seed)).sample
     found, original = view.people[1].keypoints.astype(int), sample.people[1].keypoints.astype(int)
     assert view.people[1].mask[found[:, 1], found[:, 0]].all(), "the crop keeps the chosen person"
     colours, expected = (
@@ -291,7 +292,7 @@ def test_effects_and_where_the_plate_is_known_stay_on_their_pixels(
     sample.image[:] = np.random.default_rng(seed).integers(0, 256, sample.image.shape)
     sample.effects, sample.known = sample.image[..., 0], sample.image[..., 1] > 127
     asked = TrainSettings(resolution=16, crop=CropSettings(smallest=smallest), flip=0.5)
-    view = draw_view(sample, 0, asked, np.random.default_rng(seed))
+    view = draw_view(sample, 0, asked, np.random.default_rng(seed)).sample
     assert view.effects is not None and view.known is not None and view.known.dtype == bool
     assert np.array_equal(view.effects, view.image[..., 0])
     assert np.array_equal(view.known, view.image[..., 1] > 127)
@@ -302,7 +303,7 @@ def test_mirroring_a_sample_mirrors_its_example_and_cues(branch: str, make_sampl
     sample = _parsed(make_sample(1, height=32, width=32), "lip", seed=1)
     kinds = HmgSettings(map_side=16)
     pairs = [
-        (make_batch(branch, [one], [0], 16), make_cues([one], [0], [np.zeros(3, bool)], kinds))  # type: ignore[arg-type]
+        (make_batch(branch, [View(one, 0)], 16), make_cues([View(one, 0)], [np.zeros(3, bool)], kinds))  # type: ignore[arg-type]
         for one in (sample, mirrored(sample))
     ]
     (batch, cues), (flipped_batch, flipped_cues) = pairs
@@ -345,7 +346,7 @@ def test_a_random_crop_is_a_square_with_as_much_of_the_person_as_fits(
     mask[top : bottom + 1, left : right + 1] = True
     area, (rows, columns) = np.count_nonzero(mask), (np.flatnonzero(mask.any(axis)).size for axis in (1, 0))
     asked = TrainSettings(resolution=resolution, crop=CropSettings(smallest=smallest))
-    view = draw_view(sample, 0, asked, np.random.default_rng(seed))
+    view = draw_view(sample, 0, asked, np.random.default_rng(seed)).sample
     side = view.image.shape[0]
     assert {array.shape[:2] for name, array in _arrays(view).items() if "keypoints" not in name} == {(side, side)}
     assert max(resolution, smallest * min(size)) <= side <= min(size)
@@ -360,7 +361,7 @@ def test_crops_and_flips_differ_from_draw_to_draw_and_reach_their_bounds(make_sa
     sample.people[0].mask[:, 8:] = False  # small enough for all sizes of crops
     sample.image[:] = np.arange(48 * 64 * 3).reshape(48, 64, 3) % 251
     asked = TrainSettings(resolution=16, crop=CropSettings(smallest=0.75), flip=0.5)
-    views = [draw_view(sample, 0, asked, np.random.default_rng(seed)) for seed in range(150)]
+    views = [draw_view(sample, 0, asked, np.random.default_rng(seed)).sample for seed in range(150)]
     assert {view.image.shape[0] for view in views} == set(range(36, 49))
     whole_height = [view for view in views if view.image.shape[0] == 48]
     windows = [sample.image[:, left : left + 48] for left in range(17)]
@@ -374,7 +375,7 @@ def test_crops_and_flips_differ_from_draw_to_draw_and_reach_their_bounds(make_sa
 
 def test_a_view_without_crop_and_flip_is_the_sample(make_sample: Callable[..., Sample]) -> None:
     sample = make_sample(0)
-    found = _arrays(draw_view(sample, 0, TrainSettings(resolution=16), np.random.default_rng(0)))
+    found = _arrays(draw_view(sample, 0, TrainSettings(resolution=16), np.random.default_rng(0)).sample)
     for name, array in _arrays(sample).items():
         assert np.array_equal(found[name], array), name
 
@@ -385,16 +386,16 @@ def test_fixed_views_are_always_the_same_and_show_people_in_turn(make_sample: Ca
     for key in range(6):
         sample = make_sample(key, height=96, width=128, people=3)
         views = [draw_fixed_view(sample, number, asked) for number in range(8)]
-        people = [index for _, index in views]
+        people = [view.person for view in views]
         assert people == [(people[0] + number) % 3 for number in range(8)]
         firsts.add(people[0])
-        again, index = draw_fixed_view(sample, 5, asked)
-        assert index == people[5]
-        assert all(np.array_equal(array, _arrays(again)[name]) for name, array in _arrays(views[5][0]).items())
-        pictures = {view.image.tobytes() for view, _ in views}
+        again = draw_fixed_view(sample, 5, asked)
+        assert (again.person, again.staying) == (people[5], views[5].staying)
+        assert all(np.array_equal(a, _arrays(again.sample)[name]) for name, a in _arrays(views[5].sample).items())
+        pictures = {view.sample.image.tobytes() for view in views}
         assert len(pictures) == 8, "each view is another crop"
-        other, _ = draw_fixed_view(sample, 5, asked.model_copy(update={"seed": 1}))
-        assert other.image.tobytes() not in pictures
+        other = draw_fixed_view(sample, 5, asked.model_copy(update={"seed": 1}))
+        assert other.sample.image.tobytes() not in pictures
     assert firsts == {0, 1, 2}
 
 
@@ -440,7 +441,7 @@ def test_where_no_plate_is_known_the_background_is_judged_outside_of_all_people(
     real, paired = _as("real", composite), _as("paired", composite)
     for person in [*real.people, *paired.people]:
         person.augmented_mask = np.roll(person.mask, 2, axis=1)
-    batch = make_batch("bg", [real], [0], 32)
+    batch = make_batch("bg", [View(real, 0)], 32)
     people = editable(masks, [0, 1])
     assert np.array_equal(batch.target_mask[0, 0].numpy(), ~people)
     picture = (batch.picture[0].permute(1, 2, 0).numpy() + 1) * 127.5
@@ -448,7 +449,7 @@ def test_where_no_plate_is_known_the_background_is_judged_outside_of_all_people(
     assert picture.max() <= composite.background.max() + 1e-3
     hidden = batch.hole[0, 0].numpy() == 1
     assert (hidden & ~people).any(), "what faulty masks hide beyond the people is learned"
-    same = make_batch("bg", [paired], [0], 32)
+    same = make_batch("bg", [View(paired, 0)], 32)
     assert torch.equal(same.hole, batch.hole)
     assert same.target_mask.min() == 1
     assert np.allclose((same.picture[0].permute(1, 2, 0) + 1) * 127.5, composite.background, atol=1e-3)
@@ -467,7 +468,7 @@ def test_the_background_is_judged_where_its_plate_is_known_and_there_without_sha
     sample.background[shadow] = 200
     sample.image[shadow] = 50
     sample.effects = shadow.astype(np.uint8)
-    batch = make_batch("bg", [sample], [0], 32)
+    batch = make_batch("bg", [View(sample, 0)], 32)
     judged = np.ones((32, 32), bool)
     judged[5:11, 15:20] = False
     assert np.array_equal(batch.target_mask[0, 0].numpy(), judged)
@@ -479,7 +480,7 @@ def test_the_background_is_judged_where_its_plate_is_known_and_there_without_sha
 
 def test_without_a_plate_the_foreground_is_trained_alike(make_sample: Callable[..., Sample]) -> None:
     view = with_faulty_masks(_as("paired", make_sample(0)), np.random.default_rng(0))
-    with_plate, without = (make_batch("fg", [one], [1], 32) for one in (view, replace(view, background=None)))
+    with_plate, without = (make_batch("fg", [View(one, 1)], 32) for one in (view, replace(view, background=None)))
     for field in fields(without):
         assert torch.equal(getattr(with_plate, field.name), getattr(without, field.name))
 
@@ -530,7 +531,7 @@ def test_samples_that_cannot_be_trained_on_are_named(
 
 def test_an_example_without_faulty_masks_is_no_example(make_sample: Callable[..., Sample]) -> None:
     with pytest.raises(ValueError, match="sample-0 has people without an augmented mask"):
-        make_batch("bg", [_as("paired", make_sample(0))], [0], 32)
+        make_batch("bg", [View(_as("paired", make_sample(0)), 0)], 32)
 
 
 def test_a_crop_keeps_everybody_in_the_list(make_sample: Callable[..., Sample]) -> None:

@@ -104,7 +104,7 @@ def test_tensorboard_and_the_callback_are_told_the_same_while_the_run_goes_on(
         _assert_same(found, entries[:count])
     first, middle, _ = (values for _, values in entries)
     assert first.keys() == middle.keys() == {
-        *("loss/total", "loss/background", "loss/foreground", "loss/core", "loss/boundary", "loss/gradient"),
+        *("loss/total", "loss/background", "loss/foreground", "loss/extents", "loss/core", "loss/boundary", "loss/gradient"),
         *("lambda", "gradient_norm", "learning_rate/adapters", "learning_rate/sma", "learning_rate/guidance"),
         *("sma/alpha_00", "sma/alpha_01", "sma/alpha_10", "sma/alpha_11", "hmg/gate"),
         *("samples_per_second", "memory/peak_gib"),
@@ -223,7 +223,7 @@ def test_pictures_and_logs_do_not_change_a_bit_of_the_weights_also_after_resumin
     train(looked_at, samples, tiny_base, str(tmp_path / "shown"), lambda *_: None, validation=validation)
     weights = [str(path.relative_to(tmp_path / "plain")) for path in (tmp_path / "plain").rglob("*.safetensors")]
     names = [*weights, "loss.csv"]
-    assert len(names) == 5
+    assert len(names) == 6
     assert filecmp.cmpfiles(tmp_path / "plain", tmp_path / "shown", names, shallow=False)[0] == names
 
 

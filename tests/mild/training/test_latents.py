@@ -93,7 +93,7 @@ def test_training_on_stored_latents_gives_the_bytes_of_training_without_and_neve
     monkeypatch.setattr("diffusers.AutoencoderKL.encode", never)
     train(fixed, mixture, tiny_base, str(other), lambda *_: None, latents=Latents(encoded, fixed))
     names = [name for name in files(one) if name.endswith((".safetensors", ".csv"))]
-    assert len(names) == 5
+    assert len(names) == 6
     assert filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
@@ -134,7 +134,7 @@ def test_a_step_sees_one_of_the_fixed_views_and_in_time_all_of_them(
         seen = set()
         for step in range(12):
             for examples in loss.examples(BRANCHES, [sample], step):
-                shown = [torch.equal(examples.given[0, 5:], view[f"{examples.branch}.shown"]) for view in views]
+                shown = [torch.equal(examples.shown[0, 1:], view[f"{examples.branch}.shown"]) for view in views]
                 seen.add((examples.branch, shown.index(True)))
         assert len(seen) == 4
     layered.remove()

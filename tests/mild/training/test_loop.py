@@ -30,7 +30,7 @@ from mild.training.loop import BranchLoss, Examples, Preempted, train
 pytestmark = pytest.mark.slow
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-PARTS = ["sma.safetensors", "hmg.safetensors"]
+PARTS = ["sma.safetensors", "hmg.safetensors", "extents.safetensors"]
 
 
 def _silent(step: int, values: dict[str, float]) -> None:
@@ -56,13 +56,14 @@ def test_a_run_leaves_adapters_settings_losses_and_a_card(adapters: Path, quick:
     assert "0123abcd" in (adapters / "README.md").read_text()
 
 
-def test_the_loss_of_every_step_is_kept_and_adds_up_as_eq_5(adapters: Path, quick: TrainSettings) -> None:
+def test_the_loss_of_every_step_is_kept_and_adds_up_as_eq_5_and_the_extents(adapters: Path, quick: TrainSettings) -> None:
     with (adapters / "loss.csv").open() as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["lambda"] for row in rows] == [0, 0, 0.5, 1]
     for row in rows:
-        assert row["loss"] == pytest.approx(row["background"] + row["lambda"] * row["foreground"])
+        of_branches = row["background"] + row["lambda"] * row["foreground"]
+        assert row["loss"] == pytest.approx(of_branches + row["extents"])
         assert row["background"] > 0
 
 
@@ -161,6 +162,7 @@ def test_what_training_gives_the_parts_is_what_they_compute_with(
     layered = LayeredUNet.create(pipeline.unet, quick.mild.model_copy(update=parts), seed=0)
     loss = BranchLoss(pipeline, layered, quick)
     sample = make_sample(0, height=32, width=32)
+    sample.effects = np.zeros(sample.image.shape[:2], np.uint8)
     for branch in BRANCHES:
         (examples,) = loss.examples([branch], [sample], step=0)
         neutral = loss(pipeline.unet, examples).item()
@@ -179,16 +181,16 @@ def test_each_sample_of_a_batch_has_its_own_copy_of_the_text(
 ) -> None:
     """One text in memory for all takes a quarter of a step at full size: torch multiplies by copies of all weights."""
     pipeline = load_base(tiny_base)
-    plain = MildSettings(sma=False, hmg=None)
+    plain = MildSettings(sma=False, hmg=None, extents=None)
     loss = BranchLoss(pipeline, LayeredUNet.create(pipeline.unet, plain, seed=0), quick)
     (examples,) = loss.examples(["bg"], [make_sample(index, height=32, width=32) for index in range(2)], step=0)
     texts = []
 
     def unet(given: torch.Tensor, timesteps: torch.Tensor, **rest: Any) -> Any:
         texts.append(rest["encoder_hidden_states"])
-        return SimpleNamespace(sample=examples.target)
+        return SimpleNamespace(sample=examples.clean)
 
-    assert loss(unet, examples) == 0
+    assert loss(unet, examples) == 0, "the base predicts what is clean"
     assert texts[0].shape[0] == 2 and texts[0].is_contiguous()
     assert torch.equal(texts[0][0], texts[0][1])
 
@@ -269,7 +271,7 @@ def _assert_same_gradients(one: dict[str, torch.Tensor], other: dict[str, torch.
     """To rounding, which AdamW's first steps enlarge: they move a weight by its rate however small the gradient."""
     assert one.keys() == other.keys()
     names = [name for name in one if name.endswith("/exp_avg")]
-    assert len({name.split("/")[1].split(".")[0] for name in names}) == 5, "adapters and all four parts"
+    assert len({name.split("/")[1].split(".")[0] for name in names}) == 6, "adapters and all five parts"
     for name in names:
         size = one[name].norm().item()
         assert size > 0, name
@@ -285,7 +287,7 @@ def test_a_batch_in_several_passes_gives_the_gradients_of_one_pass(
     compute = BranchLoss.__call__
 
     def counted(self: BranchLoss, unet: Any, examples: Examples) -> torch.Tensor:
-        sizes.append(len(examples.given))
+        sizes.append(len(examples.noisy))
         return compute(self, unet, examples)
 
     monkeypatch.setattr(BranchLoss, "__call__", counted)
@@ -422,14 +424,15 @@ def test_how_often_cues_are_withheld_is_a_setting_that_leaves_noise_and_time_as_
         seen.append((sample, timestep))
         return type("Output", (), {"sample": torch.zeros_like(sample[:, :4])})
 
-    def no_cues(samples: Any, chosen: Any, flags: list[np.ndarray], settings: HmgSettings) -> Any:
+    def no_cues(views: Any, flags: list[np.ndarray], settings: HmgSettings) -> Any:
         withheld.append(np.stack(flags))
         return {}
 
     monkeypatch.setattr("mild.training.loop.make_cues", no_cues)
     samples = [make_sample(index, height=32, width=32) for index in range(20)]
     for dropout in (0.0, 0.5, 1.0):
-        settings = _changed(quick, mild=quick.mild.model_copy(update={"hmg": HmgSettings(dropout=dropout)}))
+        parts = {"hmg": HmgSettings(dropout=dropout), "extents": None}
+        settings = _changed(quick, mild=quick.mild.model_copy(update=parts))
         layered = LayeredUNet.create(pipeline.unet, settings.mild, seed=0)
         loss = BranchLoss(pipeline, layered, settings)
         for examples in loss.examples(BRANCHES, samples, step=0):
@@ -455,7 +458,7 @@ def test_a_branch_is_judged_on_what_it_alone_predicts(
             return type("Output", (), {"sample": torch.zeros_like(sample[:, :4])})
 
     sample = make_sample(0, height=32, width=32)
-    layered = LayeredUNet.create(pipeline.unet, quick.mild, seed=0)
+    layered = LayeredUNet.create(pipeline.unet, quick.mild.model_copy(update={"extents": None}), seed=0)
     branch_loss = BranchLoss(pipeline, layered, quick)
     loss = branch_loss(Zeros(), *branch_loss.examples(["bg"], [sample], step=0))
     plate = torch.from_numpy(sample.background.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]  # type: ignore[union-attr]

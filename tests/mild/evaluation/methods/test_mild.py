@@ -50,7 +50,7 @@ def adapters(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Callab
             layered = LayeredUNet.create(unet, TRAINED[name], seed=0)
             if name != "fresh":
                 make_matter(layered)
-            layered.save(folder, base=tiny_base, resolution=RESOLUTION, record={})
+            layered.save(folder, base=tiny_base, resolution=RESOLUTION, inference_steps=4, record={})
         return str(folder)
 
     return place
