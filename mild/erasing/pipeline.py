@@ -48,14 +48,10 @@ from mild.erasing.regions import (
     plan_regions,
     prefilled,
 )
-from mild.model.backbone import Branch, encode_pictures, load_base, precise_vae
+from mild.model.backbone import Branch, decode_pictures, encode_pictures, load_base, time_ids_of
 from mild.model.layered import LayeredUNet, push_to_hub
 from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.model.saved import CONFIG
-
-SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
-AESTHETIC_SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
-"""The stock pipeline's, for the few bases that ask for them."""
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -351,13 +347,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         noise = torch.stack([job.noise for job in jobs]).to(device)
         latents = self.scheduler.add_noise(start, noise, timesteps[:1].repeat(count))
         fixed = torch.cat([hole_latents, seen], 1).repeat(copies, 1, 1, 1)
-        time_ids, negative_time_ids = self._get_add_time_ids(
-            **dict.fromkeys(SIZES, jobs[0].region.size),
-            **dict.fromkeys(("crops_coords_top_left", "negative_crops_coords_top_left"), (0, 0)),
-            **AESTHETIC_SCORES,
-            dtype=prompt_embeds.dtype,
-            text_encoder_projection_dim=int(pooled.shape[-1]),
-        )
+        time_ids, negative_time_ids = time_ids_of(self, jobs[0].region.size, pooled)
         ids = [time_ids] if copies == 1 else [negative_time_ids, time_ids]
         added = {"text_embeds": pooled, "time_ids": torch.cat(ids).repeat_interleave(count, 0).to(device)}
         generators = [job.generator for job in jobs] if all(job.generator for job in jobs) else None
@@ -407,11 +397,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         return encode_pictures(self.vae, pixels)
 
     def _decode(self, latents: torch.Tensor) -> list[np.ndarray]:
-        with precise_vae(self.vae):
-            pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[
-                0
-            ]
-        scaled = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        scaled = ((decode_pictures(self.vae, latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
 
 

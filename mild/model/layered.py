@@ -34,10 +34,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dataset_tools.errors import UserError
-from mild.model.attention import SpatialModulation, install_sma, remove_sma
+from mild.model.attention import SpatialAttention, SpatialModulation, install_sma, remove_sma
 from mild.model.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
 from mild.model.card import model_card
-from mild.model.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
+from mild.model.morphology import (
+    Cue,
+    GatedCrossAttention,
+    HumanMorphologyGuidance,
+    install_morphology,
+    remove_morphology,
+)
 from mild.model.offsets import Offsets, install_offsets, remove_offsets
 from mild.model.prefix import PromptPrefix
 from mild.model.saved import CONFIG, FORMAT, SavedConfig, fetched, one_line, read_config
@@ -85,6 +91,7 @@ class LayeredUNet:
         except BaseException:
             self.remove()
             raise
+        self._processors = _own_processors(unet)
         self.to(unet.device)
 
     @classmethod
@@ -133,6 +140,7 @@ class LayeredUNet:
         if part == "hmg" and self.hmg is not None:
             remove_morphology(self.unet, self.hmg)
             self.hmg = None
+        self._processors = _own_processors(self.unet)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the parts, not the UNet, to where the UNet computes."""
@@ -166,8 +174,15 @@ class LayeredUNet:
                 guidance does; the negative rows have no cues.
 
         Raises:
+            UserError: SMA or HMG were pushed out of the UNet's attention, or its adapters fused into its weights.
             ValueError: something has another shape, is needed and missing, or is for a part that is not there.
         """
+        for attention, processor in self._processors:
+            if attention.processor is not processor:
+                raise UserError(
+                    f"MILD's attention was replaced by {type(attention.processor).__name__}: leave attention slicing, "
+                    "fuse_qkv_projections and set_attn_processor out (MILD computes in fused kernels), and load it anew"
+                )
         if self.hmg is None and any(cue is not None for cue in (pose, parsing, others)):
             raise ValueError("cues are given, but this model has no HMG to use them")
         with contextlib.ExitStack() as stack:
@@ -296,6 +311,13 @@ def _read_into(tensors: dict[str, torch.Tensor], path: Path, base: str) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
+
+
+def _own_processors(unet: UNet2DConditionModel) -> list[tuple[Any, Any]]:
+    """Attention layers that SMA or HMG handle, and the processors that do."""
+    own = (SpatialAttention, GatedCrossAttention)
+    layers = [(layer, getattr(layer, "processor", None)) for layer in unet.modules()]
+    return [(layer, processor) for layer, processor in layers if isinstance(processor, own)]
 
 
 def _file(part: str) -> str:

@@ -30,7 +30,15 @@ from dataset_tools.settings import digest_of
 from dataset_tools.shards import Samples
 from dataset_tools.storage import local_place, remove_partials
 from mild.charts import loss_chart
-from mild.model.backbone import BRANCHES, Branch, adapter_parameters, check_resolution, encode_pictures, load_base
+from mild.model.backbone import (
+    BRANCHES,
+    Branch,
+    adapter_parameters,
+    check_resolution,
+    encode_pictures,
+    load_base,
+    time_ids_of,
+)
 from mild.model.layered import LayeredUNet
 from mild.model.saved import CONFIG
 from mild.seeds import derived_seed
@@ -597,7 +605,7 @@ class BranchLoss:
         self.terms: dict[str, torch.Tensor] = {}
         """What the latest loss is the sum of, where the region-aware loss was taken."""
         side = settings.resolution
-        self.size_and_crop = torch.tensor([[side, side, 0, 0, side, side]], dtype=self.text.dtype, device=self.device)
+        self.time_ids = time_ids_of(pipeline, (side, side), self.pooled_text)[0].to(self.device)
 
     @torch.no_grad()
     def examples(self, branches: Sequence[Branch], samples: Sequence[Sample], step: int) -> list[Examples]:
@@ -709,7 +717,7 @@ class BranchLoss:
                 encoder_hidden_states=self.layered.text(self.text.repeat(count, 1, 1)),
                 added_cond_kwargs={
                     "text_embeds": self.pooled_text.expand(count, -1),
-                    "time_ids": self.size_and_crop.expand(count, -1),
+                    "time_ids": self.time_ids.expand(count, -1),
                 },
             ).sample
         if examples.branch == "bg":

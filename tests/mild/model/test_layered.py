@@ -173,6 +173,23 @@ def test_a_branch_computes_with_its_adapter_where_adapters_were_switched_off(tin
     assert torch.equal(_run(layered, "bg"), expected)
 
 
+@pytest.mark.parametrize(
+    ("replace", "by"),
+    [
+        (lambda unet: unet.set_attention_slice("max"), "SlicedAttnProcessor"),
+        (lambda unet: unet.fuse_qkv_projections(), "FusedAttnProcessor2_0"),
+    ],
+)
+@torch.no_grad()
+def test_attention_that_is_replaced_under_mild_is_refused_and_never_silence(
+    tiny_unet: UNet2DConditionModel, replace: Callable[[Any], None], by: str
+) -> None:
+    layered = _layered(tiny_unet)
+    replace(tiny_unet)
+    with pytest.raises(UserError, match=f"replaced by {by}"):
+        _run(layered, "bg")
+
+
 @pytest.mark.parametrize("branch", BRANCHES)
 @torch.no_grad()
 def test_guidance_runs_negative_rows_without_cues_and_prompts_with_them(

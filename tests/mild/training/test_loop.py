@@ -16,6 +16,7 @@ import torch
 import torch._inductor.config
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
@@ -171,6 +172,22 @@ def test_what_training_gives_the_parts_is_what_they_compute_with(
             changed = loss(pipeline.unet, examples).item()
             part.load_state_dict(before)
             assert abs(changed - neutral) > 1e-5 * neutral, (branch, name)
+
+
+def test_a_base_that_asks_for_aesthetic_scores_is_told_one_as_the_stock_pipeline_tells_it(
+    tiny_base: str, quick: TrainSettings
+) -> None:
+    """SDXL's paper tells bases size, crop and target size; a refiner size, crop and score, 6 by default."""
+    plain = MildSettings(sma=False, hmg=None)
+    pipeline = load_base(tiny_base)
+    loss = BranchLoss(pipeline, LayeredUNet.create(pipeline.unet, plain, seed=0), quick)
+    assert loss.time_ids.tolist() == [[32, 32, 0, 0, 32, 32]]
+    config = dict(load_base(tiny_base).unet.config)
+    config["projection_class_embeddings_input_dim"] -= config["addition_time_embed_dim"]
+    pipeline.unet = UNet2DConditionModel.from_config(config)
+    pipeline.register_to_config(requires_aesthetics_score=True)
+    loss = BranchLoss(pipeline, LayeredUNet.create(pipeline.unet, plain, seed=0), quick)
+    assert loss.time_ids.tolist() == [[32, 32, 0, 0, 6.0]]
 
 
 @torch.no_grad()
