@@ -33,7 +33,7 @@ from flows.commands.batch import Batch
 from flows.commands.chosen_people import Chosen, check_numbers, parse_numbers
 from flows.commands.photo_files import ERASED, find_photos, result_paths
 from flows.commands.results import check_free, check_size, encoded, exists, result_file, write_result
-from mild.bases import NANO_ADAPTERS, SUGGESTED_BASE, place_of
+from mild.bases import NANO_ADAPTERS
 from mild.erasing.layers import INDEX as LAYERS_INDEX
 from mild.erasing.regions import editable
 from mild.model.saved import fetched, read_config
@@ -328,12 +328,13 @@ def _load(options: EraseOptions) -> MILDPipeline:
 
         from mild.erasing.pipeline import MILDPipeline
 
-        base = options.base
-        if base is None:
-            own = Path(place_of(str(options.mild)))
-            base = read_config(own).base if own.is_dir() else SUGGESTED_BASE
         cuda = torch.cuda.is_available()
-        pipeline = MILDPipeline.from_pretrained(base, mild=options.mild, dtype=torch.float16 if cuda else torch.float32)
+        precision = torch.float16 if cuda else torch.float32
+        if options.base is None:
+            assert options.mild is not None
+            pipeline = MILDPipeline.from_pretrained(options.mild, dtype=precision)
+        else:
+            pipeline = MILDPipeline.from_pretrained(options.base, mild=options.mild, dtype=precision)
         return pipeline.to("cuda" if cuda else "cpu")
 
 

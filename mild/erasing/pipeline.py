@@ -18,21 +18,24 @@ the person included; pure noise would make every fill drift to mid-grey.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import cv2
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLInpaintPipeline
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
+from mild.bases import SUGGESTED_BASE
 from mild.erasing.isolation import Protect
 from mild.erasing.layers import LayeredPicture
 from mild.erasing.photo import Photo, checked_photo, checked_photos
@@ -48,20 +51,32 @@ from mild.erasing.regions import (
     plan_regions,
     prefilled,
 )
-from mild.model.backbone import Branch, decode_pictures, encode_pictures, load_base, time_ids_of
+from mild.model.backbone import Branch, check_channels, decode_pictures, encode_pictures, load_base, time_ids_of
 from mild.model.layered import LayeredUNet, push_to_hub
 from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
-from mild.model.saved import CONFIG
+from mild.model.saved import CONFIG, fetched, is_mild, read_config
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+OutputType = Literal["pil", "np", "pt"]
+STOCK = inspect.signature(StableDiffusionXLInpaintPipeline.__call__).parameters
+NOT_HERE = {
+    **dict.fromkeys(
+        ("height", "width"), "windows are as large as the model was trained at, and results as the picture is"
+    ),
+    "num_images_per_prompt": "call again with another generator for another result",
+    "strength": "holes are always painted anew",
+    "padding_mask_crop": "windows are cut around the people anyway",
+    "return_dict": "results are of the class Erased",
+}
+"""Why arguments of stock pipelines are not taken."""
 
 
 @dataclass(eq=False)
-class Erased:
-    """A photograph without some of its people. Pictures are PIL images, or arrays with ``output_type="np"``."""
+class Erased(BaseOutput):
+    """A photograph without some of its people. Pictures are as ``output_type`` says."""
 
-    image: Any
-    """RGB, without the people who were to vanish."""
+    images: list[Any]
+    """The result alone, ``image``, as stock pipelines give theirs."""
     background: Any
     """RGB, with everybody painted out who was to vanish, or all people with ``layers=True``, and nobody put back."""
     layers: list[Any]
@@ -72,6 +87,20 @@ class Erased:
     parts: LayeredPicture = field(repr=False)
     """The same as arrays, to be recombined and saved."""
 
+    @property
+    def image(self) -> Any:
+        """RGB, without the people who were to vanish."""
+        return self.images[0]
+
+
+class ErasedPictures(list[Erased]):
+    """What was made of several photographs, in their order."""
+
+    @property
+    def images(self) -> list[Any]:
+        """The ``image`` of each."""
+        return [result.image for result in self]
+
 
 def recompose(result: Erased, keep: Sequence[int]) -> Any:
     """Eq. 2 with z-order: background and the layers of the people in ``keep``, as ``result.image`` is.
@@ -79,8 +108,8 @@ def recompose(result: Erased, keep: Sequence[int]) -> Any:
     Raises:
         UserError: there is no such person, or somebody would have to vanish who was not painted out.
     """
-    image = result.parts.recompose(keep)
-    return image if isinstance(result.image, np.ndarray) else Image.fromarray(image)
+    forms: dict[type, OutputType] = {np.ndarray: "np", torch.Tensor: "pt"}
+    return _in_form(result.parts.recompose(keep), forms.get(type(result.image), "pil"))
 
 
 @dataclass(eq=False)
@@ -104,11 +133,15 @@ class _Job:
 
 
 class MILDPipeline(StableDiffusionXLInpaintPipeline):
-    """Erases people. ``MILDPipeline.from_pretrained(base, mild=folder_or_hub_id)``, then call it.
+    """Erases people. ``MILDPipeline.from_pretrained(folder_or_hub_id)``, then call it.
 
-    Everything that a stock pipeline offers works: ``to``, ``enable_model_cpu_offload``, ``enable_vae_tiling``,
-    ``torch.compile`` of the UNet, any scheduler of diffusers.
+    What stock pipelines offer works: ``to``, ``enable_model_cpu_offload``, ``vae.enable_tiling``, ``torch.compile`` of
+    the UNet, any scheduler of diffusers, LoRA sets beside the branches' own (``load_lora_weights`` with an
+    ``adapter_name``, ``set_adapters``). Attention slicing and ``fuse_qkv_projections`` of the UNet are refused:
+    attention is computed in fused kernels already, with adapters that change from branch to branch.
     """
+
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - as in the class above
 
     layered: LayeredUNet | None = None
     """What MILD adds to the UNet; None: the base alone."""
@@ -120,25 +153,75 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     """Gives a context for the UNet's forward passes on one batch of windows, of their masks (B, 1, h, w) in 0..1."""
 
     @classmethod
-    def from_pretrained(cls, base: str, *, mild: str | Path | None = None, **options: Any) -> Self:
+    def from_pretrained(cls, base: str | Path, *, mild: str | Path | None = None, **options: Any) -> Self:
         """Load a base, and on it what a MILD directory holds; the scheduler becomes DDIM unless one is given.
 
         Args:
-            base: folder or hub id of an SDXL inpainting pipeline (a UNet of 9 channels).
-            mild: folder that training wrote, or hub id; None for the base alone.
+            base: folder or hub id of an SDXL inpainting pipeline (a UNet of 9 channels); or of a MILD directory, and
+                the base that it names is loaded below it.
+            mild: folder that training wrote, or hub id, to be put on ``base``; None for the base alone.
             options: as `DiffusionPipeline.from_pretrained` takes them, such as ``dtype``, ``variant``, ``vae``.
 
         Raises:
             UserError: the base or the MILD directory cannot be used.
         """
-        pipeline: Self = load_base(base, super().from_pretrained, **options)
-        pipeline.set_progress_bar_config()
+        base, named = str(base), ""
+        if is_mild(base):
+            if mild is not None:
+                raise UserError(f"{base} is a MILD directory and no base: name a base, or leave mild={mild} out")
+            mild, base = base, read_config(fetched(base)).base
+            named = f"; {mild} names it as its base: where that lies elsewhere, from_pretrained(base, mild=...)"
+        try:
+            pipeline: Self = load_base(base, super().from_pretrained, **options)
+        except UserError as error:
+            raise UserError(f"{error}{named}") from error.__cause__
         if "scheduler" not in options:
             pipeline.scheduler = _as_ddim(pipeline.scheduler)
+        return pipeline._completed(base, mild)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, *, mild: str | Path | None = None, **components: Any) -> Self:
+        """Over a pipeline that is loaded, whose weights are shared as they are; the scheduler as in `from_pretrained`.
+
+        With ``mild``, the pipeline's UNet gets SMA and HMG and then computes for this one alone, not for ``pipeline``,
+        until `LayeredUNet.remove` of ``layered`` gives it back.
+
+        Args:
+            pipeline: of the SDXL family, with a UNet for inpainting.
+            mild: as in `from_pretrained`; None: what a MILD pipeline has on its UNet, or the base alone.
+            components: to be taken instead of the pipeline's, such as ``vae`` and ``scheduler``.
+
+        Raises:
+            UserError: the pipeline is another kind, its UNet has adapters of MILD already, or ``mild`` cannot be used.
+        """
+        parts = {name: part for name, part in pipeline.components.items() if name in cls._get_signature_types()}
+        parts |= components
+        name = str(pipeline.name_or_path or type(pipeline).__name__)
+        if "text_encoder_2" not in parts or parts.get("unet") is None:
+            raise UserError(f"{name} is not of the SDXL family; use one such as {SUGGESTED_BASE}")
+        check_channels(parts["unet"].config.in_channels, parts["vae"].config.latent_channels, name)
+        layered = getattr(pipeline, "layered", None)
+        if layered is not None and mild is not None:
+            raise UserError(
+                f"{name} has MILD's parts already: leave mild={mild} out, or call its layered.remove() before"
+            )
+        made = cls._over(parts, pipeline.config, keep_scheduler="scheduler" in components)
+        made.layered = layered
+        return made._completed(name, mild)
+
+    def _completed(self, base: str, mild: str | Path | None) -> Self:
+        self.set_progress_bar_config()
         if mild is not None:
-            pipeline.layered = LayeredUNet.load(pipeline.unet, mild)
-        pipeline.base = base
-        return pipeline
+            self.layered = LayeredUNet.load(self.unet, mild)
+        self.base = base
+        return self
+
+    @classmethod
+    def _over(cls, components: dict[str, Any], config: Any, *, keep_scheduler: bool = False) -> Self:
+        names = ("requires_aesthetics_score", "force_zeros_for_empty_prompt")
+        scheduler = components["scheduler"] if keep_scheduler else _as_ddim(components["scheduler"])
+        options = {name: config[name] for name in names if name in config}
+        return cls(**components | {"scheduler": scheduler}, **options, add_watermarker=False)
 
     @classmethod
     def around(cls, pipeline: StableDiffusionXLInpaintPipeline, layered: LayeredUNet) -> Self:
@@ -146,9 +229,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
 
         ``layered.resolution`` says what the model works at.
         """
-        names = ("requires_aesthetics_score", "force_zeros_for_empty_prompt")
-        shared = pipeline.components | {"scheduler": _as_ddim(pipeline.scheduler)}
-        made = cls(**shared, **{name: pipeline.config[name] for name in names})
+        made = cls._over(pipeline.components, pipeline.config)
         made.set_progress_bar_config(disable=True)
         made.layered = layered
         return made
@@ -173,11 +254,16 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     def __call__(
         self,
         image: Any,
-        masks: Sequence[Any],
+        masks: Sequence[Any] | None = None,
         remove: Sequence[Any] | None = None,
         *,
-        prompt: str = "",
-        negative_prompt: str = "",
+        mask_image: Any = None,
+        prompt: str | None = "",
+        negative_prompt: str | None = "",
+        prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_pooled_prompt_embeds: torch.Tensor | None = None,
         pose: Any = None,
         parsing: Any = None,
         label_set: str = "lip",
@@ -190,9 +276,12 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         guidance_scale: float = 1.0,
         generator: Generators = None,
         batch_size: int = 8,
-        output_type: Literal["pil", "np"] = "pil",
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **stock: Any,
     ) -> Any:
-        """Erase people from a photograph; gives an `Erased`, or a list of them where ``image`` is a list.
+        """Erase people from a photograph; gives an `Erased`, or `ErasedPictures` where ``image`` is a list.
 
         Args:
             image: PIL image (any 8-bit mode; its EXIF orientation is applied, transparency is laid on white) or
@@ -201,9 +290,13 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             masks: of each picture, a list: one a person, or an only one that holds several people. PIL image or (H, W)
                 array, bool, 0..1 or whole numbers, read by the rule of `dataset_tools.mask_files`, as the command
                 reads files; upright, or stored as the picture is.
+            mask_image: in place of ``masks``, the mask of an only person, of each picture.
             remove: indices of the people to erase, of each picture; None: everybody.
             prompt: what the holes show; training uses the empty prompt.
             negative_prompt: with ``guidance_scale`` above 1.
+            prompt_embeds, pooled_prompt_embeds: (1, L, D) and (1, D') of `encode_prompt`, in place of ``prompt``; the
+                learned prefix is still added to them.
+            negative_prompt_embeds, negative_pooled_prompt_embeds: likewise, in place of ``negative_prompt``.
             pose: (N, 18, 3) keypoints, x and y in pixels and score 0..1, of each picture; None where unknown.
             parsing: (H, W) uint8 label map of ``label_set`` (lip, atr or pascal), of each picture; None where unknown.
             order: indices of the people from back to front, of each picture; None: that of the masks.
@@ -216,14 +309,34 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 `mild.erasing.regions.colours_matched`); False: as the networks paint it, which is the paper's method
                 alone.
             num_inference_steps: the paper uses 25 (DDIM); at most as many as the scheduler was trained on.
-            guidance_scale: classifier-free guidance, off at 1: the branches are trained without it.
+            guidance_scale: classifier-free guidance, off up to 1, which is right for the empty prompt: the branches
+                are trained without, never on a withheld prompt. Above 1 each step takes twice the work, and what the
+                prompt, the prefix and the cues of HMG change against the negative prompt, without prefix and cues but
+                with the branch's adapter and SMA, is exaggerated: of use with a prompt, where the base follows it.
             generator: one for all pictures, or one a picture. The same seed gives the same result.
             batch_size: how many windows or layers the UNet sees at once.
-            output_type: ``pil``, or ``np`` for uint8 (bool for ``removed``).
+            output_type: ``pil``; ``np`` for (H, W, C) uint8, and (H, W) bool for ``removed``; ``pt`` for (C, H, W)
+                float32 in 0..1, and (H, W) bool.
+            callback_on_step_end: called after every step with the pipeline, the step's number, its time step and a dict
+                of the tensors that ``callback_on_step_end_tensor_inputs`` names, ``latents`` (B, C, h, w) float32 of
+                the windows that the UNet sees at once; what it gives back in such a dict takes their place. There may
+                be several such batches, each of all steps. With ``pipeline._interrupt = True`` no further step
+                is taken, and the holes stay unfinished.
+            stock: other arguments of stock pipelines are refused, unless they have their default.
 
         Raises:
-            UserError: a picture, mask or cue cannot be used; the message says which.
+            UserError: a picture, mask, cue or argument cannot be used; the message says which.
         """
+        _check_stock(stock)
+        if mask_image is not None:
+            if masks is not None:
+                raise UserError("mask_image is the mask of an only person, masks are those of all: give one of them")
+            masks = [[mask] for mask in mask_image] if isinstance(image, list | tuple) else [mask_image]
+        if output_type not in get_args(OutputType):
+            raise UserError(f"output_type is {output_type!r}: give pil, np or pt; latents of windows are no picture")
+        wanted = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        if foreign := [name for name in wanted if name not in self._callback_tensor_inputs]:
+            raise UserError(f"callback_on_step_end_tensor_inputs names {foreign[0]}: only latents can be had")
         own: dict[str, Any] = {"masks": masks, "remove": remove, "order": order, "pose": pose, "parsing": parsing}
         common: dict[str, Any] = {"label_set": label_set, "protect": protect, "margin": margin}
         single = not isinstance(image, list | tuple)
@@ -240,11 +353,27 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, layers)]
         painted: dict[int, np.ndarray] = {}
         device = self._execution_device  # once: looking for it goes through all modules
-        text = self._encode_text(prompt, negative_prompt, guidance_scale, device) if jobs else None
+        embeds = {
+            "prompt_embeds": prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        text = self._encode_text(prompt, negative_prompt, embeds, guidance_scale, device) if jobs else None
         batches = _batches(jobs, batch_size)
+        self._num_timesteps, self._interrupt = num_inference_steps, False
         with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
+
+            def after_step(number: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return latents
+                given = dict.fromkeys(wanted, latents)
+                changed: dict[str, torch.Tensor] = callback_on_step_end(self, number, t, given) or {}
+                return changed.get("latents", latents)
+
             for batch in batches:
-                pictures = self._paint(batch, text, num_inference_steps, guidance_scale, device, bar)
+                pictures = self._paint(batch, text, num_inference_steps, guidance_scale, device, after_step)
                 if match_colours and batch[0].branch == "bg":
                     # Networks see in cells of the latent: strips of half a cell on each side.
                     width = self.vae_scale_factor / 2
@@ -258,7 +387,26 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         for number, photo in enumerate(photos):
             parts = [(job, painted[id(job)]) for job in jobs if job.photo == number]
             results.append(_assembled(photo, parts, layers, output_type))
-        return results[0] if single else results
+        return results[0] if single else ErasedPictures(results)
+
+    def set_attention_slice(self, slice_size: Any) -> None:
+        """Raise `UserError`, but to switch slices off (None): MILD's attention is computed in fused kernels already."""
+        if self.layered is not None and slice_size is not None:
+            raise UserError(
+                "enable_attention_slicing would put MILD's attention out of its place, which is computed in fused "
+                "kernels and needs no slices: leave it out (enable_model_cpu_offload, vae.enable_tiling save memory)"
+            )
+        if self.layered is None:
+            super().set_attention_slice(slice_size)
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """As stock pipelines fuse a VAE; raises `UserError` for a UNet with MILD, which has adapters on q, k and v."""
+        if unet and self.layered is not None:
+            raise UserError(
+                "fuse_qkv_projections would leave out the adapters that MILD has on the UNet's q, k and v: give "
+                "unet=False to fuse the VAE's alone"
+            )
+        super().fuse_qkv_projections(unet, vae)
 
     @property
     def resolution(self) -> int:
@@ -318,22 +466,49 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         return cues
 
     def _encode_text(
-        self, prompt: str, negative_prompt: str, guidance_scale: float, device: torch.device
+        self,
+        prompt: str | None,
+        negative_prompt: str | None,
+        embeds: dict[str, torch.Tensor | None],
+        guidance_scale: float,
+        device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Text (1 or 2, L, D) and pooled text (1 or 2, D'); with guidance the negative prompt's come first."""
+        for name, words in {"prompt": prompt, "negative_prompt": negative_prompt}.items():
+            if words is not None and not isinstance(words, str):
+                raise UserError(f"{name} is a {type(words).__name__}: give one text, which is for all holes")
+            whole, pooled = embeds[f"{name}_embeds"], embeds[f"{name.removesuffix('prompt')}pooled_prompt_embeds"]
+            if (whole is None) != (pooled is None):
+                raise UserError(f"{name}_embeds and their pooled_prompt_embeds go together: give both, or none")
+            if whole is None or pooled is None:
+                continue
+            if words:
+                raise UserError(f"{name} and {name}_embeds say the same: give one of them")
+            if whole.ndim != 3 or len(whole) != 1 or pooled.ndim != 2 or len(pooled) != 1:
+                raise UserError(
+                    f"{name}_embeds are {tuple(whole.shape)}, pooled {tuple(pooled.shape)}: give (1, length, width) "
+                    "and (1, width), which are for all holes"
+                )
         guided = guidance_scale > 1
         text, negative, pooled, negative_pooled = self.encode_prompt(
-            prompt,
+            (prompt or "") if embeds["prompt_embeds"] is None else None,
             device=device,
             do_classifier_free_guidance=guided,
             negative_prompt=negative_prompt or None,
+            **embeds,
         )
         if self.layered is not None:
             text = self.layered.to(text.device).text(text)
         return (torch.cat([negative, text]), torch.cat([negative_pooled, pooled])) if guided else (text, pooled)
 
     def _paint(
-        self, jobs: list[_Job], text: Any, steps: int, guidance_scale: float, device: torch.device, bar: Any
+        self,
+        jobs: list[_Job],
+        text: Any,
+        steps: int,
+        guidance_scale: float,
+        device: torch.device,
+        after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> list[np.ndarray]:
         """What one branch paints in windows of one size: (h, w, 3) uint8 each."""
         dtype, count, copies = self.unet.dtype, len(jobs), len(text[0])
@@ -353,7 +528,9 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         generators = [job.generator for job in jobs] if all(job.generator for job in jobs) else None
         extra = self.prepare_extra_step_kwargs(generators, eta=0.0)
         with self._branch(jobs, device, guided=copies == 2):
-            for t in timesteps:
+            for number, t in enumerate(timesteps):
+                if self.interrupt:
+                    break
                 given = self.scheduler.scale_model_input(latents.repeat(copies, 1, 1, 1), t)
                 prediction = self.unet(
                     torch.cat([given, fixed], 1).to(dtype),
@@ -366,7 +543,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                     without, with_prompt = prediction.chunk(2)
                     prediction = without + guidance_scale * (with_prompt - without)
                 latents = self.scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
-                bar.update()
+                latents = after_step(number, t, latents)
         return self._decode(latents)
 
     @contextlib.contextmanager
@@ -420,7 +597,7 @@ def _batches(jobs: list[_Job], batch_size: int) -> list[list[_Job]]:
     return [same[first : first + batch_size] for same in kinds.values() for first in range(0, len(same), batch_size)]
 
 
-def _assembled(photo: Photo, painted: list[tuple[_Job, np.ndarray]], layers: bool, output_type: str) -> Erased:
+def _assembled(photo: Photo, painted: list[tuple[_Job, np.ndarray]], layers: bool, output_type: OutputType) -> Erased:
     """Put what was painted into the photograph, and take it apart into layers."""
     targets = list(range(len(photo.masks))) if layers else photo.remove
     core, area = np.asarray(photo.seen[targets].any(0)), editable(photo.seen, targets, photo.margin)
@@ -440,12 +617,30 @@ def _assembled(photo: Photo, painted: list[tuple[_Job, np.ndarray]], layers: boo
     parts = LayeredPicture(photo.image, background, area, layers_of, photo.order, photo.margin)
     keep = [k for k in range(len(photo.masks)) if k not in photo.remove]
     image, removed = parts.recompose(keep), parts.changed(keep)
-    if output_type == "np":
-        return Erased(image, background, list(layers_of), removed, parts)
     return Erased(
-        Image.fromarray(image),
-        Image.fromarray(background),
-        [Image.fromarray(layer) for layer in layers_of],
-        Image.fromarray(removed.astype(np.uint8) * 255),
-        parts,
+        images=[_in_form(image, output_type)],
+        background=_in_form(background, output_type),
+        layers=[_in_form(layer, output_type) for layer in layers_of],
+        removed=_in_form(removed, output_type),
+        parts=parts,
     )
+
+
+def _in_form(array: np.ndarray, output_type: OutputType) -> Any:
+    """A picture (H, W, C) uint8, or a mask (H, W) bool, as ``output_type`` says."""
+    if output_type == "np":
+        return array
+    if output_type == "pt":
+        tensor = torch.from_numpy(array)
+        return tensor if array.dtype == np.bool_ else tensor.permute(2, 0, 1).float() / 255
+    return Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array)
+
+
+def _check_stock(given: dict[str, Any]) -> None:
+    """Raise `UserError` for a stock pipeline's argument that is not taken, and `TypeError` for what is none."""
+    for name, value in given.items():
+        if name not in STOCK:
+            raise TypeError(f"MILDPipeline.__call__() got an unexpected keyword argument {name!r}")
+        default = STOCK[name].default
+        if value is not None and not (isinstance(value, int | float) and value == default):
+            raise UserError(f"{name}: {NOT_HERE.get(name, 'MILD has no use for it')}; leave it out")

@@ -190,6 +190,33 @@ def precise_vae(vae: AutoencoderKL) -> Iterator[None]:
             vae.to(dtype=torch.float16)
 
 
+SAMPLED = 32
+"""How many weights tell one base from another."""
+
+
+def sample_of_weights(unet: UNet2DConditionModel) -> dict[str, float]:
+    """A few of the UNet's own weights by name, by which a base is known again wherever and however precise it lies.
+
+    The one in the middle of each of 32 matrices and kernels; those that are not in memory, or no floating-point numbers
+    (quantised), are left out.
+    """
+    matrices = [(name, weight) for name, weight in unet.named_parameters() if weight.ndim > 1 and ".lora_" not in name]
+    chosen = [matrices[len(matrices) * number // SAMPLED] for number in range(min(SAMPLED, len(matrices)))]
+    return {
+        name.replace(".base_layer.", "."): float(weight.detach().flatten()[weight.numel() // 2])
+        for name, weight in chosen
+        if weight.is_floating_point() and not weight.is_meta
+    }
+
+
+def same_weights(known: dict[str, float], found: dict[str, float]) -> bool:
+    """Whether two samples are of one base, of whatever precision; also where they have too little in common to tell."""
+    names = sorted(set(known) & set(found))
+    one, other = (torch.tensor([sample[name] for name in names]) for sample in (known, found))
+    # bfloat16 changes weights by 0.2 % at most.
+    return bool((one - other).norm() <= 0.01 * one.norm())
+
+
 def add_layered_lora(unet: UNet2DConditionModel, settings: LoraSettings, seed: int) -> None:
     """Freeze the UNet and add fresh adapters ``fg`` and ``bg``; both are trainable, ``bg`` is active.
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -35,7 +36,17 @@ from torch import nn
 
 from dataset_tools.errors import UserError
 from mild.model.attention import SpatialAttention, SpatialModulation, install_sma, remove_sma
-from mild.model.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
+from mild.model.backbone import (
+    BRANCHES,
+    WEIGHTS,
+    Branch,
+    activate,
+    adapter_parameters,
+    add_layered_lora,
+    same_weights,
+    sample_of_weights,
+    save_adapters,
+)
 from mild.model.card import model_card
 from mild.model.morphology import (
     Cue,
@@ -75,6 +86,7 @@ class LayeredUNet:
         self.sma = self.hmg = self.offsets = self.prefix = None
         if set(BRANCHES) & set(getattr(unet, "peft_config", None) or {}):
             raise ValueError("this UNet has adapters of MILD already: remove them first")
+        self._base_weights = sample_of_weights(unet)
         self._trained_before = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         try:
             add_layered_lora(unet, settings.lora, seed)
@@ -111,6 +123,8 @@ class LayeredUNet:
     def load(cls, unet: UNet2DConditionModel, folder_or_hub_id: str | Path) -> Self:
         """Add the parts that `save` wrote, from a folder or from the Hugging Face hub.
 
+        Warns where the UNet's weights are others than those of the base that the parts were trained on.
+
         Raises:
             UserError: there is no such folder or hub id, the hub cannot be reached, a file is missing or broken, or
                 the parts were made for another base or by another version. The UNet is then as it was.
@@ -125,6 +139,11 @@ class LayeredUNet:
             layered.remove()
             raise
         layered.resolution = config.resolution
+        if not same_weights(config.base_weights, layered._base_weights):
+            warnings.warn(
+                f"{folder_or_hub_id} was trained on another base than this one, {config.base}: it may do harm here",
+                stacklevel=2,
+            )
         return layered
 
     def parts(self) -> dict[str, nn.Module]:
@@ -241,7 +260,7 @@ class LayeredUNet:
         for name, part in self.parts().items():
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in part.state_dict().items()}
             save_file(tensors, folder / _file(name))
-        saved = SavedConfig(base=base, resolution=resolution, mild=self.settings)
+        saved = SavedConfig(base=base, base_weights=self._base_weights, resolution=resolution, mild=self.settings)
         config = {"format": FORMAT, **saved.model_dump(mode="json"), **record}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         card = model_card(self.settings, base=base, resolution=resolution, about=about)

@@ -488,7 +488,7 @@ def test_the_card_names_the_parts_that_are_there_and_links_a_base_of_the_hub(
     card = (_save(layered, tmp_path) / "README.md").read_text()
     assert "base_model: some/base\n" in card
     assert "- Data: drawn\n" in card
-    assert 'MILDPipeline.from_pretrained("some/base", mild="this folder")' in card
+    assert 'MILDPipeline.from_pretrained("this folder")  # on the base that it names, some/base' in card
     for name in (WEIGHTS, f"fg/{WEIGHTS}", "sma.safetensors"):
         assert f"| `{name}` |" in card
     assert "hmg" not in card and "offsets" not in card and "prefix" not in card
