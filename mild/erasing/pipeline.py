@@ -302,7 +302,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             order: indices of the people from back to front, of each picture; None: that of the masks.
             layers: paint out everybody and complete everybody who is partly hidden, so that any combination can be
                 made from the result, at the price of one foreground branch a hidden person.
-            protect: faces or whole bodies of those who stay are taken out of the masks of those who go (section G.8).
+            protect: ``faces``, found by pose or parsing, or all of the ``people`` who stay are taken out of the masks
+                of those who go (section G.8).
             margin: how far beyond each mask pixels may change, as a share of the square root of its area (see
                 `mild.erasing.regions.editable`): more for rough masks, 0 for the masks as they are.
             match_colours: bring the colours of the painted background nearer to those around the hole (see

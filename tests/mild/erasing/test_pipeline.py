@@ -343,12 +343,12 @@ def test_cues_are_drawn_where_the_window_shows_them(pipe: MILDPipeline) -> None:
     assert abs(row - rows / 2) <= 1.5 and abs(column - columns / 2) <= 1.5
 
 
-def test_protected_bodies_and_faces_stay_as_they_are(pipe: MILDPipeline) -> None:
+def test_protected_people_and_faces_stay_as_they_are(pipe: MILDPipeline) -> None:
     """Person 1 goes and reaches over person 0, who stays: without protection the overlap is painted anew."""
     image, masks = photo(), people()
     overlap = masks[0] & masks[1]
     assert erase(pipe, image, masks, remove=[1]).removed[overlap].all()
-    safe = erase(pipe, image, masks, remove=[1], protect="bodies")
+    safe = erase(pipe, image, masks, remove=[1], protect="people")
     assert np.array_equal(safe.image[masks[0]], image[masks[0]])
     parsing = np.zeros((90, 120), np.uint8)
     face = overlap & (np.arange(90)[:, None] < 35)
@@ -536,6 +536,8 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
         ({"image": [photo(), photo()], "masks": [people(), [EMPTY]]}, "picture 1: mask 0 is empty"),
         ({"image": [], "masks": []}, "no picture is given"),
         ({"margin": -1.0}, "margin is -1.0"),
+        ({"protect": "bodies"}, "protect is 'bodies': give faces or people"),
+        ({"protect": "faces", "remove": [1]}, "faces are found by pose or parsing"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001: give 1 to 1000"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
