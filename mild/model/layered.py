@@ -59,7 +59,7 @@ from mild.model.offsets import Offsets, install_offsets, remove_offsets
 from mild.model.prefix import PromptPrefix
 from mild.model.saved import CONFIG, FORMAT, SavedConfig, fetched, one_line, read_config
 from mild.seeds import derived_seed
-from mild.settings import MildSettings
+from mild.settings import MildSettings, PrefixSettings
 
 
 class LayeredUNet:
@@ -145,6 +145,14 @@ class LayeredUNet:
                 stacklevel=2,
             )
         return layered
+
+    def train_prefix_alone(self, settings: PrefixSettings) -> None:
+        """Begin a prompt prefix, in place of one that is there, and freeze all else."""
+        self.settings = self.settings.model_copy(update={"prefix": settings})
+        self.unet.requires_grad_(False)
+        for part in self.parts().values():
+            part.requires_grad_(False)
+        self.prefix = PromptPrefix(int(self.unet.config.cross_attention_dim), settings).to(self.unet.device)
 
     def parts(self) -> dict[str, nn.Module]:
         """``sma``, ``hmg``, ``offsets``, ``prefix``: those that are switched on. Adapters live in the UNet."""

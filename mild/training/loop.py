@@ -20,7 +20,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, is_bf16_available, parse_flag_from_env
 from diffusers import DDPMScheduler, StableDiffusionXLInpaintPipeline
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel, cast_training_params
+from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 
 from dataset_tools.errors import UserError
@@ -29,6 +29,7 @@ from dataset_tools.schema import Sample, encode_png
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Samples
 from dataset_tools.storage import local_place, remove_partials
+from mild.bases import digest_of_place
 from mild.charts import loss_chart
 from mild.model.backbone import (
     BRANCHES,
@@ -179,6 +180,7 @@ def train(
         "dataset": dataset_digest,
         "keys of samples": digest_of(list(samples.keys)),
         "base": base_digest or base,
+        "prefix on": settings.prefix_on and digest_of_place(settings.prefix_on),
     }
     kept = Checkpoints(checkpoints or work / "checkpoints", identity, settings.checkpoints_kept)
     with contextlib.ExitStack() as held:
@@ -192,7 +194,7 @@ def train(
         pipeline = load_base(base)
         check_resolution(pipeline, settings.resolution)
         started = time.monotonic()
-        layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
+        layered = _layered(pipeline, settings)
         layered.resolution = settings.resolution
         run = _Run(settings, samples, pipeline, layered, accelerator, latents, sharding)
         if saved is not None:
@@ -341,9 +343,9 @@ class _Run:
         if settings.mixed_precision != "no":
             # What is frozen needs no more precision than it is multiplied in; what is trained stays in float32.
             dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[settings.mixed_precision]
-            # Not diffusers' own `to`, which warns of layers to keep in float32, of which SDXL has none.
-            torch.nn.Module.to(pipeline.unet, dtype=dtype)
-            cast_training_params(pipeline.unet, torch.float32)
+            for name, parameter in pipeline.unet.named_parameters():
+                if ".lora_" not in name:  # adapters, also those that are not trained here, are saved as they are
+                    parameter.data = parameter.data.to(dtype)
         if sharding is None:
             pipeline.unet.to(accelerator.device)
         else:
@@ -516,6 +518,16 @@ def _average_gradients(parameters: list[torch.nn.Parameter], accelerator: Accele
         parameter.grad = mean.view_as(parameter).to(parameter.dtype) if share else None
 
 
+def _layered(pipeline: StableDiffusionXLInpaintPipeline, settings: TrainSettings) -> LayeredUNet:
+    """What is trained: fresh parts, or a prefix on those of ``prefix_on``."""
+    if settings.prefix_on is None:
+        return LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
+    layered = LayeredUNet.load(pipeline.unet, settings.prefix_on)
+    assert settings.mild.prefix is not None
+    layered.train_prefix_alone(settings.mild.prefix)
+    return layered
+
+
 def _parameter_groups(layered: LayeredUNet, settings: TrainSettings) -> list[dict[str, Any]]:
     """What the optimizer trains: its name, and names, parameters and learning rate, of each group that is not empty."""
     adapters = {
@@ -532,9 +544,13 @@ def _parameter_groups(layered: LayeredUNet, settings: TrainSettings) -> list[dic
         ("sma", parts["sma"], settings.sma_learning_rate),
         ("guidance", parts["guidance"], settings.guidance_learning_rate),
     ]
+    trained = [
+        (name, {key: parameter for key, parameter in named.items() if parameter.requires_grad}, rate)
+        for name, named, rate in groups
+    ]
     return [
         {"name": name, "names": list(named), "params": list(named.values()), "lr": rate}
-        for name, named, rate in groups
+        for name, named, rate in trained
         if named
     ]
 

@@ -190,6 +190,28 @@ def test_a_base_that_asks_for_aesthetic_scores_is_told_one_as_the_stock_pipeline
     assert loss.time_ids.tolist() == [[32, 32, 0, 0, 6.0]]
 
 
+@pytest.mark.usefixtures("_accelerate_afresh")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_prefix_alone_is_trained_on_adapters_that_stay_as_they_are(
+    nano_base: str, adapters: Path, quick: TrainSettings, samples: Any, tmp_path: Path, precision: Any
+) -> None:
+    settings = _changed(
+        quick,
+        prefix_on=str(adapters),
+        mild=MildSettings(prefix=PrefixSettings(tokens=3)),
+        warm_up=WarmUpSettings(start=0, end=0),
+        mixed_precision=precision,
+        steps=2,
+    )
+    train(settings, samples, nano_base, str(tmp_path / "prefixed"), _silent)
+    for name in (WEIGHTS, f"fg/{WEIGHTS}", *PARTS):
+        before, after = load_file(adapters / name), load_file(tmp_path / "prefixed" / name)
+        assert all(torch.equal(before[key], after[key]) for key in before) and before.keys() == after.keys()
+    assert load_file(tmp_path / "prefixed" / "prefix.safetensors")["delta"].abs().amin(1).min() > 0
+    layered = LayeredUNet.load(load_base(nano_base).unet, tmp_path / "prefixed")
+    assert layered.settings == quick.mild.model_copy(update={"prefix": PrefixSettings(tokens=3)})
+
+
 @torch.no_grad()
 def test_each_sample_of_a_batch_has_its_own_copy_of_the_text(
     tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
