@@ -263,6 +263,8 @@ def activate(unet: UNet2DConditionModel, branch: Branch) -> None:
     Raises:
         UserError: adapters were merged into the weights (``fuse_lora``), where no branch can be told from the other.
     """
+    # One list for all layers, as peft has it: compiled code looks whether it is the same.
+    wanted: dict[tuple[str, ...], list[str]] = {}
     for layer in unet.modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
@@ -272,15 +274,13 @@ def activate(unet: UNet2DConditionModel, branch: Branch) -> None:
                 "adapters are fused into the UNet's weights, so that its branches cannot be switched: call "
                 "unfuse_lora, and leave fuse_lora out"
             )
-        active = [branch, *(name for name in layer.active_adapters if name not in BRANCHES)]
-        if layer.active_adapters == active and not layer.disable_adapters:
-            continue
-        trainable = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-        layer.enable_adapters(True)
-        layer.set_adapter(active)
-        layer.requires_grad_(False)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        names = (branch, *(name for name in layer.active_adapters if name not in BRANCHES))
+        trainable = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
+        if layer.disable_adapters:
+            layer.enable_adapters(True)
+        layer.set_adapter(wanted.setdefault(names, list(names)))
+        for parameter, was_trainable in trainable:
+            parameter.requires_grad = was_trainable
 
 
 def adapter_parameters(unet: UNet2DConditionModel, branch: Branch) -> dict[str, torch.nn.Parameter]:
