@@ -7,8 +7,8 @@ import os
 import re
 
 
-class UserError(Exception):
-    """Something that the user gave cannot be used: a settings file, a path, a table.
+class UserError(ValueError):
+    """Something that the user gave cannot be used: a settings file, a path, a table, an argument.
 
     The message is one line that names the file, row or field and says what to do. The command line
     prints it and exits with code 2.

@@ -304,8 +304,9 @@ class CocoMasks:
     """
 
     def __init__(self, place: Place, photographs: Iterable[str], rejected: list[Rejection]) -> None:
+        data = place.read("")
         try:
-            document = json.loads(place.read(""))
+            document = json.loads(data)
             images, annotations = list(document["images"]), list(document["annotations"])
             categories = {_id(entry["id"]): str(entry["name"]) for entry in document.get("categories", [])}
         except (ValueError, KeyError, TypeError, AttributeError) as error:

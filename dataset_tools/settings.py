@@ -30,8 +30,6 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise UserError(f"{origin}: {'; '.join(_complaints(cls, error))}") from None
-        except UserError as error:
-            raise UserError(f"{origin}: {error}") from None
 
     @classmethod
     def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Self:
@@ -93,6 +91,8 @@ def _complaints(cls: type[BaseModel], error: ValidationError) -> list[str]:
             lines.append(f"unknown setting {where!r}{hint}")
         elif item["type"] == "literal_error" and isinstance(item["input"], bool):
             lines.append(f"{where}: {item['msg']}; YAML reads a bare yes, no, on or off as a boolean: put it in quotes")
+        elif isinstance(complaint := item.get("ctx", {}).get("error"), UserError):
+            lines.append(f"{where}: {complaint}" if item["loc"] else str(complaint))
         else:
             lines.append(f"{where}: {item['msg']}")
     return lines

@@ -20,7 +20,7 @@ from flows.events import announce
 from flows.output_lock import sole_run
 from flows.pages import show_picture
 from flows.progress import Display, Progress
-from mild.bases import NANO, normal_name, place_of
+from mild.bases import NANO, digest_of_place, normal_name, place_of
 from mild.model.saved import CONFIG
 from mild.settings import TrainSettings
 from mild.training.launch import TrainRequest, check_shards, launch
@@ -90,17 +90,20 @@ class TrainJob(Job):
     """Train adapters."""
 
     step: ClassVar[str] = "train-adapters"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     dataset: str
     dataset_digest: str
     base: str
     base_digest: str
+    prefix_on_digest: str | None
+    """Of the adapters on which only a prefix is trained; None where all is trained."""
     recipe: TrainRecipe
 
     def determines(self) -> Any:
-        """Settings and digests; not where dataset and base lie, nor how the result is come by."""
+        """Settings and digests; not where dataset, base and adapters lie, nor how the result is come by."""
         data = [sorted(self.recipe.configurations.items()), self.recipe.split]
-        return [self.dataset_digest, self.base_digest, data, self.recipe.train.determines()]
+        digests = [self.dataset_digest, self.base_digest, self.prefix_on_digest]
+        return [*digests, data, self.recipe.train.determines()]
 
 
 @cached_step
@@ -195,7 +198,13 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
             )
             run_steps(encode_latents.with_options(tags=gpu), [encoding], storage, in_this_thread=True)
         job = TrainJob(
-            **place, dataset=dataset, dataset_digest=digest, base=recipe.base, base_digest=base_digest, recipe=recipe
+            **place,
+            dataset=dataset,
+            dataset_digest=digest,
+            base=recipe.base,
+            base_digest=base_digest,
+            prefix_on_digest=recipe.train.prefix_on and digest_of_place(recipe.train.prefix_on),
+            recipe=recipe,
         )
         step = train_adapters.with_options(tags=gpu)
         outcome = run_steps(step, [job], storage, in_this_thread=True)[0]

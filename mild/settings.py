@@ -195,6 +195,9 @@ class TrainSettings(Settings):
     extents_loss: float = Field(0.1, ge=0)
     """How much the loss of `mild.model.extents` counts beside that of its branch."""
     mild: MildSettings = MildSettings()
+    prefix_on: str | None = Field(None, min_length=1)
+    """A MILD directory, folder or hub id, whose adapters and other parts are taken as they are: only a prompt prefix is
+    trained on them (section G.8), of the size that ``prefix`` of ``mild`` says. Null: all is trained from the start."""
     warm_up: WarmUpSettings = WarmUpSettings()
     protect_background: int = Field(0, ge=0)
     """Before this step the background's adapter is frozen, as Algorithm 2 does while the foreground is trained; 0:
@@ -228,8 +231,11 @@ class TrainSettings(Settings):
     """How many of the newest checkpoints are kept until the run is complete."""
 
     def determines(self) -> dict[str, Any]:
-        """The settings that decide about the result; the others, how it is come by, may change within a run."""
-        return self.model_dump(mode="json", exclude=HOW_NOT_WHAT)
+        """The settings that decide about the result; the others, how it is come by, may change within a run.
+
+        Not where the directory of ``prefix_on`` lies; whoever remembers results adds its digest.
+        """
+        return self.model_dump(mode="json", exclude=HOW_NOT_WHAT | {"prefix_on"})
 
     def determines_views(self) -> dict[str, Any]:
         """The settings that decide about the fixed views (``cached_views``) of a sample."""
@@ -244,6 +250,14 @@ class TrainSettings(Settings):
             )
         if self.lr_warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("lr_warmup_steps would do nothing with lr_scheduler constant: use constant_with_warmup")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_prefix(self) -> Self:
+        if self.prefix_on is not None and self.mild.prefix is None:
+            raise ValueError("prefix_on trains a prompt prefix alone: set mild.prefix")
+        if self.prefix_on is not None and self.mild != MildSettings(prefix=self.mild.prefix):
+            raise ValueError("prefix_on: all of mild but its prefix comes from that directory: leave the rest out")
         return self
 
     @model_validator(mode="after")

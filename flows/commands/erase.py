@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from dataset_tools.errors import UserError
 from dataset_tools.storage import is_url, local_path, normal_place
 from flows.commands.terminal import Instances, console, new_console, stopped_in_one_line
+
+if TYPE_CHECKING:
+    from mild.erasing.isolation import Protect
 
 
 def erase(
@@ -90,6 +93,14 @@ def erase(
             "masks, 0 for exactly the masks; default: 0.015.",
         ),
     ] = None,
+    protect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="faces|people",
+            help="What of those who stay is never painted over, where masks overlap: their faces, found by --pose or "
+            "--parsing, or all of them.",
+        ),
+    ] = None,
 ) -> None:
     """Erase people from photographs; all other pixels stay exactly as they are.
 
@@ -113,7 +124,16 @@ def erase(
             photos,
             mask,
             EraseOptions(
-                base, mild, steps, seed, prompt, MARGIN if margin is None else margin, instances, pose, parsing
+                base,
+                mild,
+                steps,
+                seed,
+                prompt,
+                MARGIN if margin is None else margin,
+                instances,
+                pose,
+                parsing,
+                cast("Protect | None", protect),  # checked there
             ),
             Chosen(numbers, parse_clicks(click or []), largest, keep_largest),
             output=output,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import numpy as np
 from rich.console import Console
@@ -33,7 +33,8 @@ from flows.commands.batch import Batch
 from flows.commands.chosen_people import Chosen, check_numbers, parse_numbers
 from flows.commands.photo_files import ERASED, find_photos, result_paths
 from flows.commands.results import check_free, check_size, encoded, exists, result_file, write_result
-from mild.bases import NANO_ADAPTERS, SUGGESTED_BASE, place_of
+from mild.bases import NANO_ADAPTERS
+from mild.erasing.isolation import Protect
 from mild.erasing.layers import INDEX as LAYERS_INDEX
 from mild.erasing.regions import editable
 from mild.model.saved import fetched, read_config
@@ -75,12 +76,16 @@ class EraseOptions:
     """The network that finds joints, for parts of ``mild`` that were trained with them."""
     parsing: str | None = None
     """The network that labels body parts, likewise."""
+    protect: Protect | None = None
+    """What of those who stay is never painted over: see `mild.erasing.isolation`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
             raise UserError(f"--steps {self.steps}: give 1 to {MOST_STEPS}")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"--seed {self.seed}: give 0 to {2**64 - 1}")
+        if self.protect not in (None, *get_args(Protect)):
+            raise UserError(f"--protect {self.protect}: give faces or people")
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,7 @@ def _cue_networks(options: EraseOptions, complaints: Console) -> CueNetworks:
     Raises:
         UserError: one that was named cannot be used.
     """
-    if not _wants_cues(options):
+    if not _wants_cues(options) and options.protect != "faces":
         for cue, name in (("pose", options.pose), ("parsing", options.parsing)):
             if name is not None:
                 model = options.mild or options.base
@@ -261,15 +266,21 @@ def _cue_networks(options: EraseOptions, complaints: Console) -> CueNetworks:
         except UserError as error:
             if name is not None:
                 raise UserError(f"--{cue}: {error}") from None
-            if options.mild != NANO_ADAPTERS:
+            if options.mild != NANO_ADAPTERS and _wants_cues(options):
                 complaints.print(Text(f"without {cue}, which {options.mild} was trained with: {error}"), soft_wrap=True)
             return None
         return network
 
-    return CueNetworks(
+    networks = CueNetworks(
         usable("pose", options.pose, lambda: choose("pose", options.pose).open()),
         usable("parsing", options.parsing, lambda: choose("parsing", options.parsing).open()),
     )
+    if options.protect == "faces" and networks == CueNetworks():
+        raise UserError(
+            "--protect faces: a network has to find them, and none is here: name one with --pose or --parsing, or mild "
+            "weights pull one that mild weights list names for either"
+        )
+    return networks
 
 
 @dataclass(eq=False)
@@ -328,12 +339,13 @@ def _load(options: EraseOptions) -> MILDPipeline:
 
         from mild.erasing.pipeline import MILDPipeline
 
-        base = options.base
-        if base is None:
-            own = Path(place_of(str(options.mild)))
-            base = read_config(own).base if own.is_dir() else SUGGESTED_BASE
         cuda = torch.cuda.is_available()
-        pipeline = MILDPipeline.from_pretrained(base, mild=options.mild, dtype=torch.float16 if cuda else torch.float32)
+        precision = torch.float16 if cuda else torch.float32
+        if options.base is None:
+            assert options.mild is not None
+            pipeline = MILDPipeline.from_pretrained(options.mild, dtype=precision)
+        else:
+            pipeline = MILDPipeline.from_pretrained(options.base, mild=options.mild, dtype=precision)
         return pipeline.to("cuda" if cuda else "cpu")
 
 
@@ -363,6 +375,7 @@ def _erase_one(pipeline: MILDPipeline, job: Job, ready: _Ready, options: EraseOp
             parsing=cues.parsing,
             label_set=cues.label_set,
             layers=job.layers is not None,
+            protect=options.protect,
             margin=options.margin,
             num_inference_steps=options.steps,
             generator=torch.Generator("cpu").manual_seed(options.seed),

@@ -1,4 +1,4 @@
-"""Mask-based isolation (section G.8): faces or bodies of people who stay are taken out of the editable region."""
+"""Mask-based isolation (section G.8): faces or all of the people who stay are taken out of the editable region."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from dataset_tools.schema import KEYPOINTS, PARSING_LABELS
 
-Protect = Literal["faces", "bodies"]
+Protect = Literal["faces", "people"]
 
 FACE_LABELS: dict[str, tuple[str, ...]] = {
     "lip": ("Face", "Sunglasses"),
@@ -37,7 +37,7 @@ def isolate(
     Args:
         target: (H, W) bool, who is edited.
         others: (N, H, W) bool, the people who stay; N may be 0.
-        protect: ``faces`` as `face_region` finds them, or ``bodies``, the others' whole masks.
+        protect: ``faces`` as `face_region` finds them, or ``people``, the others' whole masks.
         parsing: (H, W) uint8 label map of ``label_set``, where known.
         keypoints: (N, 18, 3), the others' joints in pixels with scores, where known.
 

@@ -313,6 +313,8 @@ def _read_picture(path: Path, mode: str, size: tuple[int, int]) -> np.ndarray:
             if mode == "RGBA" and "A" not in picture.getbands() and "transparency" not in picture.info:
                 raise UserError(f"{path} has no transparency: export it with an alpha channel")
             return np.array(picture.convert(mode))
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

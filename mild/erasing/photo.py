@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -136,7 +136,11 @@ def checked_photo(
         if (worst := parsing[parsing != NO_PARSING].max(initial=0)) >= len(PARSING_LABELS[label_set]):
             raise UserError(f"{name}parsing holds label {worst}, which {label_set} does not have")
     pose = None if pose is None else np.asarray(pose)
+    if protect not in (None, *get_args(Protect)):
+        raise UserError(f"protect is {protect!r}: give faces or people")
     if protect is not None:
+        if protect == "faces" and pose is None and parsing is None:
+            raise UserError(f"{name}faces are found by pose or parsing: give one of them, or protect people")
         stay = [k for k in range(count) if k not in chosen]
         cues = {"parsing": parsing, "label_set": label_set if parsing is not None else "none"}
         joints = None if pose is None else pose[stay]

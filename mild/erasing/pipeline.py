@@ -22,22 +22,25 @@ the person included; pure noise would make every fill drift to mid-grey.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import cv2
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLInpaintPipeline
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
+from mild.bases import SUGGESTED_BASE
 from mild.erasing.extents import REACH, enlarged, followed
 from mild.erasing.isolation import Protect
 from mild.erasing.layers import Layer, LayeredPicture
@@ -54,26 +57,35 @@ from mild.erasing.regions import (
     plan_regions,
     prefilled,
 )
-from mild.model.backbone import Branch, encode_pictures, load_base, precise_vae
+from mild.model.backbone import Branch, check_channels, decode_pictures, encode_pictures, load_base, time_ids_of
 from mild.model.layered import LayeredUNet, push_to_hub
 from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
-from mild.model.saved import CONFIG
+from mild.model.saved import CONFIG, fetched, is_mild, read_config
 
-SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 STEPS = 25
 """DDIM steps where neither the caller nor the model says how many: the paper's."""
-AESTHETIC_SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
-"""The stock pipeline's, for the few bases that ask for them."""
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+OutputType = Literal["pil", "np", "pt"]
+STOCK = inspect.signature(StableDiffusionXLInpaintPipeline.__call__).parameters
+NOT_HERE = {
+    **dict.fromkeys(
+        ("height", "width"), "windows are as large as the model was trained at, and results as the picture is"
+    ),
+    "num_images_per_prompt": "call again with another generator for another result",
+    "strength": "holes are always painted anew",
+    "padding_mask_crop": "windows are cut around the people anyway",
+    "return_dict": "results are of the class Erased",
+}
+"""Why arguments of stock pipelines are not taken."""
 
 
 @dataclass(eq=False)
-class Erased:
-    """A photograph without some of its people. Pictures are PIL images, or arrays with ``output_type="np"``."""
+class Erased(BaseOutput):
+    """A photograph without some of its people. Pictures are as ``output_type`` says."""
 
-    image: Any
-    """RGB, without the people who were to vanish."""
+    images: list[Any]
+    """The result alone, ``image``, as stock pipelines give theirs."""
     background: Any
     """RGB, with everybody painted out who was to vanish, or all people with ``layers=True``, and nobody put back."""
     removed: Any
@@ -82,11 +94,28 @@ class Erased:
     """The same as arrays, to be recombined and saved."""
 
     @property
+    def image(self) -> Any:
+        """RGB, without the people who were to vanish."""
+        return self.images[0]
+
+    @property
     def layers(self) -> list[Any]:
         """RGBA of the picture's size, one a person in the order of the masks. What somebody in front hides of a person
         is painted where the image shows it or ``layers=True`` asked for it, and transparent otherwise."""
         whole = [layer.whole(*self.parts.painted.shape) for layer in self.parts.layers]
-        return whole if isinstance(self.image, np.ndarray) else [Image.fromarray(layer) for layer in whole]
+        form: OutputType = "pil"
+        if not isinstance(self.image, Image.Image):
+            form = "np" if isinstance(self.image, np.ndarray) else "pt"
+        return [_in_form(layer, form) for layer in whole]
+
+
+class ErasedPictures(list[Erased]):
+    """What was made of several photographs, in their order."""
+
+    @property
+    def images(self) -> list[Any]:
+        """The ``image`` of each."""
+        return [result.image for result in self]
 
 
 def recompose(result: Erased, keep: Sequence[int]) -> Any:
@@ -95,8 +124,8 @@ def recompose(result: Erased, keep: Sequence[int]) -> Any:
     Raises:
         UserError: there is no such person, or somebody would have to vanish who was not painted out.
     """
-    image = result.parts.recompose(keep)
-    return image if isinstance(result.image, np.ndarray) else Image.fromarray(image)
+    forms: dict[type, OutputType] = {np.ndarray: "np", torch.Tensor: "pt"}
+    return _in_form(result.parts.recompose(keep), forms.get(type(result.image), "pil"))
 
 
 @dataclass(eq=False)
@@ -131,11 +160,15 @@ class _Painted:
 
 
 class MILDPipeline(StableDiffusionXLInpaintPipeline):
-    """Erases people. ``MILDPipeline.from_pretrained(base, mild=folder_or_hub_id)``, then call it.
+    """Erases people. ``MILDPipeline.from_pretrained(folder_or_hub_id)``, then call it.
 
-    Everything that a stock pipeline offers works: ``to``, ``enable_model_cpu_offload``, ``enable_vae_tiling``,
-    ``torch.compile`` of the UNet, any scheduler of diffusers.
+    What stock pipelines offer works: ``to``, ``enable_model_cpu_offload``, ``vae.enable_tiling``, ``torch.compile`` of
+    the UNet, any scheduler of diffusers, LoRA sets beside the branches' own (``load_lora_weights`` with an
+    ``adapter_name``, ``set_adapters``). Attention slicing and ``fuse_qkv_projections`` of the UNet are refused:
+    attention is computed in fused kernels already, with adapters that change from branch to branch.
     """
+
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - as in the class above
 
     layered: LayeredUNet | None = None
     """What MILD adds to the UNet; None: the base alone."""
@@ -147,25 +180,75 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     """Gives a context for the UNet's forward passes on one batch of windows, of their masks (B, 1, h, w) in 0..1."""
 
     @classmethod
-    def from_pretrained(cls, base: str, *, mild: str | Path | None = None, **options: Any) -> Self:
+    def from_pretrained(cls, base: str | Path, *, mild: str | Path | None = None, **options: Any) -> Self:
         """Load a base, and on it what a MILD directory holds; the scheduler becomes DDIM unless one is given.
 
         Args:
-            base: folder or hub id of an SDXL inpainting pipeline (a UNet of 9 channels).
-            mild: folder that training wrote, or hub id; None for the base alone.
+            base: folder or hub id of an SDXL inpainting pipeline (a UNet of 9 channels); or of a MILD directory, and
+                the base that it names is loaded below it.
+            mild: folder that training wrote, or hub id, to be put on ``base``; None for the base alone.
             options: as `DiffusionPipeline.from_pretrained` takes them, such as ``dtype``, ``variant``, ``vae``.
 
         Raises:
             UserError: the base or the MILD directory cannot be used.
         """
-        pipeline: Self = load_base(base, super().from_pretrained, **options)
-        pipeline.set_progress_bar_config()
+        base, named = str(base), ""
+        if is_mild(base):
+            if mild is not None:
+                raise UserError(f"{base} is a MILD directory and no base: name a base, or leave mild={mild} out")
+            mild, base = base, read_config(fetched(base)).base
+            named = f"; {mild} names it as its base: where that lies elsewhere, from_pretrained(base, mild=...)"
+        try:
+            pipeline: Self = load_base(base, super().from_pretrained, **options)
+        except UserError as error:
+            raise UserError(f"{error}{named}") from error.__cause__
         if "scheduler" not in options:
             pipeline.scheduler = as_ddim(pipeline.scheduler)
+        return pipeline._completed(base, mild)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, *, mild: str | Path | None = None, **components: Any) -> Self:
+        """Over a pipeline that is loaded, whose weights are shared as they are; the scheduler as in `from_pretrained`.
+
+        With ``mild``, the pipeline's UNet gets SMA and HMG and then computes for this one alone, not for ``pipeline``,
+        until `LayeredUNet.remove` of ``layered`` gives it back.
+
+        Args:
+            pipeline: of the SDXL family, with a UNet for inpainting.
+            mild: as in `from_pretrained`; None: what a MILD pipeline has on its UNet, or the base alone.
+            components: to be taken instead of the pipeline's, such as ``vae`` and ``scheduler``.
+
+        Raises:
+            UserError: the pipeline is another kind, its UNet has adapters of MILD already, or ``mild`` cannot be used.
+        """
+        parts = {name: part for name, part in pipeline.components.items() if name in cls._get_signature_types()}
+        parts |= components
+        name = str(pipeline.name_or_path or type(pipeline).__name__)
+        if "text_encoder_2" not in parts or parts.get("unet") is None:
+            raise UserError(f"{name} is not of the SDXL family; use one such as {SUGGESTED_BASE}")
+        check_channels(parts["unet"].config.in_channels, parts["vae"].config.latent_channels, name)
+        layered = getattr(pipeline, "layered", None)
+        if layered is not None and mild is not None:
+            raise UserError(
+                f"{name} has MILD's parts already: leave mild={mild} out, or call its layered.remove() before"
+            )
+        made = cls._over(parts, pipeline.config, keep_scheduler="scheduler" in components)
+        made.layered = layered
+        return made._completed(name, mild)
+
+    def _completed(self, base: str, mild: str | Path | None) -> Self:
+        self.set_progress_bar_config()
         if mild is not None:
-            pipeline.layered = LayeredUNet.load(pipeline.unet, mild)
-        pipeline.base = base
-        return pipeline
+            self.layered = LayeredUNet.load(self.unet, mild)
+        self.base = base
+        return self
+
+    @classmethod
+    def _over(cls, components: dict[str, Any], config: Any, *, keep_scheduler: bool = False) -> Self:
+        names = ("requires_aesthetics_score", "force_zeros_for_empty_prompt")
+        scheduler = components["scheduler"] if keep_scheduler else as_ddim(components["scheduler"])
+        options = {name: config[name] for name in names if name in config}
+        return cls(**components | {"scheduler": scheduler}, **options, add_watermarker=False)
 
     @classmethod
     def around(cls, pipeline: StableDiffusionXLInpaintPipeline, layered: LayeredUNet) -> Self:
@@ -173,9 +256,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
 
         ``layered.resolution`` says what the model works at.
         """
-        names = ("requires_aesthetics_score", "force_zeros_for_empty_prompt")
-        shared = pipeline.components | {"scheduler": as_ddim(pipeline.scheduler)}
-        made = cls(**shared, **{name: pipeline.config[name] for name in names})
+        made = cls._over(pipeline.components, pipeline.config)
         made.set_progress_bar_config(disable=True)
         made.layered = layered
         return made
@@ -201,11 +282,16 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     def __call__(
         self,
         image: Any,
-        masks: Sequence[Any],
+        masks: Sequence[Any] | None = None,
         remove: Sequence[Any] | None = None,
         *,
-        prompt: str = "",
-        negative_prompt: str = "",
+        mask_image: Any = None,
+        prompt: str | None = "",
+        negative_prompt: str | None = "",
+        prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_pooled_prompt_embeds: torch.Tensor | None = None,
         pose: Any = None,
         parsing: Any = None,
         label_set: str = "lip",
@@ -220,9 +306,12 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         guidance_scale: float = 1.0,
         generator: Generators = None,
         batch_size: int = 8,
-        output_type: Literal["pil", "np"] = "pil",
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **stock: Any,
     ) -> Any:
-        """Erase people from a photograph; gives an `Erased`, or a list of them where ``image`` is a list.
+        """Erase people from a photograph; gives an `Erased`, or `ErasedPictures` where ``image`` is a list.
 
         Args:
             image: PIL image (any 8-bit mode; its EXIF orientation is applied, transparency is laid on white) or
@@ -231,15 +320,20 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             masks: of each picture, a list: one a person, or an only one that holds several people. PIL image or (H, W)
                 array, bool, 0..1 or whole numbers, read by the rule of `dataset_tools.mask_files`, as the command
                 reads files; upright, or stored as the picture is.
+            mask_image: in place of ``masks``, the mask of an only person, of each picture.
             remove: indices of the people to erase, of each picture; None: everybody.
             prompt: what the holes show; training uses the empty prompt.
             negative_prompt: with ``guidance_scale`` above 1.
+            prompt_embeds, pooled_prompt_embeds: (1, L, D) and (1, D') of `encode_prompt`, in place of ``prompt``; the
+                learned prefix is still added to them.
+            negative_prompt_embeds, negative_pooled_prompt_embeds: likewise, in place of ``negative_prompt``.
             pose: (N, 18, 3) keypoints, x and y in pixels and score 0..1, of each picture; None where unknown.
             parsing: (H, W) uint8 label map of ``label_set`` (lip, atr or pascal), of each picture; None where unknown.
             order: indices of the people from back to front, of each picture; None: that of the masks.
             layers: paint out everybody and complete everybody who is partly hidden, so that any combination can be
                 made from the result, at the price of one foreground branch a hidden person.
-            protect: faces or whole bodies of those who stay are taken out of the masks of those who go (section G.8).
+            protect: ``faces``, found by pose or parsing, or all of the ``people`` who stay are taken out of the masks
+                of those who go (section G.8).
             margin: how far beyond each mask pixels may change, as a share of the square root of its area (see
                 `mild.erasing.regions.editable`): more for rough masks, 0 for the masks as they are.
             reach: how far from a mask the model is followed where it sees more of the person (behind others who go) or
@@ -252,14 +346,34 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 at. More keeps details of large windows, at the price of time, as far as the base knows how.
             num_inference_steps: at most as many as the scheduler was trained on; None: those that the model is meant
                 for (the paper uses 25).
-            guidance_scale: classifier-free guidance, off at 1: the branches are trained without it.
+            guidance_scale: classifier-free guidance, off up to 1, which is right for the empty prompt: the branches
+                are trained without, never on a withheld prompt. Above 1 each step takes twice the work, and what the
+                prompt, the prefix and the cues of HMG change against the negative prompt, without prefix and cues but
+                with the branch's adapter and SMA, is exaggerated: of use with a prompt, where the base follows it.
             generator: one for all pictures, or one a picture. The same seed gives the same result.
             batch_size: how many windows or layers the UNet sees at once.
-            output_type: ``pil``, or ``np`` for uint8 (bool for ``removed``).
+            output_type: ``pil``; ``np`` for (H, W, C) uint8, and (H, W) bool for ``removed``; ``pt`` for (C, H, W)
+                float32 in 0..1, and (H, W) bool.
+            callback_on_step_end: called after every step with the pipeline, the step's number, its time step and a dict
+                of the tensors that ``callback_on_step_end_tensor_inputs`` names, ``latents`` (B, C, h, w) float32 of
+                the windows that the UNet sees at once; what it gives back in such a dict takes their place. There may
+                be several such batches, each of all steps. With ``pipeline._interrupt = True`` no further step
+                is taken, and the holes stay unfinished.
+            stock: other arguments of stock pipelines are refused, unless they have their default.
 
         Raises:
-            UserError: a picture, mask or cue cannot be used; the message says which.
+            UserError: a picture, mask, cue or argument cannot be used; the message says which.
         """
+        _check_stock(stock)
+        if mask_image is not None:
+            if masks is not None:
+                raise UserError("mask_image is the mask of an only person, masks are those of all: give one of them")
+            masks = [[mask] for mask in mask_image] if isinstance(image, list | tuple) else [mask_image]
+        if output_type not in get_args(OutputType):
+            raise UserError(f"output_type is {output_type!r}: give pil, np or pt; latents of windows are no picture")
+        wanted = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        if foreign := [name for name in wanted if name not in self._callback_tensor_inputs]:
+            raise UserError(f"callback_on_step_end_tensor_inputs names {foreign[0]}: only latents can be had")
         own: dict[str, Any] = {"masks": masks, "remove": remove, "order": order, "pose": pose, "parsing": parsing}
         common: dict[str, Any] = {"label_set": label_set, "protect": protect, "margin": margin}
         single = not isinstance(image, list | tuple)
@@ -283,11 +397,27 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, layers, side, follow)]
         painted: dict[int, _Painted] = {}
         device = self._execution_device  # once: looking for it goes through all modules
-        text = self._encode_text(prompt, negative_prompt, guidance_scale, device) if jobs else None
+        embeds = {
+            "prompt_embeds": prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        text = self._encode_text(prompt, negative_prompt, embeds, guidance_scale, device) if jobs else None
         batches = _batches(jobs, batch_size)
+        self._num_timesteps, self._interrupt = num_inference_steps, False
         with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
+
+            def after_step(number: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return latents
+                given = dict.fromkeys(wanted, latents)
+                changed: dict[str, torch.Tensor] = callback_on_step_end(self, number, t, given) or {}
+                return changed.get("latents", latents)
+
             for batch in batches:
-                results = self._paint(batch, text, num_inference_steps, guidance_scale, device, bar)
+                results = self._paint(batch, text, num_inference_steps, guidance_scale, device, after_step)
                 painted.update((id(one.job), one) for one in results)
         self.maybe_free_model_hooks()
         erased = []
@@ -296,7 +426,26 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             # Networks see in cells of the latent: strips of half a cell on each side.
             width = self.vae_scale_factor / 2 if match_colours else None
             erased.append(_assembled(photo, parts, layers, reach, width, output_type))
-        return erased[0] if single else erased
+        return erased[0] if single else ErasedPictures(erased)
+
+    def set_attention_slice(self, slice_size: Any) -> None:
+        """Raise `UserError`, but to switch slices off (None): MILD's attention is computed in fused kernels already."""
+        if self.layered is not None and slice_size is not None:
+            raise UserError(
+                "enable_attention_slicing would put MILD's attention out of its place, which is computed in fused "
+                "kernels and needs no slices: leave it out (enable_model_cpu_offload, vae.enable_tiling save memory)"
+            )
+        if self.layered is None:
+            super().set_attention_slice(slice_size)
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """As stock pipelines fuse a VAE; raises `UserError` for a UNet with MILD, which has adapters on q, k and v."""
+        if unet and self.layered is not None:
+            raise UserError(
+                "fuse_qkv_projections would leave out the adapters that MILD has on the UNet's q, k and v: give "
+                "unet=False to fuse the VAE's alone"
+            )
+        super().fuse_qkv_projections(unet, vae)
 
     @property
     def resolution(self) -> int:
@@ -363,22 +512,49 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         return cues
 
     def _encode_text(
-        self, prompt: str, negative_prompt: str, guidance_scale: float, device: torch.device
+        self,
+        prompt: str | None,
+        negative_prompt: str | None,
+        embeds: dict[str, torch.Tensor | None],
+        guidance_scale: float,
+        device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Text (1 or 2, L, D) and pooled text (1 or 2, D'); with guidance the negative prompt's come first."""
+        for name, words in {"prompt": prompt, "negative_prompt": negative_prompt}.items():
+            if words is not None and not isinstance(words, str):
+                raise UserError(f"{name} is a {type(words).__name__}: give one text, which is for all holes")
+            whole, pooled = embeds[f"{name}_embeds"], embeds[f"{name.removesuffix('prompt')}pooled_prompt_embeds"]
+            if (whole is None) != (pooled is None):
+                raise UserError(f"{name}_embeds and their pooled_prompt_embeds go together: give both, or none")
+            if whole is None or pooled is None:
+                continue
+            if words:
+                raise UserError(f"{name} and {name}_embeds say the same: give one of them")
+            if whole.ndim != 3 or len(whole) != 1 or pooled.ndim != 2 or len(pooled) != 1:
+                raise UserError(
+                    f"{name}_embeds are {tuple(whole.shape)}, pooled {tuple(pooled.shape)}: give (1, length, width) "
+                    "and (1, width), which are for all holes"
+                )
         guided = guidance_scale > 1
         text, negative, pooled, negative_pooled = self.encode_prompt(
-            prompt,
+            (prompt or "") if embeds["prompt_embeds"] is None else None,
             device=device,
             do_classifier_free_guidance=guided,
             negative_prompt=negative_prompt or None,
+            **embeds,
         )
         if self.layered is not None:
             text = self.layered.to(text.device).text(text)
         return (torch.cat([negative, text]), torch.cat([negative_pooled, pooled])) if guided else (text, pooled)
 
     def _paint(
-        self, jobs: list[_Job], text: Any, steps: int, guidance_scale: float, device: torch.device, bar: Any
+        self,
+        jobs: list[_Job],
+        text: Any,
+        steps: int,
+        guidance_scale: float,
+        device: torch.device,
+        after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> list[_Painted]:
         """What one branch paints in windows of one size."""
         dtype, count, copies = self.unet.dtype, len(jobs), len(text[0])
@@ -392,19 +568,15 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         noise = torch.stack([job.noise for job in jobs]).to(device)
         latents = self.scheduler.add_noise(start, noise, timesteps[:1].repeat(count))
         fixed = torch.cat([hole_latents, seen], 1).repeat(copies, 1, 1, 1)
-        time_ids, negative_time_ids = self._get_add_time_ids(
-            **dict.fromkeys(SIZES, jobs[0].region.size),
-            **dict.fromkeys(("crops_coords_top_left", "negative_crops_coords_top_left"), (0, 0)),
-            **AESTHETIC_SCORES,
-            dtype=prompt_embeds.dtype,
-            text_encoder_projection_dim=int(pooled.shape[-1]),
-        )
+        time_ids, negative_time_ids = time_ids_of(self, jobs[0].region.size, pooled)
         ids = [time_ids] if copies == 1 else [negative_time_ids, time_ids]
         added = {"text_embeds": pooled, "time_ids": torch.cat(ids).repeat_interleave(count, 0).to(device)}
         generators = [job.generator for job in jobs] if all(job.generator for job in jobs) else None
         extra = self.prepare_extra_step_kwargs(generators, eta=0.0)
         with self._branch(jobs, device, guided=copies == 2):
-            for t in timesteps:
+            for number, t in enumerate(timesteps):
+                if self.interrupt:
+                    break
                 given = self.scheduler.scale_model_input(latents.repeat(copies, 1, 1, 1), t)
                 prediction = self.unet(
                     torch.cat([given, fixed], 1).to(dtype),
@@ -417,7 +589,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                     without, with_prompt = prediction.chunk(2)
                     prediction = without + guidance_scale * (with_prompt - without)
                 latents = self.scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
-                bar.update()
+                latents = after_step(number, t, latents)
             likely = self._likely(jobs)
         pictures = self._decode(latents)
         return [_Painted(*one) for one in zip(jobs, pictures, likely, strict=True)]
@@ -458,11 +630,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         return encode_pictures(self.vae, pixels)
 
     def _decode(self, latents: torch.Tensor) -> list[np.ndarray]:
-        with precise_vae(self.vae):
-            pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[
-                0
-            ]
-        scaled = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        scaled = ((decode_pictures(self.vae, latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
 
 
@@ -486,7 +654,12 @@ def _batches(jobs: list[_Job], batch_size: int) -> list[list[_Job]]:
 
 
 def _assembled(
-    photo: Photo, painted: list[_Painted], layers: bool, reach: float | None, width: float | None, output_type: str
+    photo: Photo,
+    painted: list[_Painted],
+    layers: bool,
+    reach: float | None,
+    width: float | None,
+    output_type: OutputType,
 ) -> Erased:
     """Put what was painted into the photograph, and take it apart into layers.
 
@@ -518,10 +691,11 @@ def _assembled(
     parts = LayeredPicture(photo.image, background, area, photo.seen, beyond, people, photo.order, photo.margin)
     keep = [k for k in range(len(photo.masks)) if k not in photo.remove]
     image, removed = parts.recompose(keep), parts.changed(keep)
-    if output_type == "np":
-        return Erased(image, background, removed, parts)
     return Erased(
-        Image.fromarray(image), Image.fromarray(background), Image.fromarray(removed.astype(np.uint8) * 255), parts
+        images=[_in_form(image, output_type)],
+        background=_in_form(background, output_type),
+        removed=_in_form(removed, output_type),
+        parts=parts,
     )
 
 
@@ -556,12 +730,12 @@ def _layer(photo: Photo, person: int, painted: list[_Painted], layers: bool, rea
     for one in painted:
         window = one.job.region.rows, one.job.region.columns
         colours = paste(colours, one.picture, one.job.region, ~shown, ~shown)
-        alpha[window] = np.minimum(alpha[window], _completed(photo, person, one, reach))
+        alpha[window] = np.minimum(alpha[window], _alpha_behind(photo, person, one, reach))
     alpha[shown | photo.hidden(person, layers)] = 255
     return Layer.cut(colours, alpha)
 
 
-def _completed(photo: Photo, person: int, painted: _Painted, reach: float | None) -> np.ndarray:
+def _alpha_behind(photo: Photo, person: int, painted: _Painted, reach: float | None) -> np.ndarray:
     """How much of each pixel of the window the model takes for the person, where they were hidden; (h, w) uint8."""
     region = painted.job.region
     shown = photo.shows(person)[region.rows, region.columns]
@@ -573,3 +747,23 @@ def _completed(photo: Photo, person: int, painted: _Painted, reach: float | None
     # An edge is soft: half a probability more or less beside 1/2.
     soft = np.clip(2 * likely - 0.5, 0, 1) * (cv2.dilate(owners, np.ones((3, 3), np.uint8)) > 0)
     return np.rint(255 * cv2.resize(soft, shown.shape[::-1], interpolation=cv2.INTER_LINEAR)).astype(np.uint8)
+
+
+def _in_form(array: np.ndarray, output_type: OutputType) -> Any:
+    """A picture (H, W, C) uint8, or a mask (H, W) bool, as ``output_type`` says."""
+    if output_type == "np":
+        return array
+    if output_type == "pt":
+        tensor = torch.from_numpy(array)
+        return tensor if array.dtype == np.bool_ else tensor.permute(2, 0, 1).float() / 255
+    return Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array)
+
+
+def _check_stock(given: dict[str, Any]) -> None:
+    """Raise `UserError` for a stock pipeline's argument that is not taken, and `TypeError` for what is none."""
+    for name, value in given.items():
+        if name not in STOCK:
+            raise TypeError(f"MILDPipeline.__call__() got an unexpected keyword argument {name!r}")
+        default = STOCK[name].default
+        if value is not None and not (isinstance(value, int | float) and value == default):
+            raise UserError(f"{name}: {NOT_HERE.get(name, 'MILD has no use for it')}; leave it out")

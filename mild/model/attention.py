@@ -224,13 +224,17 @@ def modulated_attention(
     mask = mask.to(precise)
     alpha = alpha.to(query.device, precise)
     # What a background query adds for foreground keys, and a foreground query for background keys.
-    bias = torch.stack([alpha[0, 1] - alpha[0, 0], alpha[1, 0] - alpha[1, 1]])
+    bias = torch.stack([alpha[0, 1] - alpha[0, 0], alpha[1, 0] - alpha[1, 1]]) * math.sqrt(dimension)
+    share = torch.ones_like(bias)
     if gated:
         mask = (mask >= 0.5).to(precise)
-        bias = torch.where(bias.isinf(), _gate(query.detach(), key.detach(), precise), bias)
+        closed = bias.isinf()
+        bias = torch.where(closed, _gate(query.detach(), key.detach(), precise) * math.sqrt(dimension), bias)
+        # Its square root goes to either side: as a whole it is beyond float16 where |q| and |k| are about 170.
+        share = torch.where(closed, bias.abs().sqrt(), share)
     foreground, background = mask[..., None], 1 - mask[..., None]
-    of_query = torch.cat([background, foreground], -1) * (bias * math.sqrt(dimension))
-    of_key = torch.cat([foreground, background], -1)
+    of_query = torch.cat([background, foreground], -1) * (bias / share)
+    of_key = torch.cat([foreground, background], -1) * share
     # V is widened too: kernels are fused only where all three have one head dimension.
     output = F.scaled_dot_product_attention(
         _widen(query, of_query, padded),

@@ -13,8 +13,10 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from dataset_tools.errors import UserError
@@ -102,6 +104,33 @@ def check_resolution(pipeline: StableDiffusionXLInpaintPipeline, resolution: int
         raise UserError(f"resolution: {resolution} must be a multiple of {step} for this base")
 
 
+SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")
+CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")
+AESTHETIC_SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
+"""The stock pipeline's, for the few bases that ask for them."""
+
+
+def time_ids_of(
+    pipeline: StableDiffusionXLInpaintPipeline, size: tuple[int, int], pooled_text: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What SDXL is told of pictures of ``size`` (height, width) that are not cropped, beside ``pooled_text`` (B, D).
+
+    Returns:
+        ``time_ids``, (1, 6), or (1, 5) where the base asks for aesthetic scores, and those of the negative prompt.
+
+    Raises:
+        ValueError: the base's UNet takes another number of them than its ``requires_aesthetics_score`` says.
+    """
+    ids: tuple[torch.Tensor, torch.Tensor] = pipeline._get_add_time_ids(
+        **dict.fromkeys(SIZES, size),
+        **dict.fromkeys(CROPS, (0, 0)),
+        **AESTHETIC_SCORES,
+        dtype=pooled_text.dtype,
+        text_encoder_projection_dim=int(pooled_text.shape[-1]),
+    )
+    return ids
+
+
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Both libraries draw bars while they load, over whatever bar the caller shows."""
@@ -121,7 +150,31 @@ def encode_pictures(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, h, w) float32 of pictures (B, 3, H, W) in -1..1: the mode of the VAE's posterior, scaled."""
     with precise_vae(vae):
         latents: torch.Tensor = vae.encode(pictures.to(vae.dtype)).latent_dist.mode()
-    return latents.float() * float(vae.config.scaling_factor)
+    mean, scale = _latent_scale(vae, latents.device)
+    return (latents.float() - mean) / scale
+
+
+@torch.no_grad()
+def decode_pictures(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, 3, H, W) float32, about -1..1, of latents (B, C, h, w) float32 as `encode_pictures` gives them."""
+    mean, scale = _latent_scale(vae, latents.device)
+    with precise_vae(vae):
+        pictures: torch.Tensor = vae.decode((latents * scale + mean).to(vae.dtype), return_dict=False)[0]
+    return pictures.float()
+
+
+def _latent_scale(vae: AutoencoderKL, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean, and standard deviation over ``scaling_factor``, (1, C, 1, 1) float32: what a VAE's latents come with.
+
+    Only where its configuration has both ``latents_mean`` and ``latents_std`` they count, as in SDXL's stock pipelines;
+    the stock one for inpainting decodes with them but encodes without.
+    """
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        mean, std = [0.0], [1.0]
+    shift, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
+    return shift, scale / config.scaling_factor
 
 
 @contextlib.contextmanager
@@ -135,6 +188,33 @@ def precise_vae(vae: AutoencoderKL) -> Iterator[None]:
     finally:
         if upcast:
             vae.to(dtype=torch.float16)
+
+
+SAMPLED = 32
+"""How many weights tell one base from another."""
+
+
+def sample_of_weights(unet: UNet2DConditionModel) -> dict[str, float]:
+    """A few of the UNet's own weights by name, by which a base is known again wherever and however precise it lies.
+
+    The one in the middle of each of 32 matrices and kernels; those that are not in memory, or no floating-point numbers
+    (quantised), are left out.
+    """
+    matrices = [(name, weight) for name, weight in unet.named_parameters() if weight.ndim > 1 and ".lora_" not in name]
+    chosen = [matrices[len(matrices) * number // SAMPLED] for number in range(min(SAMPLED, len(matrices)))]
+    return {
+        name.replace(".base_layer.", "."): float(weight.detach().flatten()[weight.numel() // 2])
+        for name, weight in chosen
+        if weight.is_floating_point() and not weight.is_meta
+    }
+
+
+def same_weights(known: dict[str, float], found: dict[str, float]) -> bool:
+    """Whether two samples are of one base, of whatever precision; also where they have too little in common to tell."""
+    names = sorted(set(known) & set(found))
+    one, other = (torch.tensor([sample[name] for name in names]) for sample in (known, found))
+    # bfloat16 changes weights by 0.2 % at most.
+    return bool((one - other).norm() <= 0.01 * one.norm())
 
 
 def add_layered_lora(unet: UNet2DConditionModel, settings: LoraSettings, seed: int) -> None:
@@ -156,6 +236,9 @@ def add_layered_lora(unet: UNet2DConditionModel, settings: LoraSettings, seed: i
                 unet.add_adapter(config, adapter_name=branch)
             except ValueError as error:
                 raise UserError(f"lora.target_modules: {' '.join(str(error).split())}") from None
+    for branch in BRANCHES:  # each but the last was frozen when the next was added
+        for parameter in adapter_parameters(unet, branch).values():
+            parameter.requires_grad_(True)
     activate(unet, "bg")
 
 
@@ -168,19 +251,36 @@ def _several_adapters_are_meant() -> Iterator[None]:
 
 
 def activate(unet: UNet2DConditionModel, branch: Branch) -> None:
-    """Let the UNet compute with the adapter of ``branch``; the adapters of both branches stay trainable.
+    """Let the UNet compute with the adapter of ``branch``, beside whatever else but the other branch is active.
 
-    Adapters that were switched off (``disable_adapters``) are switched on again.
+    LoRA sets that are no branch's, such as a style's which ``load_lora_weights`` and ``set_adapters`` brought, stay
+    active with their weights. Adapters that were switched off (``disable_adapters``) are switched on again.
 
-    peft's own switch also turns ``requires_grad`` off for the other adapter, which loses its gradients
-    without an error. Call ``backward`` for one branch before switching to the other: with gradient
+    What is trainable stays so: peft's own switch turns ``requires_grad`` off for the other adapter, which loses its
+    gradients without an error. Call ``backward`` for one branch before switching to the other: with gradient
     checkpointing the backward pass computes the forward pass again, with the adapter that is active then.
+
+    Raises:
+        UserError: adapters were merged into the weights (``fuse_lora``), where no branch can be told from the other.
     """
-    unet.enable_adapters()
-    unet.set_adapter(branch)
-    for other in BRANCHES:
-        for parameter in adapter_parameters(unet, other).values():
-            parameter.requires_grad_(True)
+    # One list for all layers, as peft has it: compiled code looks whether it is the same.
+    wanted: dict[tuple[str, ...], list[str]] = {}
+    for layer in unet.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        assert isinstance(layer, nn.Module)
+        if layer.merged:
+            raise UserError(
+                "adapters are fused into the UNet's weights, so that its branches cannot be switched: call "
+                "unfuse_lora, and leave fuse_lora out"
+            )
+        names = (branch, *(name for name in layer.active_adapters if name not in BRANCHES))
+        trainable = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
+        if layer.disable_adapters:
+            layer.enable_adapters(True)
+        layer.set_adapter(wanted.setdefault(names, list(names)))
+        for parameter, was_trainable in trainable:
+            parameter.requires_grad = was_trainable
 
 
 def adapter_parameters(unet: UNet2DConditionModel, branch: Branch) -> dict[str, torch.nn.Parameter]:

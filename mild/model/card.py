@@ -32,7 +32,7 @@ branch `fg` paints one person.
 ```python
 from mild import MILDPipeline
 
-pipeline = MILDPipeline.from_pretrained("{base}", mild="this folder")
+pipeline = MILDPipeline.from_pretrained("this folder")  # on the base that it names, {base}
 ```
 
 {stock}

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -35,16 +36,32 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dataset_tools.errors import UserError
-from mild.model.attention import SpatialModulation, install_sma, remove_sma
-from mild.model.backbone import BRANCHES, WEIGHTS, Branch, activate, adapter_parameters, add_layered_lora, save_adapters
+from mild.model.attention import SpatialAttention, SpatialModulation, install_sma, remove_sma
+from mild.model.backbone import (
+    BRANCHES,
+    WEIGHTS,
+    Branch,
+    activate,
+    adapter_parameters,
+    add_layered_lora,
+    same_weights,
+    sample_of_weights,
+    save_adapters,
+)
 from mild.model.card import model_card
 from mild.model.extents import Extents, install_extents, remove_extents
-from mild.model.morphology import Cue, HumanMorphologyGuidance, install_morphology, remove_morphology
+from mild.model.morphology import (
+    Cue,
+    GatedCrossAttention,
+    HumanMorphologyGuidance,
+    install_morphology,
+    remove_morphology,
+)
 from mild.model.offsets import Offsets, install_offsets, remove_offsets
 from mild.model.prefix import PromptPrefix
 from mild.model.saved import CONFIG, FORMAT, SavedConfig, fetched, one_line, read_config
 from mild.seeds import derived_seed
-from mild.settings import MildSettings
+from mild.settings import MildSettings, PrefixSettings
 
 
 class LayeredUNet:
@@ -74,6 +91,7 @@ class LayeredUNet:
         self.sma = self.hmg = self.offsets = self.prefix = self.extents = None
         if set(BRANCHES) & set(getattr(unet, "peft_config", None) or {}):
             raise ValueError("this UNet has adapters of MILD already: remove them first")
+        self._base_weights = sample_of_weights(unet)
         self._trained_before = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         try:
             add_layered_lora(unet, settings.lora, seed)
@@ -93,6 +111,7 @@ class LayeredUNet:
         except BaseException:
             self.remove()
             raise
+        self._processors = _own_processors(unet)
         self.to(unet.device)
 
     @classmethod
@@ -112,6 +131,8 @@ class LayeredUNet:
     def load(cls, unet: UNet2DConditionModel, folder_or_hub_id: str | Path) -> Self:
         """Add the parts that `save` wrote, from a folder or from the Hugging Face hub.
 
+        Warns where the UNet's weights are others than those of the base that the parts were trained on.
+
         Raises:
             UserError: there is no such folder or hub id, the hub cannot be reached, a file is missing or broken, or
                 the parts were made for another base or by another version. The UNet is then as it was.
@@ -126,7 +147,20 @@ class LayeredUNet:
             layered.remove()
             raise
         layered.resolution, layered.inference_steps = config.resolution, config.inference_steps
+        if not same_weights(config.base_weights, layered._base_weights):
+            warnings.warn(
+                f"{folder_or_hub_id} was trained on another base than this one, {config.base}: it may do harm here",
+                stacklevel=2,
+            )
         return layered
+
+    def train_prefix_alone(self, settings: PrefixSettings) -> None:
+        """Begin a prompt prefix, in place of one that is there, and freeze all else."""
+        self.settings = self.settings.model_copy(update={"prefix": settings})
+        self.unet.requires_grad_(False)
+        for part in self.parts().values():
+            part.requires_grad_(False)
+        self.prefix = PromptPrefix(int(self.unet.config.cross_attention_dim), settings).to(self.unet.device)
 
     def parts(self) -> dict[str, nn.Module]:
         """``sma``, ``hmg``, ``offsets``, ``prefix``, ``extents``: those that are there. Adapters live in the UNet."""
@@ -142,6 +176,7 @@ class LayeredUNet:
         if part == "hmg" and self.hmg is not None:
             remove_morphology(self.unet, self.hmg)
             self.hmg = None
+        self._processors = _own_processors(self.unet)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the parts, not the UNet, to where the UNet computes."""
@@ -175,8 +210,15 @@ class LayeredUNet:
                 guidance does; the negative rows have no cues.
 
         Raises:
+            UserError: SMA or HMG were pushed out of the UNet's attention, or its adapters fused into its weights.
             ValueError: something has another shape, is needed and missing, or is for a part that is not there.
         """
+        for attention, processor in self._processors:
+            if attention.processor is not processor:
+                raise UserError(
+                    f"MILD's attention was replaced by {type(attention.processor).__name__}: leave attention slicing, "
+                    "fuse_qkv_projections and set_attn_processor out (MILD computes in fused kernels), and load it anew"
+                )
         if self.hmg is None and any(cue is not None for cue in (pose, parsing, others)):
             raise ValueError("cues are given, but this model has no HMG to use them")
         with contextlib.ExitStack() as stack:
@@ -247,7 +289,13 @@ class LayeredUNet:
         for name, part in self.parts().items():
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in part.state_dict().items()}
             save_file(tensors, folder / _file(name))
-        saved = SavedConfig(base=base, resolution=resolution, inference_steps=inference_steps, mild=self.settings)
+        saved = SavedConfig(
+            base=base,
+            base_weights=self._base_weights,
+            resolution=resolution,
+            inference_steps=inference_steps,
+            mild=self.settings,
+        )
         config = {"format": FORMAT, **saved.model_dump(mode="json"), **record}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         card = model_card(self.settings, base=base, resolution=resolution, inference_steps=inference_steps, about=about)
@@ -317,6 +365,13 @@ def _read_into(tensors: dict[str, torch.Tensor], path: Path, base: str) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
+
+
+def _own_processors(unet: UNet2DConditionModel) -> list[tuple[Any, Any]]:
+    """Attention layers that SMA or HMG handle, and the processors that do."""
+    own = (SpatialAttention, GatedCrossAttention)
+    layers = [(layer, getattr(layer, "processor", None)) for layer in unet.modules()]
+    return [(layer, processor) for layer, processor in layers if isinstance(processor, own)]
 
 
 def _file(part: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ConfigDict, Field
 
 from dataset_tools.errors import UserError
+from dataset_tools.networks import NETWORKS
 from dataset_tools.settings import Settings
 from dataset_tools.weights import HUB_ID
 from mild.bases import place_of
@@ -25,12 +26,30 @@ class SavedConfig(Settings):
 
     base: str
     """Hub id or folder of the base that the parts were trained on."""
+    base_weights: dict[str, float] = Field(default={})
+    """A few weights of that base's UNet by name (`mild.model.backbone.sample_of_weights`)."""
     resolution: int = Field(ge=1)
     """Pixels of the training crops' side."""
     inference_steps: int = Field(ge=1)
     """DDIM steps in which the parts are meant to erase."""
     mild: MildSettings
     """Which parts there are, and their sizes."""
+
+
+def is_mild(folder_or_hub_id: str) -> bool:
+    """Whether it is a MILD directory rather than a base; of a hub id, only its ``mild.json`` is fetched."""
+    place = place_of(folder_or_hub_id)
+    if Path(place).is_dir() or HUB_ID.fullmatch(place) is None:
+        return Path(place, CONFIG).is_file()
+    if any(network.hub == place for network in NETWORKS.values()):
+        return False
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(place, CONFIG)
+    except Exception:  # The hub's errors have no common base class; whoever loads from there says what is wrong.
+        return False
+    return True
 
 
 def fetched(folder_or_hub_id: str | Path) -> Path:

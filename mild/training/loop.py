@@ -20,7 +20,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, is_bf16_available, parse_flag_from_env
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionXLInpaintPipeline
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel, cast_training_params
+from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 
 from dataset_tools.errors import UserError
@@ -29,9 +29,18 @@ from dataset_tools.schema import Sample, encode_png
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Samples
 from dataset_tools.storage import local_place, remove_partials
+from mild.bases import digest_of_place
 from mild.charts import loss_chart
 from mild.erasing.pipeline import as_ddim
-from mild.model.backbone import BRANCHES, Branch, adapter_parameters, check_resolution, encode_pictures, load_base
+from mild.model.backbone import (
+    BRANCHES,
+    Branch,
+    adapter_parameters,
+    check_resolution,
+    encode_pictures,
+    load_base,
+    time_ids_of,
+)
 from mild.model.layered import LayeredUNet
 from mild.model.saved import CONFIG
 from mild.seeds import derived_seed
@@ -141,10 +150,11 @@ def train(
         output: the directory to write; an older one is replaced.
         log: called every ``log_every`` steps and after the last with what the trackers get: of this step alone
             ``loss/total``, ``loss/background``, ``loss/foreground``, ``loss/extents`` (and, where the region-aware
-            loss is on, its weighted terms ``loss/core``, ``loss/boundary`` and ``loss/gradient``), ``lambda``, ``gradient_norm`` (of
-            all, before they are clipped) and ``learning_rate/`` ``adapters``, ``sma`` and ``guidance``; the weights as
-            `mild.training.journal.numbers_of` has them; ``samples_per_second`` since the last call, without the time
-            that pictures and checkpoints take; and ``memory/peak_gib``. Called by the first process only.
+            loss is on, its weighted terms ``loss/core``, ``loss/boundary`` and ``loss/gradient``), ``lambda``,
+            ``gradient_norm`` (of all, before they are clipped) and ``learning_rate/`` ``adapters``, ``sma`` and
+            ``guidance``; the weights as `mild.training.journal.numbers_of` has them; ``samples_per_second`` since the
+            last call, without the time that pictures and checkpoints take; and ``memory/peak_gib``. Called by the
+            first process only.
         dataset_digest: named in the card and in ``mild.json``.
         base_digest: of the base's files, where known: the run may then be resumed with the base in another place.
         checkpoints: folder for them; by default ``{output}.work/checkpoints``.
@@ -176,6 +186,7 @@ def train(
         "dataset": dataset_digest,
         "keys of samples": digest_of(list(samples.keys)),
         "base": base_digest or base,
+        "prefix on": settings.prefix_on and digest_of_place(settings.prefix_on),
     }
     kept = Checkpoints(checkpoints or work / "checkpoints", identity, settings.checkpoints_kept)
     with contextlib.ExitStack() as held:
@@ -189,7 +200,7 @@ def train(
         pipeline = load_base(base)
         check_resolution(pipeline, settings.resolution)
         started = time.monotonic()
-        layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
+        layered = _layered(pipeline, settings)
         layered.resolution, layered.inference_steps = settings.resolution, settings.inference_steps
         run = _Run(settings, samples, pipeline, layered, accelerator, latents, sharding)
         if saved is not None:
@@ -339,9 +350,9 @@ class _Run:
         if settings.mixed_precision != "no":
             # What is frozen needs no more precision than it is multiplied in; what is trained stays in float32.
             dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[settings.mixed_precision]
-            # Not diffusers' own `to`, which warns of layers to keep in float32, of which SDXL has none.
-            torch.nn.Module.to(pipeline.unet, dtype=dtype)
-            cast_training_params(pipeline.unet, torch.float32)
+            for name, parameter in pipeline.unet.named_parameters():
+                if ".lora_" not in name:  # adapters, also those that are not trained here, are saved as they are
+                    parameter.data = parameter.data.to(dtype)
         if sharding is None:
             pipeline.unet.to(accelerator.device)
         else:
@@ -522,6 +533,16 @@ def _average_gradients(parameters: list[torch.nn.Parameter], accelerator: Accele
         parameter.grad = mean.view_as(parameter).to(parameter.dtype) if share else None
 
 
+def _layered(pipeline: StableDiffusionXLInpaintPipeline, settings: TrainSettings) -> LayeredUNet:
+    """What is trained: fresh parts, or a prefix on those of ``prefix_on``."""
+    if settings.prefix_on is None:
+        return LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
+    layered = LayeredUNet.load(pipeline.unet, settings.prefix_on)
+    assert settings.mild.prefix is not None
+    layered.train_prefix_alone(settings.mild.prefix)
+    return layered
+
+
 def _parameter_groups(layered: LayeredUNet, settings: TrainSettings) -> list[dict[str, Any]]:
     """What the optimizer trains: names, parameters, learning rate and weight decay of the groups that are not empty.
 
@@ -545,11 +566,13 @@ def _parameter_groups(layered: LayeredUNet, settings: TrainSettings) -> list[dic
         ("guidance", matrices, settings.guidance_learning_rate, DECAY),
         ("guidance", numbers, settings.guidance_learning_rate, 0.0),
     ]
-    return [
-        {"name": name, "names": list(of), "params": list(of.values()), "lr": rate, "weight_decay": decay}
-        for name, of, rate, decay in groups
-        if of
-    ]
+    found = []
+    for name, named, rate, decay in groups:
+        trained = {key: parameter for key, parameter in named.items() if parameter.requires_grad}
+        if trained:
+            values = {"names": list(trained), "params": list(trained.values()), "lr": rate, "weight_decay": decay}
+            found.append({"name": name, **values})
+    return found
 
 
 def _sample_pictures(run: _Run, validation: Samples | None) -> SamplePictures | None:
@@ -629,7 +652,7 @@ class BranchLoss:
         self.terms: dict[str, torch.Tensor] = {}
         """Of the latest loss: what the extents add, and the terms of the region-aware loss, where there are such."""
         side = settings.resolution
-        self.size_and_crop = torch.tensor([[side, side, 0, 0, side, side]], dtype=self.text.dtype, device=self.device)
+        self.time_ids = time_ids_of(pipeline, (side, side), self.pooled_text)[0].to(self.device)
 
     @torch.no_grad()
     def examples(self, branches: Sequence[Branch], samples: Sequence[Sample], step: int) -> list[Examples]:
@@ -782,7 +805,7 @@ class BranchLoss:
             encoder_hidden_states=self.layered.text(self.text.repeat(count, 1, 1)),
             added_cond_kwargs={
                 "text_embeds": self.pooled_text.expand(count, -1),
-                "time_ids": self.size_and_crop.expand(count, -1),
+                "time_ids": self.time_ids.expand(count, -1),
             },
         ).sample
         return prediction

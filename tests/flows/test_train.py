@@ -395,10 +395,11 @@ def test_another_vae_dataset_or_other_views_are_encoded_anew(recipe: str) -> Non
 def test_another_base_or_dataset_is_trained_anew(recipe: str) -> None:
     settings = TrainRecipe.load(recipe)
     places = {"root": "r", "work": "w", "dataset": "d", "base": "b", "recipe": settings}
-    key = TrainJob(**places, dataset_digest="1", base_digest="1").key()
-    assert key == TrainJob(**{**places, "root": "other"}, dataset_digest="1", base_digest="1").key()
-    for digests in [{"dataset_digest": "2", "base_digest": "1"}, {"dataset_digest": "1", "base_digest": "2"}]:
-        assert key != TrainJob(**places, **digests).key()
+    digests = {"dataset_digest": "1", "base_digest": "1", "prefix_on_digest": "1"}
+    key = TrainJob(**places, **digests).key()
+    assert key == TrainJob(**{**places, "root": "other"}, **digests).key()
+    for name in digests:
+        assert key != TrainJob(**places, **(digests | {name: "2"})).key()
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -58,7 +58,12 @@ def heights() -> Callable[[str, str], list[float]]:
 
 @pytest.fixture
 def samples(make_sample: Callable[..., Sample]) -> MemorySamples:
-    return MemorySamples([make_sample(index, people=1 + index % 3) for index in range(6)])
+    samples = [make_sample(index, people=1 + index % 3) for index in range(6)]
+    for sample in samples:
+        # A strip along the bottom; that it is known at all is what counts.
+        sample.effects = np.zeros(sample.image.shape[:2], np.uint8)
+        sample.effects[-3:] = 1
+    return MemorySamples(samples)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dataset_tools.errors import UserError
@@ -25,9 +27,14 @@ def test_a_warm_up_that_ends_before_it_starts_is_refused() -> None:
             {"batch_size": 4, "gradient_accumulation": 3},
             r"batch_size \(4\) must be a multiple of gradient_accumulation",
         ),
+        ({"prefix_on": "mild-nano-adapters"}, "trains a prompt prefix alone: set mild.prefix"),
+        (
+            {"prefix_on": "mild-nano-adapters", "mild": {"prefix": {}, "sma": False}},
+            "all of mild but its prefix comes from that directory",
+        ),
         ({"lr_warmup_steps": 10}, "would do nothing with lr_scheduler constant: use constant_with_warmup"),
     ],
 )
-def test_settings_of_training_that_contradict_each_other_are_refused(changes: dict[str, int], named: str) -> None:
+def test_settings_of_training_that_contradict_each_other_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
         TrainSettings.check(changes, origin="test")

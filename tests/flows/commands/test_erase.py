@@ -635,6 +635,20 @@ def test_a_result_longer_than_its_format_holds_is_refused_before_it_is_painted(t
     assert code == 2 and "WEBP holds 16383 pixels a side" in err
 
 
+def test_those_who_stay_can_be_protected_whole_or_their_faces_alone(tmp_path: Path, erase: Command) -> None:
+    """The one who goes stands in front: what the masks share stays, or nobody can tell where faces are."""
+    front = LEFT | np.roll(LEFT, 8, axis=1)
+    file, mask = save(photo(), tmp_path / "one.png"), save(LEFT, tmp_path / "behind.png")
+    options = [file, "--mask", mask, "--mask", save(front, tmp_path / "front.png"), "--remove", 2]
+    assert erase(*options, "--protect", "people")[0] == 0
+    result = read(tmp_path / "one-erased.png")
+    assert np.array_equal(result[LEFT], photo()[LEFT]) and (result[front & ~LEFT] != photo()[front & ~LEFT]).any()
+    code, _, err = erase(*options, "--protect", "faces", "--force")
+    assert code == 2 and "--protect faces: a network has to find them" in err
+    code, _, err = erase(*options, "--protect", "bodies", "--force")
+    assert code == 2 and "--protect bodies: give faces or people" in err
+
+
 def test_the_garbage_collector_rests_while_all_is_imported_and_loaded(
     tmp_path: Path, mild_anew: Command, parts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,10 +27,10 @@ def _head(points: dict[str, tuple[float, float]]) -> np.ndarray:
 
 @given(st.integers(0, 10**6), st.integers(0, 4))
 @settings(max_examples=40)
-def test_without_bodies_is_the_target_minus_the_union_of_the_others(seed: int, people: int) -> None:
+def test_without_people_is_the_target_minus_the_union_of_the_others(seed: int, people: int) -> None:
     target, others, _ = _scene(seed, people, "lip")
     before = target.copy()
-    refined = isolate(target, others, "bodies")
+    refined = isolate(target, others, "people")
     pixels = {tuple(p) for p in np.argwhere(target)} - {tuple(p[1:]) for p in np.argwhere(others)}
     assert {tuple(p) for p in np.argwhere(refined)} == pixels
     assert np.array_equal(target, before), "the mask given is left alone"
@@ -46,7 +46,7 @@ def test_without_faces_is_the_target_minus_face_labels_in_the_others_masks(
     for y, x in np.ndindex(target.shape):
         protected = any(mask[y, x] for mask in others) and parsing[y, x] in FACES[label_set]
         assert refined[y, x] == (target[y, x] and not protected)
-    assert (isolate(target, others, "bodies") <= refined).all() and (refined <= target).all()
+    assert (isolate(target, others, "people") <= refined).all() and (refined <= target).all()
 
 
 def test_face_labels_are_those_of_the_schema() -> None:
@@ -100,7 +100,7 @@ def test_joints_belong_to_the_person_whose_mask_stands_at_the_same_place() -> No
 def test_what_does_not_belong_together_is_refused() -> None:
     target, others = np.ones((4, 6), bool), np.ones((2, 4, 6), bool)
     with pytest.raises(ValueError, match=r"\(2, 6, 4\), expected \(people, 4, 6\)"):
-        isolate(target, others.transpose(0, 2, 1), "bodies")
+        isolate(target, others.transpose(0, 2, 1), "people")
     with pytest.raises(ValueError, match=r"keypoints are \(1, 18, 3\), expected \(2, 18, 3\)"):
         isolate(target, others, "faces", keypoints=np.zeros((1, 18, 3)))
     with pytest.raises(ValueError, match="label map"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +24,15 @@ from diffusers import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image, ImageOps
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from mild.erasing.pipeline import Erased, MILDPipeline, recompose
 from mild.erasing.regions import MARGIN, cut_soft, editable
-from mild.model.backbone import BRANCHES, adapter_parameters, precise_vae
+from mild.model.backbone import BRANCHES, adapter_parameters, load_base, precise_vae
 from mild.model.layered import LayeredUNet
 from mild.model.leakage import measure_leakage
 from mild.model.morphology import map_size
@@ -397,12 +401,12 @@ def test_cues_are_drawn_where_the_window_shows_them(pipe: MILDPipeline) -> None:
     assert abs(row - rows / 2) <= 1.5 and abs(column - columns / 2) <= 1.5
 
 
-def test_protected_bodies_and_faces_stay_as_they_are(pipe: MILDPipeline) -> None:
+def test_protected_people_and_faces_stay_as_they_are(pipe: MILDPipeline) -> None:
     """Person 1 goes and reaches over person 0, who stays: without protection the overlap is painted anew."""
     image, masks = photo(), people()
     overlap = masks[0] & masks[1]
     assert erase(pipe, image, masks, remove=[1]).removed[overlap].all()
-    safe = erase(pipe, image, masks, remove=[1], protect="bodies")
+    safe = erase(pipe, image, masks, remove=[1], protect="people")
     assert np.array_equal(safe.image[masks[0]], image[masks[0]])
     parsing = np.zeros((90, 120), np.uint8)
     face = overlap & (np.arange(90)[:, None] < 35)
@@ -590,6 +594,8 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
         ({"image": [photo(), photo()], "masks": [people(), [EMPTY]]}, "picture 1: mask 0 is empty"),
         ({"image": [], "masks": []}, "no picture is given"),
         ({"margin": -1.0}, "margin is -1.0"),
+        ({"protect": "bodies"}, "protect is 'bodies': give faces or people"),
+        ({"protect": "faces", "remove": [1]}, "faces are found by pose or parsing"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001: give 1 to 1000"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
@@ -598,6 +604,198 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
 def test_what_cannot_be_used_is_refused_by_name(pipe: MILDPipeline, change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         erase(pipe, **{"image": photo(), "masks": people(), **change})
+
+
+def test_the_mask_of_an_only_person_is_taken_by_diffusers_name(pipe: MILDPipeline) -> None:
+    mask = Image.fromarray(people()[0])
+    expected = erase(pipe, photo(), [mask]).image
+    assert np.array_equal(erase(pipe, photo(), None, mask_image=mask).image, expected)
+    assert np.array_equal(erase(pipe, [photo()], None, mask_image=[mask], generator=[torch.manual_seed(0)]).images[0],
+                          expected)  # fmt: skip
+    with pytest.raises(UserError, match="give one of them"):
+        erase(pipe, photo(), [mask], mask_image=mask)
+
+
+def test_results_have_images_as_those_of_stock_pipelines(pipe: MILDPipeline) -> None:
+    one = erase(pipe, photo(), people(), num_inference_steps=1)
+    assert one.images[0] is one.image is one[0][0] is one["images"][0]
+    two = erase(pipe, [photo(), photo(64, 64)], [people(), people(64, 64)], num_inference_steps=1)
+    assert [image.shape for image in two.images] == [(90, 120, 3), (64, 64, 3)]
+
+
+def test_tensors_are_the_picture_in_shares(pipe: MILDPipeline) -> None:
+    arrays, tensors = (erase(pipe, photo(), people(), remove=[1], output_type=kind) for kind in ("np", "pt"))
+    assert tensors.image.dtype == torch.float32 and torch.equal(tensors.removed, torch.from_numpy(arrays.removed))
+    assert np.array_equal((tensors.image.permute(1, 2, 0) * 255).round().numpy(), arrays.image)
+    assert np.array_equal((tensors.layers[0].permute(1, 2, 0) * 255).round().numpy(), arrays.layers[0])
+    assert torch.equal(recompose(tensors, keep=[0, 2]), tensors.image)
+
+
+def test_embeddings_stand_in_for_the_prompts_that_they_are_of(pipe: MILDPipeline) -> None:
+    words = {"prompt": "grass", "negative_prompt": "a person"}
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    embeds = dict(zip(names, pipe.encode_prompt(**words), strict=True))
+    by_words, by_embeds = (erase(pipe, photo(), people(), guidance_scale=3.0, **text) for text in (words, embeds))
+    assert np.array_equal(by_words.image, by_embeds.image)
+
+
+def test_a_callback_sees_every_step_and_may_change_the_latents(pipe: MILDPipeline) -> None:
+    seen: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def look(of: Any, number: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert of is pipe and set(tensors) == {"latents"}
+        seen.append((number, int(t), tuple(tensors["latents"].shape)))
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    result = erase(pipe, photo(), people()[:1], callback_on_step_end=look, match_colours=False)
+    assert [number for number, _, _ in seen] == [0, 1] and seen[0][1] > seen[1][1]
+    with torch.no_grad():
+        blank = pipe.vae.decode(torch.zeros(seen[0][2])).sample[0]
+    colour = (blank[:, 8:-8, 8:-8].mean((1, 2)) / 2 + 0.5).clamp(0, 1) * 255
+    assert np.abs(result.image[people()[0]].mean(0) - colour.numpy()).max() < 4
+
+
+def test_a_callback_can_end_the_denoising(pipe: MILDPipeline) -> None:
+    def stop(of: MILDPipeline, number: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        of._interrupt = True
+
+    with mock.patch.object(pipe.unet, "forward", wraps=pipe.unet.forward) as forward:
+        erase(pipe, photo(), people(), num_inference_steps=9, callback_on_step_end=stop)
+        assert forward.call_count == 1
+        erase(pipe, photo(), people())
+        assert forward.call_count == 1 + STEPS
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"height": 1024, "width": 1024}, "height: windows are as large as the model was trained at"),
+        ({"num_images_per_prompt": 2}, "num_images_per_prompt: call again with another generator"),
+        ({"strength": 0.5}, "strength: holes are always painted anew"),
+        ({"ip_adapter_image": photo()}, "ip_adapter_image: MILD has no use for it"),
+        ({"output_type": "latent"}, "output_type is 'latent': give pil, np or pt"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "names prompt_embeds: only latents can be had"),
+        ({"prompt": ["grass"]}, "prompt is a list: give one text"),
+        ({"prompt_embeds": torch.zeros(1, 77, 64)}, "go together"),
+        (
+            {"prompt": "grass", "prompt_embeds": torch.zeros(1, 77, 64), "pooled_prompt_embeds": torch.zeros(1, 32)},
+            "say the same",
+        ),
+        (
+            {"prompt_embeds": torch.zeros(2, 77, 64), "pooled_prompt_embeds": torch.zeros(2, 32)},
+            r"prompt_embeds are \(2, 77, 64\)",
+        ),
+    ],
+)
+def test_what_stock_pipelines_take_and_this_does_not_is_refused_with_the_reason(
+    pipe: MILDPipeline, change: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint) as caught:
+        erase(pipe, photo(), people(), **change)
+    assert isinstance(caught.value, UserError)
+
+
+def test_defaults_of_stock_arguments_pass_and_names_that_nobody_knows_do_not(pipe: MILDPipeline) -> None:
+    erase(pipe, photo(), people(), remove=[], height=None, num_images_per_prompt=1, return_dict=True, eta=0.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'hight'"):
+        erase(pipe, photo(), people(), hight=3)
+
+
+def test_attention_is_neither_sliced_nor_fused_but_the_vae_may_be(tiny_base: str, mild_folder: Path) -> None:
+    pipeline = MILDPipeline.from_pretrained(mild_folder)
+    before = erase(pipeline, photo(), people()).image
+    with pytest.raises(UserError, match="enable_attention_slicing"):
+        pipeline.enable_attention_slicing()
+    with pytest.raises(UserError, match="unet=False"):
+        pipeline.fuse_qkv_projections()
+    pipeline.disable_attention_slicing()
+    pipeline.fuse_qkv_projections(unet=False)
+    after = erase(pipeline, photo(), people()).image
+    assert np.abs(after.astype(int) - before.astype(int)).max() <= 1
+
+
+def test_a_style_that_was_loaded_beside_the_branches_changes_what_they_paint(
+    tiny_base: str, mild_folder: Path, tmp_path: Path
+) -> None:
+    """By its weight: at 0 nothing, and at once as much as with that weight in the file."""
+    stock = StableDiffusionXLInpaintPipeline.from_pretrained(tiny_base, add_watermarker=False)
+    stock.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_out.0", "to_q"]))
+    for name, parameter in stock.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.manual_seed(0))
+    for folder, factor in (("whole", 1.0), ("half", 0.5)):
+        state = {k: v * (factor if "lora_B" in k else 1) for k, v in get_peft_model_state_dict(stock.unet).items()}
+        stock.save_lora_weights(tmp_path / folder, unet_lora_layers=state)
+    results = {}
+    for folder, weight in (("whole", 0.0), ("whole", 0.5), ("half", 1.0)):
+        pipeline = MILDPipeline.from_pretrained(mild_folder)
+        pipeline.load_lora_weights(str(tmp_path / folder), adapter_name="style")
+        pipeline.set_adapters(["bg", "style"], [1.0, weight])
+        results[folder, weight] = erase(pipeline, photo(), people(), remove=[1]).image.astype(int)
+    plain = erase(MILDPipeline.from_pretrained(mild_folder), photo(), people(), remove=[1]).image.astype(int)
+    assert np.abs(results["whole", 0.0] - plain).max() <= 1
+    assert np.abs(results["whole", 0.5] - results["half", 1.0]).max() <= 1
+    assert np.abs(results["whole", 0.5] - plain).max() > 5
+
+
+def test_a_mild_directory_is_loaded_with_the_base_that_it_names(mild_folder: Path, pipe: MILDPipeline) -> None:
+    pipeline = MILDPipeline.from_pretrained(mild_folder)
+    assert pipeline.base == pipe.base
+    assert np.array_equal(erase(pipeline, photo(), people()).image, erase(pipe, photo(), people()).image)
+    with pytest.raises(UserError, match="is a MILD directory and no base"):
+        MILDPipeline.from_pretrained(mild_folder, mild=mild_folder)
+
+
+def test_a_base_that_a_mild_directory_names_and_that_is_elsewhere_is_said(mild_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(mild_folder, tmp_path / "mild")
+    config = tmp_path / "mild" / "mild.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base": "/no/such/base"}))
+    with pytest.raises(UserError, match=r"/no/such/base does not exist.*from_pretrained\(base, mild=\.\.\.\)"):
+        MILDPipeline.from_pretrained(tmp_path / "mild")
+
+
+def test_parts_that_were_trained_on_another_base_are_loaded_with_a_warning(
+    tiny_base: str, mild_folder: Path, tmp_path: Path
+) -> None:
+    """The base itself is known again wherever it lies and in half precision."""
+    pipeline = load_base(tiny_base)
+    pipeline.save_pretrained(tmp_path / "copy", variant="fp16")
+    torch.nn.init.normal_(pipeline.unet.conv_in.weight, generator=torch.manual_seed(0))
+    for parameter in pipeline.unet.parameters():
+        parameter.data *= 1.05
+    pipeline.save_pretrained(tmp_path / "other")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            MILDPipeline.from_pretrained(tmp_path / "copy", mild=mild_folder, variant="fp16", dtype=dtype)
+    with pytest.warns(UserWarning, match=f"trained on another base than this one, {tiny_base}"):
+        MILDPipeline.from_pretrained(tmp_path / "other", mild=mild_folder)
+
+
+def test_a_variant_is_loaded_as_stock_pipelines_load_it(tiny_base: str, mild_folder: Path, tmp_path: Path) -> None:
+    load_base(tiny_base, dtype=torch.float16).save_pretrained(tmp_path / "base", variant="fp16")
+    pipeline = MILDPipeline.from_pretrained(tmp_path / "base", mild=mild_folder, variant="fp16", dtype=torch.float16)
+    expected = load_base(tiny_base).unet.conv_in.weight.half()
+    assert torch.equal(pipeline.unet.conv_in.weight, expected)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        MILDPipeline.from_pretrained(tmp_path / "base", mild=mild_folder)
+
+
+def test_a_pipeline_that_is_loaded_becomes_one_that_erases(
+    tiny_base: str, mild_folder: Path, pipe: MILDPipeline
+) -> None:
+    stock = StableDiffusionXLInpaintPipeline.from_pretrained(tiny_base, dtype=torch.bfloat16, add_watermarker=False)
+    stock.vae.float()
+    pipeline = MILDPipeline.from_pipe(stock, mild=mild_folder)
+    assert pipeline.unet is stock.unet and pipeline.unet.dtype == torch.bfloat16 and pipeline.vae.dtype == torch.float32
+    assert isinstance(pipeline.scheduler, DDIMScheduler) and pipeline.base == tiny_base
+    exact = MILDPipeline.from_pipe(
+        StableDiffusionXLInpaintPipeline.from_pretrained(tiny_base, add_watermarker=False), mild=mild_folder
+    )
+    assert np.array_equal(erase(exact, photo(), people()).image, erase(pipe, photo(), people()).image)
+    with pytest.raises(UserError, match="has MILD's parts already"):
+        MILDPipeline.from_pipe(exact, mild=mild_folder)
+    assert MILDPipeline.from_pipe(exact).layered is exact.layered
 
 
 def test_a_base_alone_has_nothing_to_save(base_alone: MILDPipeline, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLInpaintPipeline, UNet2DConditionModel
+from peft import LoraConfig
 from safetensors import safe_open
 from torch.func import functional_call
 
@@ -21,6 +22,8 @@ from mild.model.backbone import (
     adapter_parameters,
     add_layered_lora,
     check_channels,
+    decode_pictures,
+    encode_pictures,
     load_base,
     save_adapters,
 )
@@ -143,6 +146,73 @@ def test_one_branch_gives_the_other_no_gradient(tiny_unet: UNet2DConditionModel,
     tiny_unet(**_arguments()).sample.square().mean().backward()
     assert all(p.grad is None for p in adapter_parameters(tiny_unet, other).values())
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter_parameters(tiny_unet, branch).values())
+
+
+def _add_style(unet: UNet2DConditionModel) -> None:
+    """Another LoRA set beside the branches', on layers that they have and on some that they do not."""
+    targets = ["to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets), adapter_name="style")
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if ".style." in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@torch.no_grad()
+def test_a_style_beside_the_branches_counts_with_its_weight(tiny_unet: UNet2DConditionModel, branch: Any) -> None:
+    """The reference is one plain model: each weight is W + alpha / r B A of the branch + 0.5 B A of the style."""
+    plain = UNet2DConditionModel.from_config(tiny_unet.config)
+    plain.load_state_dict(tiny_unet.state_dict())
+    add_layered_lora(tiny_unet, LORA, seed=0)
+    _randomize(tiny_unet)
+    _add_style(tiny_unet)
+    tiny_unet.set_adapters(["bg", "style"], [1.0, 0.5])
+    factors, lora = {branch: LORA.alpha / LORA.rank, "style": 0.5}, dict(tiny_unet.named_parameters())
+    for name, down in lora.items():
+        layer, _, adapter = name.removesuffix(".weight").partition(".lora_A.")
+        if adapter in factors:
+            plain.get_submodule(layer).weight += factors[adapter] * lora[name.replace("lora_A", "lora_B")] @ down
+    for _ in range(2):  # from the other branch, too
+        activate(tiny_unet, "fg" if branch == "bg" else "bg")
+        activate(tiny_unet, branch)
+        torch.testing.assert_close(tiny_unet(**_arguments()).sample, plain(**_arguments()).sample)
+
+
+def test_switching_leaves_trainable_what_was(tiny_unet: UNet2DConditionModel) -> None:
+    add_layered_lora(tiny_unet, LORA, seed=0)
+    _add_style(tiny_unet)
+    for name, parameter in tiny_unet.named_parameters():
+        parameter.requires_grad_(".fg." in name)
+    for branch in ("fg", "bg", "fg"):
+        activate(tiny_unet, branch)  # type: ignore[arg-type]
+        trained = {name for name, parameter in tiny_unet.named_parameters() if parameter.requires_grad}
+        assert trained == set(adapter_parameters(tiny_unet, "fg"))
+
+
+def test_adapters_that_are_fused_into_the_weights_are_refused(tiny_unet: UNet2DConditionModel) -> None:
+    add_layered_lora(tiny_unet, LORA, seed=0)
+    tiny_unet.fuse_lora()
+    with pytest.raises(UserError, match="unfuse_lora"):
+        activate(tiny_unet, "fg")
+    tiny_unet.unfuse_lora()
+    activate(tiny_unet, "fg")
+
+
+def test_latents_are_scaled_by_the_mean_and_deviation_that_a_vae_names(tiny_base: str) -> None:
+    """As diffusers' SDXL pipelines for pictures write it: (z - mean) * scaling_factor / std, and back."""
+    vae = load_base(tiny_base).vae
+    channels = vae.config.latent_channels
+    mean, std = [0.1 * number - 0.2 for number in range(channels)], [1.0 + number for number in range(channels)]
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.mode()
+        decoded = vae.decode(latents).sample
+    vae.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=0.5)
+    expected = torch.stack([(latents[:, c] - mean[c]) * 0.5 / std[c] for c in range(channels)], 1)
+    torch.testing.assert_close(encode_pictures(vae, pictures), expected)
+    torch.testing.assert_close(decode_pictures(vae, expected), decoded)
 
 
 @pytest.mark.slow

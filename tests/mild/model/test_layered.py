@@ -173,6 +173,23 @@ def test_a_branch_computes_with_its_adapter_where_adapters_were_switched_off(tin
     assert torch.equal(_run(layered, "bg"), expected)
 
 
+@pytest.mark.parametrize(
+    ("replace", "by"),
+    [
+        (lambda unet: unet.set_attention_slice("max"), "SlicedAttnProcessor"),
+        (lambda unet: unet.fuse_qkv_projections(), "FusedAttnProcessor2_0"),
+    ],
+)
+@torch.no_grad()
+def test_attention_that_is_replaced_under_mild_is_refused_and_never_silence(
+    tiny_unet: UNet2DConditionModel, replace: Callable[[Any], None], by: str
+) -> None:
+    layered = _layered(tiny_unet)
+    replace(tiny_unet)
+    with pytest.raises(UserError, match=f"replaced by {by}"):
+        _run(layered, "bg")
+
+
 @pytest.mark.parametrize("branch", BRANCHES)
 @torch.no_grad()
 def test_guidance_runs_negative_rows_without_cues_and_prompts_with_them(
@@ -471,7 +488,7 @@ def test_the_card_names_the_parts_that_are_there_and_links_a_base_of_the_hub(
     card = (_save(layered, tmp_path) / "README.md").read_text()
     assert "base_model: some/base\n" in card
     assert "- Data: drawn\n" in card
-    assert 'MILDPipeline.from_pretrained("some/base", mild="this folder")' in card
+    assert 'MILDPipeline.from_pretrained("this folder")  # on the base that it names, some/base' in card
     for name in (WEIGHTS, f"fg/{WEIGHTS}", "sma.safetensors"):
         assert f"| `{name}` |" in card
     assert "hmg" not in card and "offsets" not in card and "prefix" not in card

@@ -16,6 +16,7 @@ import torch
 import torch._inductor.config
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
@@ -56,7 +57,9 @@ def test_a_run_leaves_adapters_settings_losses_and_a_card(adapters: Path, quick:
     assert "0123abcd" in (adapters / "README.md").read_text()
 
 
-def test_the_loss_of_every_step_is_kept_and_adds_up_as_eq_5_and_the_extents(adapters: Path, quick: TrainSettings) -> None:
+def test_the_loss_of_every_step_is_kept_and_adds_up_as_eq_5_and_the_extents(
+    adapters: Path, quick: TrainSettings
+) -> None:
     with (adapters / "loss.csv").open() as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -173,6 +176,44 @@ def test_what_training_gives_the_parts_is_what_they_compute_with(
             changed = loss(pipeline.unet, examples).item()
             part.load_state_dict(before)
             assert abs(changed - neutral) > 1e-5 * neutral, (branch, name)
+
+
+def test_a_base_that_asks_for_aesthetic_scores_is_told_one_as_the_stock_pipeline_tells_it(
+    tiny_base: str, quick: TrainSettings
+) -> None:
+    """SDXL's paper tells bases size, crop and target size; a refiner size, crop and score, 6 by default."""
+    plain = MildSettings(sma=False, hmg=None)
+    pipeline = load_base(tiny_base)
+    loss = BranchLoss(pipeline, LayeredUNet.create(pipeline.unet, plain, seed=0), quick)
+    assert loss.time_ids.tolist() == [[32, 32, 0, 0, 32, 32]]
+    config = dict(load_base(tiny_base).unet.config)
+    config["projection_class_embeddings_input_dim"] -= config["addition_time_embed_dim"]
+    pipeline.unet = UNet2DConditionModel.from_config(config)
+    pipeline.register_to_config(requires_aesthetics_score=True)
+    loss = BranchLoss(pipeline, LayeredUNet.create(pipeline.unet, plain, seed=0), quick)
+    assert loss.time_ids.tolist() == [[32, 32, 0, 0, 6.0]]
+
+
+@pytest.mark.usefixtures("_accelerate_afresh")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_prefix_alone_is_trained_on_adapters_that_stay_as_they_are(
+    nano_base: str, adapters: Path, quick: TrainSettings, samples: Any, tmp_path: Path, precision: Any
+) -> None:
+    settings = _changed(
+        quick,
+        prefix_on=str(adapters),
+        mild=MildSettings(prefix=PrefixSettings(tokens=3)),
+        warm_up=WarmUpSettings(start=0, end=0),
+        mixed_precision=precision,
+        steps=2,
+    )
+    train(settings, samples, nano_base, str(tmp_path / "prefixed"), _silent)
+    for name in (WEIGHTS, f"fg/{WEIGHTS}", *PARTS):
+        before, after = load_file(adapters / name), load_file(tmp_path / "prefixed" / name)
+        assert all(torch.equal(before[key], after[key]) for key in before) and before.keys() == after.keys()
+    assert load_file(tmp_path / "prefixed" / "prefix.safetensors")["delta"].abs().amin(1).min() > 0
+    layered = LayeredUNet.load(load_base(nano_base).unet, tmp_path / "prefixed")
+    assert layered.settings == quick.mild.model_copy(update={"prefix": PrefixSettings(tokens=3)})
 
 
 @torch.no_grad()
