@@ -25,6 +25,7 @@ from prefect.context import _temporary_global_settings_context, get_settings_con
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
+    PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_SERVER_DATABASE_CONNECTION_URL,
@@ -45,8 +46,15 @@ def prefect_server(shared_folder: Path, prefect_database: Path) -> Iterator[None
         known = json.loads(state.read_text()) if state.exists() else _started(shared_folder, prefect_database)
         state.write_text(json.dumps({**known, "users": known["users"] + 1}))
     with (
-        # Each flow would wait a second for its heartbeat to end.
-        temporary_settings({PREFECT_API_URL: known["url"], PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        temporary_settings(
+            {
+                PREFECT_API_URL: known["url"],
+                # Each flow would wait a second for its heartbeat to end.
+                PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+                # Each client would read all certificates of this machine, and this server has none.
+                PREFECT_API_TLS_INSECURE_SKIP_VERIFY: True,
+            }
+        ),
         _temporary_global_settings_context(get_settings_context()),
     ):
         yield

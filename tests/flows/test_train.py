@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,14 @@ from prefect.settings import PREFECT_API_URL
 
 import flows.pages
 import flows.train
+import mild.training.launch
 from dataset_tools.errors import UserError
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, ShardDataset, write_shard
 from flows.progress import Display
 from flows.train import LatentsJob, TrainJob, TrainRecipe, train
 from mild.bases import NANO
-from mild.training.launch import PREEMPTED, Interrupted, TrainRequest, check_shards, launch, main, train_here
+from mild.training.launch import PREEMPTED, TrainRequest, check_shards, launch, main, train_here
 
 STEPS = 10
 TWO_PROCESSES = ["torch.distributed.run", "--nproc_per_node", "2"]
@@ -103,6 +104,15 @@ def request_of(recipe: str, drawn_dataset: str, tmp_path: Path) -> TrainRequest:
         base_digest="b",
         output=str(tmp_path / "adapters"),
     )
+
+
+@pytest.fixture
+def handlers_restored() -> Iterator[None]:
+    """What a process that trains does with signals ends with the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def assert_same_training(folder: Path, other: Path) -> None:
@@ -260,33 +270,34 @@ def test_signals_and_cancellation_come_through_what_is_shown(signal: BaseExcepti
 
 
 @pytest.mark.process
-def test_signals_to_the_training_process_are_faults_of_the_machine(
-    request_of: TrainRequest, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+def test_sigterm_to_the_training_process_leaves_a_checkpoint_from_which_it_goes_on(
+    request_of: TrainRequest,
+    undisturbed: Path,
+    handlers_restored: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """SIGKILL, then SIGTERM, as Prefect would try again; the third time, here, runs through."""
+    """What a process that trains does, in this one."""
+    tell = mild.training.launch._tell
+
+    def strike(**news: Any) -> None:
+        tell(**news)
+        if news.get("step") == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sys, "argv", ["launch", request_of.model_dump_json()])
+    monkeypatch.setattr("mild.training.launch._await_end_of_input", lambda ended: None)
+    monkeypatch.setattr("mild.training.launch._tell", strike)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == PREEMPTED
+    *told, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [news["step"] for news in told] == list(range(1, last["preempted"] + 1)) and 5 <= last["preempted"] < STEPS
+    checkpoints = Path(f"{request_of.output}.work/checkpoints")
+    assert list(checkpoints.glob(f"step-*{last['preempted']}"))
     steps: list[int] = []
-    strikes = [(5, signal.SIGTERM), (3, signal.SIGKILL)]
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: Any, start: Any = subprocess.Popen, **options: Any) -> subprocess.Popen[str]:
-        started.append(start(*arguments, **options))
-        return started[-1]
-
-    def strike(step: int, values: dict[str, float]) -> None:
-        steps.append(step)
-        if strikes and step == strikes[-1][0]:
-            started[-1].send_signal(strikes.pop()[1])
-
-    monkeypatch.setattr(subprocess, "Popen", start)
-    with pytest.raises(Interrupted, match="ended with code -9"):
-        launch(request_of, strike)
-    with pytest.raises(Interrupted, match=r"asked to end; it goes on after step \d+$") as told:
-        launch(request_of, strike)
-    assert [process.returncode for process in started] == [-signal.SIGKILL, PREEMPTED]
-    done = int(str(told.value).split()[-1])
-    assert done < STEPS and list(Path(f"{request_of.output}.work/checkpoints").glob(f"step-*{done}"))
-    train_here(request_of, strike)
-    assert steps[-1] == STEPS and set(steps) == set(range(1, STEPS + 1))
+    train_here(request_of, lambda step, values: steps.append(step))
+    assert steps == list(range(last["preempted"] + 1, STEPS + 1))
     assert_same_training(Path(request_of.output), undisturbed)
 
 
@@ -365,13 +376,15 @@ def test_fp16_without_a_gpu_is_one_line_before_the_data_are_read(request_of: Tra
 
 
 def test_what_training_finds_wrong_is_told_in_one_line(
-    request_of: TrainRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    request_of: TrainRequest,
+    handlers_restored: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What a process that trains does, in this one."""
     wrong = request_of.model_copy(update={"settings": request_of.settings.model_copy(update={"resolution": 40})})
     monkeypatch.setattr(sys, "argv", ["launch", wrong.model_dump_json()])
     monkeypatch.setattr("mild.training.launch._await_end_of_input", lambda ended: None)
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2

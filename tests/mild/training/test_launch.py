@@ -14,7 +14,7 @@ import pytest
 import mild.training.launch
 from dataset_tools.errors import UserError
 from mild.settings import TrainSettings
-from mild.training.launch import TrainRequest, launch
+from mild.training.launch import Interrupted, TrainRequest, launch
 
 STAND_IN = """
 import json, os, signal, subprocess, sys
@@ -55,6 +55,11 @@ elif what == "complains":
     sys.exit(2)
 elif what == "refuses":
     sys.exit(2)
+elif what == "is killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+elif what == "is preempted":
+    tell(preempted=1)
+    sys.exit(75)
 """
 
 pytestmark = pytest.mark.process
@@ -112,6 +117,16 @@ def request_of(tmp_path: Path) -> TrainRequest:
 def test_what_training_finds_wrong_comes_through_from_the_other_process(request_of: TrainRequest) -> None:
     with pytest.raises(UserError, match=r"^the one line$"):
         launch(request_of, lambda step, values: None, ("stand_in", "complains"))
+
+
+@pytest.mark.parametrize(
+    ("what", "told"), [("is killed", "ended with code -9"), ("is preempted", r"asked to end; it goes on after step 1$")]
+)
+def test_what_ends_training_from_outside_is_a_fault_of_the_machine(
+    request_of: TrainRequest, what: str, told: str
+) -> None:
+    with pytest.raises(Interrupted, match=told):
+        launch(request_of, lambda step, values: None, ("stand_in", what))
 
 
 def test_whoever_is_told_may_fail_while_training_has_much_to_say(request_of: TrainRequest) -> None:
