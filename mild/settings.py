@@ -224,7 +224,7 @@ class TrainSettings(Settings):
     """Steps between two sheets of sample pictures, people of the split ``validation`` erased with the weights so far;
     a last one goes with the adapters. Null draws none."""
     sample_pictures: int = Field(4, ge=1, le=64)
-    """Pictures on a sheet; each is erased in 25 inference steps."""
+    """Pictures on a sheet; each is erased in ``inference_steps``."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints, from which a run that was cut short goes on."""
     checkpoints_kept: int = Field(2, ge=1)

@@ -70,7 +70,10 @@ def erase(
             "adapters that come with this package, which know drawn pictures only."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 25,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Denoising steps, 1 to 1000; default: as many as --mild is meant for, 25 for a base alone."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, below 2**64; the same seed gives the same picture.")] = 0,
     prompt: Annotated[str, typer.Option(help="What is to be seen where people were.")] = "",
     instances: Instances = None,
@@ -99,6 +102,22 @@ def erase(
             metavar="faces|people",
             help="What of those who stay is never painted over, where masks overlap: their faces, found by --pose or "
             "--parsing, or all of them.",
+        ),
+    ] = None,
+    extents: Annotated[
+        str | None,
+        typer.Option(
+            metavar="off|REACH",
+            help="How far from a mask the model may go on where it sees what the mask misses (limbs, shadow, "
+            "reflection), or more of somebody behind who goes, as a share of the square root of the mask's area; off: "
+            "masks alone say what is painted; default: 2.",
+        ),
+    ] = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels of the side of the square that people's surroundings are worked on at: more keeps details of "
+            "large people, and takes longer; default: what --mild was trained at."
         ),
     ] = None,
 ) -> None:
@@ -134,6 +153,8 @@ def erase(
                 pose,
                 parsing,
                 cast("Protect | None", protect),  # checked there
+                extents,
+                resolution,
             ),
             Chosen(numbers, parse_clicks(click or []), largest, keep_largest),
             output=output,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +64,8 @@ class EraseOptions:
     """Folder or hub id; None: the base that the parts of ``mild`` were trained on."""
     mild: str | None
     """Folder or hub id; None: the base alone or, where none is named, the adapters that come with the package."""
-    steps: int
+    steps: int | None
+    """Denoising steps; None: as many as the parts of ``mild`` are meant for."""
     seed: int
     """Of the noise of every photograph: a photograph's result does not depend on those beside it."""
     prompt: str
@@ -78,14 +80,33 @@ class EraseOptions:
     """The network that labels body parts, likewise."""
     protect: Protect | None = None
     """What of those who stay is never painted over: see `mild.erasing.isolation`."""
+    extents: str | None = None
+    """How far the model is followed beyond masks: ``reach`` of `mild.erasing.pipeline`, or ``off``; None: as usual."""
+    resolution: int | None = None
+    """Pixels of the side of the square that windows are worked on at; None: what the model was trained at."""
+
+    @property
+    def reach(self) -> float | None:
+        """What ``extents`` says, as a number; None: masks alone say what is painted."""
+        from mild.erasing.extents import REACH
+
+        return None if self.extents == "off" else REACH if self.extents is None else float(self.extents)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MOST_STEPS:
+        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
             raise UserError(f"--steps {self.steps}: give 1 to {MOST_STEPS}")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"--seed {self.seed}: give 0 to {2**64 - 1}")
         if self.protect not in (None, *get_args(Protect)):
             raise UserError(f"--protect {self.protect}: give faces or people")
+        try:
+            given = self.reach
+        except ValueError:
+            given = -1
+        if given is not None and not 0 <= given < math.inf:
+            raise UserError(f"--extents {self.extents}: give off, or a share such as 2")
+        if self.resolution is not None and self.resolution < 1:
+            raise UserError(f"--resolution {self.resolution}: give pixels, 1 or more")
 
 
 @dataclass(frozen=True)
@@ -377,6 +398,8 @@ def _erase_one(pipeline: MILDPipeline, job: Job, ready: _Ready, options: EraseOp
             layers=job.layers is not None,
             protect=options.protect,
             margin=options.margin,
+            reach=options.reach,
+            resolution=options.resolution,
             num_inference_steps=options.steps,
             generator=torch.Generator("cpu").manual_seed(options.seed),
             output_type="np",

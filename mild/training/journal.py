@@ -48,8 +48,6 @@ from mild.settings import TrainSettings
 
 PROJECT = "mild"
 """Folder of the event files, and project of Weights & Biases."""
-INFERENCE_STEPS = 25
-"""Of each sample picture; as many as the paper takes."""
 TILE = 256
 """Pixels of the longer side of a picture on a sheet, at most."""
 GAP = 4
@@ -255,7 +253,6 @@ class SamplePictures:
             sample.image,
             [person.mask for person in people],
             prompt=self._settings.prompt,
-            num_inference_steps=INFERENCE_STEPS,
             generator=torch.Generator().manual_seed(derived_seed(self._settings.seed, "sample", sample.key)),
             output_type="np",
             **known,

@@ -103,6 +103,7 @@ def quick() -> TrainSettings:
         batch_size=2,
         learning_rate=1e-3,
         resolution=32,
+        inference_steps=2,
         mild=MildSettings(
             lora=LoraSettings(rank=4, alpha=8), hmg=HmgSettings(grid=2, width=8, map_side=16, dropout=0.25)
         ),

@@ -14,7 +14,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.estimators.network import alike
 from dataset_tools.settings import digest_of
 from mild.bases import digest_of_place
-from mild.evaluation.methods import Case, MethodSettings, Setup, keep_outside
+from mild.evaluation.methods import Case, MethodSettings, Setup
 from mild.model.saved import fetched, read_config
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class WindowsMethod(MethodSettings):
         steps = self.inference_steps or setup.inference_steps
         settings = self.decisive("adapters", "inference_steps")
         software = [version(package) for package in ("torch", "diffusers", "peft", "transformers")]
-        return digest_of([1, settings, steps, setup.prompt, self.weights(setup), software])
+        return digest_of([2, settings, steps, setup.prompt, self.weights(setup), software])
 
 
 class BaseMethod(WindowsMethod):
@@ -103,11 +103,14 @@ class MILDMethod(WindowsMethod):
     """Whether HMG is given poses."""
     parsing: bool = True
     """Whether HMG is given parsing."""
+    extents: bool = True
+    """Whether what the model sees of people beyond the masks is painted out with them."""
 
     @property
     def title(self) -> str:
         """See `MethodSettings.title`."""
         switches = {"SMA": self.sma, "HMG": self.hmg, "pose": self.pose, "parsing": self.parsing}
+        switches |= {"extents": self.extents}
         without = [name for name, on in switches.items() if not on]
         told = bool(without) or not self.match_colours
         named = f" ({self.name})" if self.name != self.kind and (self.adapters or not told) else ""
@@ -134,7 +137,7 @@ class MILDMethod(WindowsMethod):
         return None
 
     def parts(self, setup: Setup) -> dict[str, bool]:
-        """Which of ``hmg``, ``pose``, ``parsing`` and ``sma`` work: switched on here, and trained with."""
+        """Which of ``hmg``, ``pose``, ``parsing``, ``sma`` and ``extents`` work: switched on here, and trained with."""
         trained = read_config(fetched(self.place(setup))).mild
         cues = () if trained.hmg is None or not self.hmg else trained.hmg.cues
         return {
@@ -142,6 +145,7 @@ class MILDMethod(WindowsMethod):
             "pose": self.pose and "pose" in cues,
             "parsing": self.parsing and "parsing" in cues,
             "sma": self.sma and trained.sma,
+            "extents": self.extents and trained.extents is not None,
         }
 
     def weights(self, setup: Setup) -> dict[str, str]:
@@ -176,9 +180,12 @@ class WindowsEraser:
     def erase(self, cases: Sequence[Case], seeds: Sequence[int]) -> list[np.ndarray]:
         """Fill the holes, person by person known, with pose and parsing. See `mild.evaluation.methods.Eraser.erase`.
 
-        Without the margin by which the pipeline widens masks: all methods are to fill, and are shown, the same.
+        Without the margin by which the pipeline widens masks: all methods are to fill, and are shown, the same. Beyond
+        the hole pixels change where MILD says that they show what people left behind.
         """
         import torch
+
+        from mild.erasing.extents import REACH
 
         pose, parsing = (getattr(self._settings, cue, True) for cue in ("pose", "parsing"))
         results: list[np.ndarray] = [case.image for case in cases]
@@ -193,11 +200,12 @@ class WindowsEraser:
                 parsing=[case.parsing if parsing else None for case in chosen],
                 label_set=chosen[0].label_set,
                 margin=0,
+                reach=REACH if getattr(self._settings, "extents", True) else None,
                 match_colours=self._settings.match_colours,
                 num_inference_steps=self._steps,
                 generator=[torch.Generator("cpu").manual_seed(seeds[index]) for index in same],
                 output_type="np",
             )
-            for index, case, one in zip(same, chosen, erased, strict=True):
-                results[index] = keep_outside(one.image, case)
+            for index, one in zip(same, erased, strict=True):
+                results[index] = one.image
         return results

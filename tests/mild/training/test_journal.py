@@ -62,11 +62,6 @@ def _assert_same(found: Entries, expected: Entries) -> None:
         assert values == pytest.approx(told, rel=1e-6)
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mild.training.journal.INFERENCE_STEPS", 2)
-
-
 @pytest.fixture
 def entries() -> Entries:
     """What the callback was told."""

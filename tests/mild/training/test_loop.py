@@ -257,7 +257,6 @@ def test_with_mixed_precision_frozen_weights_are_halved_and_trained_ones_are_not
         return compute(self, unet, examples)
 
     monkeypatch.setattr(BranchLoss, "__call__", looked_at)
-    monkeypatch.setattr("mild.training.journal.INFERENCE_STEPS", 2)
     settings = _everything(quick, steps=2, mixed_precision="bf16", samples_every=1, sample_pictures=1)
     result = train(settings, samples, tiny_base, str(tmp_path / "out"), _silent, validation=samples)
     assert math.isfinite(result.last_loss)
