@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -17,7 +18,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, Person, Sample
 from mild.erasing.photo import checked_photo
 from mild.erasing.pipeline import MILDPipeline
-from mild.erasing.regions import MARGIN, editable
+from mild.erasing.regions import MARGIN, editable, plan_regions, prefilled
 from mild.model.backbone import BRANCHES, load_base
 from mild.model.layered import LayeredUNet
 from mild.model.morphology import COMMON_LABELS
@@ -540,3 +541,73 @@ def test_a_crop_keeps_everybody_in_the_list(make_sample: Callable[..., Sample]) 
     view = cropped(sample, slice(0, 48), slice(0, 30))
     assert [person.mask.any() for person in view.people] == [True, False]
     assert np.array_equal(view.people[1].keypoints, sample.people[1].keypoints), "the origin did not move"
+
+
+def test_a_crop_like_a_window_is_about_as_large_as_that_of_inference_and_holds_the_person(
+    make_sample: Callable[..., Sample],
+) -> None:
+    sample = make_sample(0, height=300, width=400, people=1)
+    mask = np.zeros((300, 400), bool)
+    mask[120:150, 60:72] = True
+    person = replace(sample.people[0], mask=mask, augmented_mask=mask, complete_mask=mask, layer=None)
+    sample = replace(sample, people=[person])
+    (region,) = plan_regions([editable(mask[None], [0])], 16, 4)
+    window = region.rows.stop - region.rows.start, region.columns.stop - region.columns.start
+    sides = []
+    for seed in range(60):
+        asked = TrainSettings(resolution=16, crop="window")
+        view = draw_view(sample, 0, asked, np.random.default_rng(seed)).sample
+        assert view.people[0].mask.sum() == mask.sum()
+        sides.append(view.image.shape[0])
+    side = np.sqrt(window[0] * window[1])
+    assert 0.79 * side <= min(sides) < 0.9 * side and 1.1 * side < max(sides) <= 1.26 * side
+
+
+def test_in_half_of_the_views_some_of_the_others_stay_and_never_all(make_sample: Callable[..., Sample]) -> None:
+    sample, asked = make_sample(0, people=3), TrainSettings(resolution=16)
+    views = [draw_view(sample, 1, asked, np.random.default_rng(seed)) for seed in range(300)]
+    counts = Counter(view.staying for view in views)
+    assert set(counts) == {frozenset(), frozenset({0}), frozenset({2})}
+    # Half of the draws ask, and of those a quarter leaves nobody and a quarter everybody, who then go.
+    assert counts[frozenset()] == pytest.approx(225, abs=35)
+
+
+def test_who_stays_is_shown_to_the_foreground_branch_and_hides_the_person_still(
+    make_sample: Callable[..., Sample],
+) -> None:
+    sample = make_sample(0, height=32, width=32, people=3)
+    masks = np.stack([person.augmented_mask for person in sample.people])
+    sample.people[1].complete_mask = np.ones((32, 32), bool)
+    sample.people[1].layer = np.zeros((32, 32, 4), np.uint8)
+    batch = make_batch("fg", [View(sample, 1, frozenset({2}))], 32)
+    assert np.array_equal(batch.hole[0, 0].numpy(), editable(masks, [0]) & ~masks[1])
+    assert np.array_equal(batch.target_mask[0, 0].numpy(), ~sample.people[2].mask | sample.people[1].mask)
+
+
+def test_extents_learn_what_people_left_behind_beside_the_hole_and_where_they_go_on_inside(
+    make_sample: Callable[..., Sample],
+) -> None:
+    sample = make_sample(0, height=32, width=32, people=2)
+    sample.effects = np.zeros((32, 32), np.uint8)
+    sample.effects[28:, 4:9] = 2
+    sample.people[0].augmented_mask[:, :12] = False  # type: ignore[index]
+    true, faulty = (
+        np.stack([getattr(person, name) for person in sample.people]) for name in ("mask", "augmented_mask")
+    )
+    batch = make_batch("bg", [View(sample, 0)], 32)
+    assert np.array_equal(batch.extent[0, 0].numpy(), editable(true, [0, 1]) | (sample.effects > 0))
+    assert np.array_equal(batch.extent_judged[0, 0].numpy(), ~editable(faulty, [0, 1]))
+    sample.effects = None
+    assert not make_batch("bg", [View(sample, 0)], 32).extent_judged.any(), "nobody knows what was left behind"
+    batch = make_batch("fg", [View(sample, 0)], 32)
+    assert np.array_equal(batch.extent[0, 0].numpy(), sample.people[0].complete_mask)
+    assert torch.equal(batch.extent_judged, batch.hole)
+    sample.people[0].complete_mask = None
+    assert not make_batch("fg", [View(sample, 0)], 32).extent_judged.any(), "nobody knows what is hidden"
+
+
+def test_examples_start_where_erasing_does(make_sample: Callable[..., Sample]) -> None:
+    sample = make_sample(0, height=32, width=32)
+    batch = make_batch("bg", [View(sample, 0)], 32)
+    start = np.rint((batch.start[0].permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8)
+    assert np.array_equal(start, prefilled(sample.image, batch.hole[0, 0].numpy() > 0))

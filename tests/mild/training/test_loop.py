@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from mild.erasing.regions import editable
+from mild.erasing.pipeline import as_ddim
+from mild.erasing.regions import editable, prefilled
 from mild.model.attention import modulated_attention
 from mild.model.backbone import BRANCHES, load_base
 from mild.model.layered import LayeredUNet
@@ -643,3 +644,39 @@ def test_data_that_cannot_be_trained_on_is_named_and_leaves_nothing(
     with pytest.raises(UserError, match=named):
         train(_changed(quick, **changes), data, nano_base, str(tmp_path / "out"), _silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_states_that_are_trained_on_are_those_that_ddim_comes_by_from_the_smooth_fill(
+    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+) -> None:
+    """A stand-in UNet answers with a multiple of what it is given; diffusers' own DDIM takes the same steps."""
+    pipeline, calls = load_base(tiny_base), list[tuple[torch.Tensor, int]]()
+
+    def unet(sample: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
+        calls.append((sample[:, :4].clone(), int(timestep[0])))
+        return SimpleNamespace(sample=0.7 * sample[:, :4])
+
+    plain = MildSettings(sma=False, hmg=None, extents=None)
+    settings = _changed(quick, mild=plain, states="visited", inference_steps=3)
+    loss = BranchLoss(pipeline, LayeredUNet.create(pipeline.unet, plain, seed=0), settings)
+    scheduler, sample, reached = as_ddim(pipeline.scheduler), make_sample(0, height=32, width=32), set()
+    scheduler.set_timesteps(3)
+    for step in range(12):
+        (examples,) = loss.examples(["bg"], [sample], step)
+        calls.clear()
+        found = loss(unet, examples)
+        assert [t for _, t in calls] == scheduler.timesteps.tolist()[: len(calls)]
+        reached.add(len(calls))
+        latents = calls[0][0]
+        for now, (seen, t) in enumerate(calls):
+            torch.testing.assert_close(seen, latents)
+            if now + 1 < len(calls):
+                latents = scheduler.step(0.7 * latents, t, latents, return_dict=False)[0]
+        assert found.item() == pytest.approx((0.7 * latents - examples.clean).square().mean().item(), rel=1e-4)
+        share = scheduler.alphas_cumprod[scheduler.timesteps[0]]
+        hidden = editable(np.stack([np.asarray(person.augmented_mask) for person in sample.people]), range(2))
+        start = torch.from_numpy(prefilled(sample.image, hidden) / 127.5 - 1).float().permute(2, 0, 1)[None]
+        start = pipeline.vae.encode(start).latent_dist.mean * pipeline.vae.config.scaling_factor
+        noise = (calls[0][0] - share.sqrt() * start) / (1 - share).sqrt()
+        assert noise.std().item() == pytest.approx(1, abs=0.2)
+    assert reached == {1, 2, 3}

@@ -8,6 +8,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_f1_score
 
 from dataset_tools.errors import UserError
 from mild.model.backbone import BRANCHES, Branch, adapter_parameters
@@ -26,9 +28,11 @@ from mild.settings import (
 from mild.training.objective import (
     Stage,
     background_loss,
+    extents_loss,
     foreground_loss,
     foreground_weight,
     freeze,
+    implied_noise,
     known_cells,
     prediction_target,
     region_loss,
@@ -321,3 +325,39 @@ def _loss(layered: LayeredUNet, branch: Branch) -> torch.Tensor:
         return background_loss(prediction, target).sum()
     mask = torch.nn.functional.interpolate(masks, size=(8, 8), mode="area")
     return foreground_loss(prediction, target, mask, RegionLossSettings()).sum()
+
+
+def test_the_noise_that_takes_clean_latents_to_noisy_ones_is_the_one_that_was_added() -> None:
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", num_train_timesteps=1000)
+    clean, noise = torch.randn((2, 3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([0, 500, 999])
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    torch.testing.assert_close(implied_noise(scheduler, clean, noisy, timesteps), noise, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_not_repainted_counts_as_little_as_is_said_and_weights_have_a_mean_of_one() -> None:
+    prediction, target = torch.zeros(2, 4, 4, 4), torch.ones(2, 4, 4, 4)
+    repainted = torch.zeros(2, 1, 4, 4)
+    repainted[0, :, :2] = 1
+    torch.testing.assert_close(background_loss(prediction, target, None, repainted, 0.25), torch.ones(2))
+    target[:, :, :2] = 0
+    found = background_loss(prediction, target, None, repainted, 0.25)
+    torch.testing.assert_close(found, torch.tensor([0.5 * 0.25 / 0.625, 0.5]))
+
+
+def test_the_loss_of_extents_is_cross_entropy_and_dice_where_they_are_judged() -> None:
+    """By torch's own cross-entropy and torchmetrics' Dice (F1), on hard answers; elsewhere nothing counts."""
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand((3, 1, 20, 20), generator=generator) < 0.4).float()
+    logits = 60.0 * (torch.rand((3, 1, 20, 20), generator=generator) - 0.5).sign()
+    judged = torch.zeros(3, 1, 20, 20)
+    judged[0, :, :15], judged[1] = 1, 1
+    found = extents_loss(logits, target, judged)
+    for row in (0, 1):
+        where = judged[row] > 0
+        truth, answers = target[row][where], logits[row][where]
+        entropy = F.binary_cross_entropy_with_logits(answers, truth)
+        dice = binary_f1_score((answers > 0).float(), truth.int())
+        assert found[row].item() == pytest.approx(entropy.item() + 1 - dice.item(), abs=5e-3)
+    assert found[2] == 0
+    torch.testing.assert_close(extents_loss(torch.where(judged > 0, logits, -logits), target, judged), found)
