@@ -69,7 +69,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what uses Prefect's server, so that `make test-fast` can leave it out.
 
     Files that use it, or start processes, take longest, and go first, then those with slow tests: else one worker would
-    still be at work on one while the others have nothing left.
+    still be at work on one while the others have nothing left. The very first is one that uses it: the server is ready
+    when other workers come to the next, where they would wait for it.
     """
     for item in items:
         if "prefect_server" in getattr(item, "fixturenames", ()):
@@ -79,7 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return {item.path for item in items if any(mark.name in names for mark in item.iter_markers())}
 
     longest, slow = files_of("process", "server"), files_of("slow")
-    items.sort(key=lambda item: (item.path not in longest, item.path not in slow))
+    first = next((item.path for item in items if item.get_closest_marker("server")), None)
+    items.sort(key=lambda item: (item.path != first, item.path not in longest, item.path not in slow))
 
 
 @pytest.fixture(autouse=True)
