@@ -125,7 +125,7 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
     root = normal_place(output)
     with sole_run(root):
         try:
-            shards = copy(build_shards)  # `with_options` would draw up the schema of all settings anew: half a second
+            shards = copy(build_shards)  # `with_options` would draw up the schema of all settings anew
             shards.task_runner = checked.runner.open()
             summary = shards(checked, root)
         finally:
