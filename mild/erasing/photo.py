@@ -53,6 +53,11 @@ class Photo:
         return seen_people(self.masks, self.order)
 
     @cached_property
+    def areas(self) -> list[int]:
+        """Pixels that are seen of each person."""
+        return [int(count) for count in np.bincount(self.seen.ravel(), minlength=len(self.masks) + 1)[1:]]
+
+    @cached_property
     def _seen_after(self) -> np.ndarray:
         """The same when those are gone who are to vanish, as far as masks tell."""
         return seen_people(self.masks, [k for k in self.order if k not in self.remove])

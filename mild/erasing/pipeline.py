@@ -676,13 +676,14 @@ def _assembled(
         if one.job.branch == "bg":
             region = one.job.region
             window = region.rows, region.columns
-            left = _left_behind(photo, one, reach, goes)
-            beyond[window] = np.where(area[window] | (photo.seen[window] > 0), 0, left)
+            surely, about = _left_behind(photo, one, reach, goes)
+            beyond[window] = np.where(area[window] | (photo.seen[window] > 0), 0, about)
+            core[window] |= (surely > 0) & (beyond[window] > 0)
             picture = one.picture
             if width is not None:
                 hole = one.job.hole | cut_mask(beyond > 0, region)
                 picture = colours_matched(picture, one.job.picture, hole, width)
-            background = paste(background, picture, region, core | (beyond > 0), area | (beyond > 0))
+            background = paste(background, picture, region, core, area | (beyond > 0))
     area |= beyond > 0
     people = [
         _layer(photo, k, [one for one in painted if one.job.person == k], layers, reach)
@@ -699,26 +700,32 @@ def _assembled(
     )
 
 
-def _left_behind(photo: Photo, painted: _Painted, reach: float | None, goes: np.ndarray) -> np.ndarray:
-    """Whose a pixel of the window is, beyond all masks, of those who go; (h, w) uint16, numbers as in `Photo.seen`."""
+def _left_behind(
+    photo: Photo, painted: _Painted, reach: float | None, goes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whose a pixel of the window is, beyond all masks, of those who go: surely, and with a border around that.
+
+    Returns:
+        Twice (h, w) uint16, numbers as in `Photo.seen`.
+    """
     region = painted.job.region
     seen = photo.seen[region.rows, region.columns]
     if painted.likely is None or reach is None:
-        return np.zeros_like(seen)
+        return np.zeros_like(seen), np.zeros_like(seen)
     size = painted.likely.shape
     people = cv2.resize(seen, size[::-1], interpolation=cv2.INTER_NEAREST)
     limits = _limits(photo, region, reach)
     owners = np.where(painted.job.hole, 0, followed(painted.likely, people, painted.job.hole, limits))
-    # What people left behind is soft: a little more of it.
-    owners = np.where(owners > 0, owners, cv2.dilate(owners, np.ones((3, 3), np.uint8)))
-    owners = enlarged(np.where(painted.job.hole, 0, owners), seen.shape)
-    return np.where(goes[owners], owners, 0).astype(np.uint16)
+    near = np.where(owners > 0, owners, cv2.dilate(owners, np.ones((3, 3), np.uint8)))
+    found = (enlarged(np.where(painted.job.hole, 0, one), seen.shape) for one in (owners, near))
+    surely, about = (np.where(goes[one], one, 0).astype(np.uint16) for one in found)
+    return surely, about
 
 
 def _limits(photo: Photo, region: Region, reach: float) -> list[float]:
     """How far each person is followed in a window, in pixels of its working size."""
     scale = region.size[0] / (region.rows.stop - region.rows.start)
-    return [reach * math.sqrt(np.count_nonzero(photo.shows(k))) * scale for k in range(len(photo.masks))]
+    return [reach * math.sqrt(area) * scale for area in photo.areas]
 
 
 def _layer(photo: Photo, person: int, painted: list[_Painted], layers: bool, reach: float | None) -> Layer:
@@ -726,11 +733,12 @@ def _layer(photo: Photo, person: int, painted: list[_Painted], layers: bool, rea
     shown = photo.shows(person)
     if not painted:
         return Layer.cut(photo.image, shown.astype(np.uint8) * 255)
-    colours, alpha = photo.image, np.where(photo.freed(person, layers), 255, 0).astype(np.uint8)
+    freed = photo.freed(person, layers)
+    colours, alpha = photo.image, np.zeros(shown.shape, np.uint8)
     for one in painted:
         window = one.job.region.rows, one.job.region.columns
         colours = paste(colours, one.picture, one.job.region, ~shown, ~shown)
-        alpha[window] = np.minimum(alpha[window], _alpha_behind(photo, person, one, reach))
+        alpha[window] = np.where(freed[window], _alpha_behind(photo, person, one, reach), 0)
     alpha[shown | photo.hidden(person, layers)] = 255
     return Layer.cut(colours, alpha)
 

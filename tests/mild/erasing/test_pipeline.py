@@ -255,7 +255,10 @@ def believing(pipe: MILDPipeline, **where: np.ndarray) -> Iterator[None]:
     """Let the heads of a branch say what the mask says, in windows that are the whole picture."""
 
     def likely(jobs: list[Any]) -> list[np.ndarray]:
-        return [cut_soft(where.get(job.branch, np.zeros((90, 120), bool)), job.region) for job in jobs]
+        return [
+            cut_soft(where[job.branch], job.region) if job.branch in where else np.zeros(job.region.size, np.float32)
+            for job in jobs
+        ]
 
     with mock.patch.object(pipe, "_likely", likely):
         yield
@@ -295,6 +298,16 @@ def test_what_somebody_left_behind_goes_with_them_and_with_nobody_else(pipe: MIL
     assert np.array_equal(kept[shadows[0]], both.background[shadows[0]])
     columns = np.flatnonzero(near.removed.any(0))
     assert columns.max() < 55, "a fifth of the square root of 600 pixels, from column 40 on"
+
+
+def test_nobody_is_completed_where_those_who_go_are_far_from_them(pipe: MILDPipeline) -> None:
+    """Person 0 touches person 1, who goes; person 2 goes too, in another window."""
+    image = photo(80, 600)
+    masks = [box(80, 600, 20, 60, left, left + 20) for left in (30, 50, 540)]
+    with believing(pipe):
+        result = erase(pipe, image, masks, remove=[1, 2], reach=2)
+    assert not result.layers[0][:, 300:, 3].any()
+    assert np.array_equal(result.image[masks[2]], result.background[masks[2]])
 
 
 def test_masks_alone_are_followed_where_nobody_asks_the_model(pipe: MILDPipeline) -> None:

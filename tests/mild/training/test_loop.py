@@ -27,7 +27,7 @@ from mild.model.attention import modulated_attention
 from mild.model.backbone import BRANCHES, load_base
 from mild.model.layered import LayeredUNet
 from mild.settings import HmgSettings, MildSettings, OffsetSettings, PrefixSettings, TrainSettings, WarmUpSettings
-from mild.training.loop import BranchLoss, Examples, Preempted, train
+from mild.training.loop import BranchLoss, Examples, Preempted, _parameter_groups, train
 
 pytestmark = pytest.mark.slow
 
@@ -680,3 +680,19 @@ def test_states_that_are_trained_on_are_those_that_ddim_comes_by_from_the_smooth
         noise = (calls[0][0] - share.sqrt() * start) / (1 - share).sqrt()
         assert noise.std().item() == pytest.approx(1, abs=0.2)
     assert reached == {1, 2, 3}
+
+
+def test_numbers_that_wait_for_a_gradient_do_not_fade(tiny_base: str, quick: TrainSettings) -> None:
+    """AdamW's steps without any gradient: alphas of SMA and gates of HMG stay, matrices shrink by its decay."""
+    layered = LayeredUNet.create(load_base(tiny_base).unet, quick.mild, seed=0)
+    groups = _parameter_groups(layered, quick)
+    trained = {name: p for group in groups for name, p in zip(group["names"], group["params"], strict=True)}
+    optimizer = torch.optim.AdamW([{k: g[k] for k in ("params", "lr", "weight_decay")} for g in groups])
+    for parameter in trained.values():
+        parameter.data.fill_(1)
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(3):
+        optimizer.step()
+    kept = {name for name, p in trained.items() if torch.equal(p, torch.ones_like(p))}
+    assert {name for name in trained if "alpha" in name or "gates" in name} <= kept
+    assert {name for name, p in trained.items() if p.ndim > 1 and "alpha" not in name} == trained.keys() - kept
