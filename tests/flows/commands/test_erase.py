@@ -25,7 +25,7 @@ from dataset_tools.folders import folder_written_whole
 from dataset_tools.schema import encode_rle
 from flows.commands import erase_photos
 from mild.bases import NANO, NANO_ADAPTERS, place_of
-from mild.erasing.layers import LayeredPicture
+from mild.erasing.layers import Layer, LayeredPicture
 from mild.erasing.regions import editable
 from mild.model.layered import LayeredUNet
 from mild.settings import LoraSettings, MildSettings
@@ -69,7 +69,7 @@ def parts(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     # Without HMG, so that nobody looks for networks that find its cues.
     layered = LayeredUNet.create(unet, MildSettings(lora=LoraSettings(rank=2, alpha=2), hmg=None), seed=0)
     with folder_written_whole(folder, "mild.json") as place:
-        layered.save(place, base=base, resolution=64, record={})
+        layered.save(place, base=base, resolution=64, inference_steps=4, record={})
     return str(folder)
 
 
@@ -842,9 +842,9 @@ def test_what_the_user_must_mend_is_one_line_before_any_model_is_loaded(tmp_path
 
 
 def test_a_folder_without_layers_or_a_person_who_is_not_there_is_one_line(tmp_path: Path, mild: Command) -> None:
-    layers = np.zeros((1, HEIGHT, WIDTH, 4), np.uint8)
-    layers[0, ..., 3] = LEFT * 255
-    LayeredPicture(photo(), photo(), LEFT, layers, (0,)).save(tmp_path / "layers")
+    seen = LEFT.astype(np.uint16)
+    layer = Layer.cut(photo(), LEFT * np.uint8(255))
+    LayeredPicture(photo(), photo(), LEFT, seen, 0 * seen, [layer], (0,)).save(tmp_path / "layers")
     for folder, keep, output, message in [
         ("nowhere", "1", "out.png", "name a folder of layers"),
         ("layers", "2", "out.png", "--keep 2: there is 1 person, counted from 1"),

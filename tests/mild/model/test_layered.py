@@ -32,9 +32,9 @@ ALL = MildSettings(
     offsets=OffsetSettings(spatial_offset=True, boundary_smoothing=True, width=4),
     prefix=PrefixSettings(tokens=2),
 )
-ADAPTERS_ONLY = MildSettings(lora=LoraSettings(rank=2, alpha=3), sma=False, hmg=None)
+ADAPTERS_ONLY = MildSettings(lora=LoraSettings(rank=2, alpha=3), sma=False, hmg=None, extents=None)
 WEIGHTS = "pytorch_lora_weights.safetensors"
-FILES = [WEIGHTS, f"fg/{WEIGHTS}", *(f"{part}.safetensors" for part in ("sma", "hmg", "offsets", "prefix"))]
+FILES = [WEIGHTS, f"fg/{WEIGHTS}", *(f"{part}.safetensors" for part in ("sma", "hmg", "offsets", "prefix", "extents"))]
 
 
 def _draw(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -292,7 +292,9 @@ def test_gradients_reach_every_part_and_checkpointing_does_not_change_them(
     layered = _layered(tiny_unet.double())
     tiny_unet.train()
     named = dict(adapter_parameters(tiny_unet, branch))
-    named |= {f"{part}.{n}": p for part, module in layered.parts().items() for n, p in module.named_parameters()}
+    # The extents say something beside the output.
+    parts = {part: module for part, module in layered.parts().items() if part != "extents"}
+    named |= {f"{part}.{n}": p for part, module in parts.items() for n, p in module.named_parameters()}
     found = []
     for _ in range(2):
         loss = _run(layered, branch).square().mean()
@@ -303,7 +305,7 @@ def test_gradients_reach_every_part_and_checkpointing_does_not_change_them(
     for name, plain, checkpointed in zip(named, *found, strict=True):
         if plain is not None:
             torch.testing.assert_close(checkpointed, plain, rtol=1e-9, atol=1e-14, msg=name)
-    largest = dict.fromkeys(("adapter", *layered.parts()), 0.0)
+    largest = dict.fromkeys(("adapter", *parts), 0.0)
     for name, gradient in zip(named, found[0], strict=True):
         if gradient is not None:
             owner = name.partition(".")[0] if name.partition(".")[0] in largest else "adapter"
@@ -425,9 +427,9 @@ def test_a_loaded_model_computes_what_the_saved_one_did(
     loaded = LayeredUNet.load(make_unet(), tmp_path)
     for branch in BRANCHES:
         assert torch.equal(_run(loaded, branch), _run(layered, branch))
-    assert (loaded.settings, loaded.resolution) == (ALL, 96)
+    assert (loaded.settings, loaded.resolution, loaded.inference_steps) == (ALL, 96, 4)
     config = json.loads((tmp_path / "mild.json").read_text())
-    assert (config["format"], config["base"]) == (2, "some/base")
+    assert (config["format"], config["base"]) == (3, "some/base")
     assert (config["dataset"], config["settings"]) == ("0123", {"steps": 3})
     names = [*FILES, "mild.json", "README.md"]
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(names)
@@ -549,7 +551,7 @@ _as_integers = _with(lambda tensors: tensors.update({_first(tensors): tensors[_f
         ("mild.json", _cut, "cannot be read: JSONDecodeError"),
         ("mild.json", lambda path: path.write_bytes(b"\xff"), "cannot be read: UnicodeDecodeError"),
         ("mild.json", lambda path: path.write_text("[]"), "is of format None"),
-        ("mild.json", _set(format=1), "is of format 1, and this version of mild reads format 2"),
+        ("mild.json", _set(format=1), "is of format 1, and this version of mild reads format 3"),
         ("mild.json", _set(base=3), "base: Input should be a valid string"),
         ("mild.json", _set(resolution=0), "resolution: Input should be greater"),
         ("mild.json", _set(mild={"sna": True}), "unknown setting 'mild.sna', did you mean 'sma'"),

@@ -26,13 +26,16 @@ RESOLUTION = 32
 LORA = LoraSettings(rank=2, alpha=2)
 SMALL = HmgSettings(grid=2, width=8, map_side=32)
 TRAINED = {
-    "full": MildSettings(lora=LORA, hmg=SMALL),
-    "fresh": MildSettings(lora=LORA, hmg=SMALL),
-    "backbone": MildSettings(lora=LORA, hmg=None, sma=False),
-    "sma": MildSettings(lora=LORA, hmg=None),
-    "hmg": MildSettings(lora=LORA, hmg=SMALL, sma=False),
-    "hmg-pose": MildSettings(lora=LORA, hmg=SMALL.model_copy(update={"cues": ("pose",)}), sma=False),
-    "hmg-parsing": MildSettings(lora=LORA, hmg=SMALL.model_copy(update={"cues": ("parsing",)}), sma=False),
+    "full": MildSettings(lora=LORA, hmg=SMALL, extents=None),
+    "fresh": MildSettings(lora=LORA, hmg=SMALL, extents=None),
+    "backbone": MildSettings(lora=LORA, hmg=None, sma=False, extents=None),
+    "sma": MildSettings(lora=LORA, hmg=None, extents=None),
+    "hmg": MildSettings(lora=LORA, hmg=SMALL, sma=False, extents=None),
+    "hmg-pose": MildSettings(lora=LORA, hmg=SMALL.model_copy(update={"cues": ("pose",)}), sma=False, extents=None),
+    "hmg-parsing": MildSettings(
+        lora=LORA, hmg=SMALL.model_copy(update={"cues": ("parsing",)}), sma=False, extents=None
+    ),
+    "extents": MildSettings(lora=LORA, hmg=None, sma=False),
 }
 """What adapters were trained with: the rungs of tables 2 and 6; ``fresh`` ones compute what the base does."""
 
@@ -66,6 +69,8 @@ def make_matter(layered: LayeredUNet) -> None:
             gate.fill_(2)
     for parameter in trained:
         parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    if layered.extents is not None:
+        layered.extents.heads["bg"][-1].bias.fill_(3)  # type: ignore[index,union-attr]
     if layered.sma is not None:
         for alpha in layered.sma.parameters():
             alpha.copy_(torch.tensor([[1.0, -3.0], [-2.0, 0.5]]))
@@ -184,7 +189,7 @@ def test_matched_colours_are_others(setup: Setup, case: Case, mild: Eraser, base
 def test_each_switch_leaves_out_something_that_mattered(setup: Setup, mild: Eraser, case: Case, switch: str) -> None:
     method = MILDMethod(**{switch: False})  # type: ignore[arg-type]
     assert not np.array_equal(erased(method.open(setup), case), erased(mild, case))
-    parts = {"hmg": True, "pose": True, "parsing": True, "sma": True}
+    parts = {"hmg": True, "pose": True, "parsing": True, "sma": True, "extents": False}
     gone = ("hmg", "pose", "parsing") if switch == "hmg" else (switch,)
     assert method.parts(setup) == parts | dict.fromkeys(gone, False)
     named = {"sma": "SMA", "hmg": "HMG"}.get(switch, switch)
@@ -218,6 +223,18 @@ def test_adapters_that_were_trained_without_a_part_run_without_it(
     result = erased(eraser, case)
     for cue in ("pose", "parsing"):
         assert np.array_equal(erased(eraser, replace(case, **{cue: None})), result) == (cue not in parts)
+
+
+def test_what_mild_sees_beyond_the_hole_may_change_and_with_the_switch_off_stays(
+    setup: Setup, adapters: Callable[[str], str], make_case: Callable[..., Case]
+) -> None:
+    """Heads that see people everywhere, of a mask that is small."""
+    case = make_case(1, height=45, width=51, people=1)
+    method, outside = MILDMethod(adapters=adapters("extents")), ~case.hole
+    before = case.image[outside]
+    assert not np.array_equal(erased(method.open(setup), case)[outside], before)
+    off = method.model_copy(update={"extents": False})
+    assert np.array_equal(erased(off.open(setup), case)[outside], before)
 
 
 def test_switching_off_what_is_not_there_changes_nothing(
