@@ -73,7 +73,8 @@ def resume_waiting(work: str) -> str:
         return f"No flow run waits for it: {again}."
     server = temporary_settings({PREFECT_API_URL: waiting.api}) if waiting.api else contextlib.nullcontext()
     try:
-        with server, temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        # Once more: a server that is busy says 503. Not Prefect's five times: somebody waits for the answer.
+        with server, temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
             resume_flow_run(waiting.flow_run)
     except NotPausedError:
         return f"Flow run {waiting.name} does not wait any more: {again} if it has not gone on by itself."

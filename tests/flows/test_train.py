@@ -118,7 +118,7 @@ def handlers_restored() -> Iterator[None]:
 def assert_same_training(folder: Path, other: Path) -> None:
     """Weights and losses are the same to the byte."""
     names = [str(path.relative_to(other)) for path in other.rglob("*") if path.suffix in (".safetensors", ".csv")]
-    assert len(names) == 5
+    assert len(names) == 6
     assert filecmp.cmpfiles(folder, other, names, shallow=False)[0] == names
 
 
