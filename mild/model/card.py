@@ -18,7 +18,7 @@ What MILD adds to the UNet of an SDXL inpainting base: the branch `bg` paints th
 branch `fg` paints one person.
 
 - Base: `{base}`, without which this folder does nothing
-- Trained at {resolution} px, to erase in {inference_steps} DDIM steps
+- Trained at {resolution} px; DDIM steps to erase in: {inference_steps}
 {about}
 ## What is inside
 
