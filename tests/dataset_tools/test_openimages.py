@@ -155,8 +155,9 @@ def test_a_table_without_a_column_is_named_with_its_root(mirror: str) -> None:
 
 
 def test_an_unreachable_root_is_one_line() -> None:
-    with pytest.raises(UserError, match="Protocol not known"):
-        source_of("nosuch://root").fingerprint()
+    with pytest.raises(UserError, match=r"^settings: root: nosuch://root: Protocol not known") as caught:
+        OpenImagesSettings.check({"root": "nosuch://root"}, origin="settings")
+    assert "\n" not in str(caught.value)
 
 
 def test_parquet_stands_in_for_csv(mirror: str) -> None:

@@ -316,5 +316,5 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def weights_in(folder: Path) -> dict[str, bytes]:
     """Files of weights by name."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
-    assert len(files) == 4
+    assert len(files) == 5
     return files
