@@ -35,6 +35,7 @@ from flows.commands.chosen_people import Chosen, check_numbers, parse_numbers
 from flows.commands.photo_files import ERASED, find_photos, result_paths
 from flows.commands.results import check_free, check_size, encoded, exists, result_file, write_result
 from mild.bases import NANO_ADAPTERS
+from mild.erasing.extents import REACH
 from mild.erasing.isolation import Protect
 from mild.erasing.layers import INDEX as LAYERS_INDEX
 from mild.erasing.regions import editable
@@ -88,8 +89,6 @@ class EraseOptions:
     @property
     def reach(self) -> float | None:
         """What ``extents`` says, as a number; None: masks alone say what is painted."""
-        from mild.erasing.extents import REACH
-
         return None if self.extents == "off" else REACH if self.extents is None else float(self.extents)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,7 +18,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.metadata import Metadata, read_metadata
 from dataset_tools.settings import Settings
-from mild.erasing.regions import MARGIN, editable
+from mild.erasing.regions import MARGIN, box_of, editable
 
 INDEX = "layers.json"
 
@@ -54,6 +54,14 @@ def seen_people(masks: Sequence[np.ndarray] | np.ndarray, order: Sequence[int]) 
     return seen
 
 
+def editable_of(seen: np.ndarray, people: Iterable[int], margin: float) -> np.ndarray:
+    """(H, W) bool: `mild.erasing.regions.editable` of what ``seen``, as `seen_people` gives it, shows of people."""
+    area = np.zeros(seen.shape, bool)
+    for index in people:
+        area |= editable([seen == index + 1], [0], margin)
+    return area
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A person, cut out of a picture; beyond its window it is transparent."""
@@ -68,8 +76,7 @@ class Layer:
     def cut(cls, colours: np.ndarray, alpha: np.ndarray) -> Self:
         """What is not transparent of colours (H, W, 3) uint8 with an alpha (H, W) uint8; where it is, black."""
         there = alpha > 0
-        ends = (np.flatnonzero(there.any(axis)) for axis in (1, 0))
-        rows, columns = (slice(int(at[0]), int(at[-1]) + 1) if at.size else slice(0, 0) for at in ends)
+        rows, columns = (slice(*ends) for ends in box_of(there) or ((0, 0), (0, 0)))
         window = rows, columns
         pixels = np.dstack([np.where(there[window][..., None], colours[window], 0), alpha[window]])
         return cls(rows, columns, pixels)
@@ -79,6 +86,18 @@ class Layer:
         picture = np.zeros((height, width, 4), np.uint8)
         picture[self.rows, self.columns] = self.pixels
         return picture
+
+    def lay_over(self, colours: np.ndarray, top: int, left: int) -> None:
+        """Lay the person over colours (h, w, 3) float32 of the picture's window that begins at ``top`` and ``left``."""
+        rows = slice(max(self.rows.start, top), min(self.rows.stop, top + colours.shape[0]))
+        columns = slice(max(self.columns.start, left), min(self.columns.stop, left + colours.shape[1]))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            return
+        under = colours[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        own = np.s_[rows.start - self.rows.start : rows.stop - self.rows.start,
+                    columns.start - self.columns.start : columns.stop - self.columns.start]  # fmt: skip
+        over = self.pixels[own].astype(np.float32)
+        under += over[..., 3:] / 255 * (over[..., :3] - under)
 
 
 @dataclass(eq=False)
@@ -147,13 +166,15 @@ class LayeredPicture:
         """
         changed = self.changed(keep)
         result = np.where(changed[..., None], self.background, self.original)
+        if (box := box_of(changed)) is None:
+            return result
+        window = rows, columns = slice(*box[0]), slice(*box[1])
         # Colours are rounded once, also where several people who stay lie over each other.
-        for box in _boxes_together([self.layers[index] for index in keep]):
-            colours = result[box].astype(np.float32)
-            for index in self.order:
-                if index in keep:
-                    _lay(colours, box, self.layers[index])
-            result[box] = np.where(changed[box][..., None], np.rint(colours).astype(np.uint8), result[box])
+        colours = result[window].astype(np.float32)
+        for index in self.order:
+            if index in keep:
+                self.layers[index].lay_over(colours, rows.start, columns.start)
+        result[window] = np.where(changed[window][..., None], np.rint(colours).astype(np.uint8), result[window])
         return result
 
     def changed(self, keep: Sequence[int]) -> np.ndarray:
@@ -182,7 +203,7 @@ class LayeredPicture:
         area = goes[self.beyond] & ~fixed
         for index in range(people):
             if index not in keep:
-                freed = editable([self.seen == index + 1], [0], self.margin) & ~fixed
+                freed = editable_of(self.seen, [index], self.margin) & ~fixed
                 if (freed & ~self.painted).any():
                     raise UserError(f"person {index + 1} (index {index}) was not painted out: erase with layers=True")
                 area |= freed
@@ -248,36 +269,6 @@ class LayeredPicture:
             icc_profile=icc_profile,
             metadata=metadata,
         )
-
-
-def _boxes_together(layers: Sequence[Layer]) -> list[tuple[slice, slice]]:
-    """Windows that are pairwise disjoint and hold all layers."""
-    boxes: list[tuple[slice, slice]] = []
-    for layer in layers:
-        box = layer.rows, layer.columns
-        if not layer.pixels.size:
-            continue
-        while (near := next((other for other in boxes if _overlap(box, other)), None)) is not None:
-            boxes.remove(near)
-            rows, columns = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, near, strict=True))
-            box = rows, columns
-        boxes.append(box)
-    return boxes
-
-
-def _overlap(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
-
-
-def _lay(colours: np.ndarray, box: tuple[slice, slice], layer: Layer) -> None:
-    """Lay a person over the colours (h, w, 3) float32 of a window, which holds all of the layer or nothing."""
-    if not layer.pixels.size or not _overlap(box, (layer.rows, layer.columns)):
-        return
-    top, left = layer.rows.start - box[0].start, layer.columns.start - box[1].start
-    height, width = layer.pixels.shape[:2]
-    under = colours[top : top + height, left : left + width]
-    over = layer.pixels.astype(np.float32)
-    under += over[..., 3:] / 255 * (over[..., :3] - under)
 
 
 def _layer_names(people: int) -> list[str]:

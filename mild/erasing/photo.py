@@ -19,7 +19,7 @@ from dataset_tools.masks import why_inverted, why_much
 from dataset_tools.photo_masks import upright_turn
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
 from mild.erasing.isolation import Protect, isolate
-from mild.erasing.layers import seen_people
+from mild.erasing.layers import editable_of, seen_people
 from mild.erasing.regions import editable
 
 Picture = Image.Image | np.ndarray
@@ -35,6 +35,8 @@ class Photo:
     """(N, H, W) bool, one a person."""
     remove: list[int]
     """Indices of those who are to vanish."""
+    layers: bool
+    """Whether everybody is painted out, and completed, so that any of them can be put back."""
     order: tuple[int, ...]
     """Indices from back to front."""
     pose: np.ndarray | None
@@ -46,6 +48,11 @@ class Photo:
     """Of `mild.erasing.regions.editable`."""
     generator: torch.Generator | None
     """Source of the noise; None for torch's global one."""
+
+    @property
+    def painted_out(self) -> Sequence[int]:
+        """Indices of those who go from the background."""
+        return range(len(self.masks)) if self.layers else self.remove
 
     @cached_property
     def seen(self) -> np.ndarray:
@@ -69,29 +76,30 @@ class Photo:
 
     def editable(self, people: Iterable[int]) -> np.ndarray:
         """(H, W) bool: `mild.erasing.regions.editable` of what is seen of people."""
-        area = np.zeros(self.seen.shape, bool)
-        for k in people:
-            area |= editable([self.shows(k)], [0], self.margin)
-        return area
+        return editable_of(self.seen, people, self.margin)
 
-    def freed(self, person: int, everything: bool) -> np.ndarray:
-        """(H, W) bool: where somebody goes behind whom a person may be.
+    @cached_property
+    def _going(self) -> np.ndarray:
+        """(H, W) uint16: how many of those who are painted out each pixel is of, by their widened masks."""
+        count = np.zeros(self.seen.shape, np.uint16)
+        for k in self.painted_out:
+            count += editable(self.masks, [k], self.margin)
+        return count
 
-        Args:
-            everything: all others go; otherwise those who are to vanish.
-        """
-        others = range(len(self.masks)) if everything else self.remove
-        gone = editable(self.masks, [k for k in others if k != person], self.margin)
-        freed: np.ndarray = gone & ~self.shows(person)
+    def freed(self, person: int) -> np.ndarray:
+        """(H, W) bool: where somebody else is painted out behind whom a person may be."""
+        others = self._going
+        if person in self.painted_out:
+            others = others - editable(self.masks, [person], self.margin)
+        freed: np.ndarray = (others > 0) & ~self.shows(person)
         return freed
 
-    def hidden(self, person: int, everything: bool) -> np.ndarray:
+    def hidden(self, person: int) -> np.ndarray:
         """What of a person's mask somebody in front hides and is to be shown, (H, W) bool.
 
-        Args:
-            everything: all that is hidden; otherwise what comes to light when those go who are to vanish.
+        With ``layers`` all that is hidden, otherwise what comes to light when those go who are to vanish.
         """
-        after = self.masks[person] if everything else self._seen_after == person + 1
+        after = self.masks[person] if self.layers else self._seen_after == person + 1
         hidden: np.ndarray = after & ~self.shows(person)
         return hidden
 
@@ -106,6 +114,7 @@ def checked_photo(
     parsing: Any,
     generator: Any,
     label_set: str,
+    layers: bool,
     protect: Protect | None,
     margin: float,
     name: str = "",
@@ -160,7 +169,7 @@ def checked_photo(
             raise UserError(f"{name}mask {k}: {inverted}")
     if much := why_much(list(people[chosen])):
         warnings.warn(f"{name}{much}", stacklevel=3)
-    return Photo(picture, people, chosen, layering, pose, parsing, label_set, margin, generator)
+    return Photo(picture, people, chosen, layers, layering, pose, parsing, label_set, margin, generator)
 
 
 def checked_photos(images: Sequence[Picture], common: dict[str, Any], **lists: Sequence[Any] | None) -> list[Photo]:

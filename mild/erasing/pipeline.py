@@ -103,10 +103,7 @@ class Erased(BaseOutput):
         """RGBA of the picture's size, one a person in the order of the masks. What somebody in front hides of a person
         is painted where the image shows it or ``layers=True`` asked for it, and transparent otherwise."""
         whole = [layer.whole(*self.parts.painted.shape) for layer in self.parts.layers]
-        form: OutputType = "pil"
-        if not isinstance(self.image, Image.Image):
-            form = "np" if isinstance(self.image, np.ndarray) else "pt"
-        return [_in_form(layer, form) for layer in whole]
+        return [_in_form(layer, _form_of(self.image)) for layer in whole]
 
 
 class ErasedPictures(list[Erased]):
@@ -124,8 +121,7 @@ def recompose(result: Erased, keep: Sequence[int]) -> Any:
     Raises:
         UserError: there is no such person, or somebody would have to vanish who was not painted out.
     """
-    forms: dict[type, OutputType] = {np.ndarray: "np", torch.Tensor: "pt"}
-    return _in_form(result.parts.recompose(keep), forms.get(type(result.image), "pil"))
+    return _in_form(result.parts.recompose(keep), _form_of(result.image))
 
 
 @dataclass(eq=False)
@@ -375,7 +371,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         if foreign := [name for name in wanted if name not in self._callback_tensor_inputs]:
             raise UserError(f"callback_on_step_end_tensor_inputs names {foreign[0]}: only latents can be had")
         own: dict[str, Any] = {"masks": masks, "remove": remove, "order": order, "pose": pose, "parsing": parsing}
-        common: dict[str, Any] = {"label_set": label_set, "protect": protect, "margin": margin}
+        common: dict[str, Any] = {"label_set": label_set, "layers": layers, "protect": protect, "margin": margin}
         single = not isinstance(image, list | tuple)
         if single:
             photos = [checked_photo(image, generator=generator, **own, **common)]
@@ -393,8 +389,9 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             raise UserError(f"num_inference_steps is {num_inference_steps}: give 1 to {most}, which the scheduler has")
         if batch_size < 1:
             raise UserError("batch_size must be 1 or more")
-        side, follow = resolution or self.resolution, reach is not None
-        jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, layers, side, follow)]
+        follow = reach is not None and self.layered is not None and self.layered.extents is not None
+        side = resolution or self.resolution
+        jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, side, follow)]
         painted: dict[int, _Painted] = {}
         device = self._execution_device  # once: looking for it goes through all modules
         embeds = {
@@ -417,7 +414,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 return changed.get("latents", latents)
 
             for batch in batches:
-                results = self._paint(batch, text, num_inference_steps, guidance_scale, device, after_step)
+                results = self._paint(batch, text, num_inference_steps, guidance_scale, follow, device, after_step)
                 painted.update((id(one.job), one) for one in results)
         self.maybe_free_model_hooks()
         erased = []
@@ -425,7 +422,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             parts = [painted[id(job)] for job in jobs if job.photo == number]
             # Networks see in cells of the latent: strips of half a cell on each side.
             width = self.vae_scale_factor / 2 if match_colours else None
-            erased.append(_assembled(photo, parts, layers, reach, width, output_type))
+            erased.append(_assembled(photo, parts, reach or 0, width, output_type))
         return erased[0] if single else ErasedPictures(erased)
 
     def set_attention_slice(self, slice_size: Any) -> None:
@@ -463,19 +460,17 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         """What sides of working sizes are divisible by, so that no level of the UNet has to be padded."""
         return int(self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
 
-    def _plan(self, number: int, photo: Photo, layers: bool, side: int, follow: bool) -> Iterator[_Job]:
+    def _plan(self, number: int, photo: Photo, side: int, follow: bool) -> Iterator[_Job]:
         """The windows and branches that a picture needs; ``follow``: people are followed behind others."""
         everybody = range(len(photo.masks))
-        targets = list(everybody) if layers else photo.remove
-        regions = plan_regions((photo.editable([k]) for k in targets), side, self._multiple())
-        follow = follow and self.layered is not None and self.layered.extents is not None
+        regions = plan_regions((photo.editable([k]) for k in photo.painted_out), side, self._multiple())
         all_people = editable(photo.masks, everybody, photo.margin)
         for region in regions:
             yield self._job(number, photo, region, "bg", None, all_people)
         for k in everybody:
-            if k in photo.remove and not layers:
+            if k in photo.remove and not photo.layers:
                 continue
-            freed, touched = photo.freed(k, layers), photo.hidden(k, layers)
+            freed, touched = photo.freed(k), photo.hidden(k)
             if follow:
                 touched |= freed & editable([photo.shows(k)], [0])
             for region in regions:
@@ -553,10 +548,11 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         text: Any,
         steps: int,
         guidance_scale: float,
+        follow: bool,
         device: torch.device,
         after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> list[_Painted]:
-        """What one branch paints in windows of one size."""
+        """What one branch paints in windows of one size, and where it sees people, if they are to be followed."""
         dtype, count, copies = self.unet.dtype, len(jobs), len(text[0])
         prompt_embeds, pooled = (given.repeat_interleave(count, 0) for given in text)
         holes = torch.from_numpy(np.stack([job.hole for job in jobs]))[:, None].to(device, torch.float32)
@@ -590,14 +586,14 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                     prediction = without + guidance_scale * (with_prompt - without)
                 latents = self.scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
                 latents = after_step(number, t, latents)
-            likely = self._likely(jobs)
+            # Holes that stay unfinished say nothing of people.
+            likely = self._likely(jobs) if follow and not self.interrupt else [None] * count
         pictures = self._decode(latents)
         return [_Painted(*one) for one in zip(jobs, pictures, likely, strict=True)]
 
-    def _likely(self, jobs: list[_Job]) -> list[np.ndarray] | list[None]:
+    def _likely(self, jobs: list[_Job]) -> Sequence[np.ndarray | None]:
         """What the extents said in the last step, by job."""
-        if self.layered is None or self.layered.extents is None:
-            return [None] * len(jobs)
+        assert self.layered is not None and self.layered.extents is not None
         # With guidance, those with the prompt come last.
         logits = self.layered.extents.logits(jobs[0].branch, jobs[0].region.size)[-len(jobs) :]
         return list(logits[:, 0].sigmoid().cpu().numpy())
@@ -656,8 +652,7 @@ def _batches(jobs: list[_Job], batch_size: int) -> list[list[_Job]]:
 def _assembled(
     photo: Photo,
     painted: list[_Painted],
-    layers: bool,
-    reach: float | None,
+    reach: float,
     width: float | None,
     output_type: OutputType,
 ) -> Erased:
@@ -667,10 +662,9 @@ def _assembled(
         reach: see `MILDPipeline.__call__`.
         width: of the strips whose colours are compared, in pixels; None: colours stay as painted.
     """
-    targets = list(range(len(photo.masks))) if layers else photo.remove
     goes = np.zeros(len(photo.masks) + 1, bool)
-    goes[[k + 1 for k in targets]] = True
-    core, area = goes[photo.seen], photo.editable(targets)
+    goes[[k + 1 for k in photo.painted_out]] = True
+    core, area = goes[photo.seen], photo.editable(photo.painted_out)
     background, beyond = photo.image, np.zeros_like(photo.seen)
     for one in painted:
         if one.job.branch == "bg":
@@ -685,10 +679,7 @@ def _assembled(
                 picture = colours_matched(picture, one.job.picture, hole, width)
             background = paste(background, picture, region, core, area | (beyond > 0))
     area |= beyond > 0
-    people = [
-        _layer(photo, k, [one for one in painted if one.job.person == k], layers, reach)
-        for k in range(len(photo.masks))
-    ]
+    people = [_layer(photo, k, [one for one in painted if one.job.person == k], reach) for k in range(len(photo.masks))]
     parts = LayeredPicture(photo.image, background, area, photo.seen, beyond, people, photo.order, photo.margin)
     keep = [k for k in range(len(photo.masks)) if k not in photo.remove]
     image, removed = parts.recompose(keep), parts.changed(keep)
@@ -700,9 +691,7 @@ def _assembled(
     )
 
 
-def _left_behind(
-    photo: Photo, painted: _Painted, reach: float | None, goes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _left_behind(photo: Photo, painted: _Painted, reach: float, goes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whose a pixel of the window is, beyond all masks, of those who go: surely, and with a border around that.
 
     Returns:
@@ -710,7 +699,7 @@ def _left_behind(
     """
     region = painted.job.region
     seen = photo.seen[region.rows, region.columns]
-    if painted.likely is None or reach is None:
+    if painted.likely is None:
         return np.zeros_like(seen), np.zeros_like(seen)
     size = painted.likely.shape
     people = cv2.resize(seen, size[::-1], interpolation=cv2.INTER_NEAREST)
@@ -728,26 +717,26 @@ def _limits(photo: Photo, region: Region, reach: float) -> list[float]:
     return [reach * math.sqrt(area) * scale for area in photo.areas]
 
 
-def _layer(photo: Photo, person: int, painted: list[_Painted], layers: bool, reach: float | None) -> Layer:
+def _layer(photo: Photo, person: int, painted: list[_Painted], reach: float) -> Layer:
     """A person as the photograph shows them, and as they were painted where others hid them."""
     shown = photo.shows(person)
     if not painted:
         return Layer.cut(photo.image, shown.astype(np.uint8) * 255)
-    freed = photo.freed(person, layers)
+    freed = photo.freed(person)
     colours, alpha = photo.image, np.zeros(shown.shape, np.uint8)
     for one in painted:
         window = one.job.region.rows, one.job.region.columns
         colours = paste(colours, one.picture, one.job.region, ~shown, ~shown)
         alpha[window] = np.where(freed[window], _alpha_behind(photo, person, one, reach), 0)
-    alpha[shown | photo.hidden(person, layers)] = 255
+    alpha[shown | photo.hidden(person)] = 255
     return Layer.cut(colours, alpha)
 
 
-def _alpha_behind(photo: Photo, person: int, painted: _Painted, reach: float | None) -> np.ndarray:
+def _alpha_behind(photo: Photo, person: int, painted: _Painted, reach: float) -> np.ndarray:
     """How much of each pixel of the window the model takes for the person, where they were hidden; (h, w) uint8."""
     region = painted.job.region
     shown = photo.shows(person)[region.rows, region.columns]
-    if painted.likely is None or reach is None:
+    if painted.likely is None:
         return np.zeros(shown.shape, np.uint8)
     likely = np.where(painted.job.hole, painted.likely, 0)
     seen = cv2.resize(shown.astype(np.uint16), likely.shape[::-1], interpolation=cv2.INTER_NEAREST)
@@ -755,6 +744,12 @@ def _alpha_behind(photo: Photo, person: int, painted: _Painted, reach: float | N
     # An edge is soft: half a probability more or less beside 1/2.
     soft = np.clip(2 * likely - 0.5, 0, 1) * (cv2.dilate(owners, np.ones((3, 3), np.uint8)) > 0)
     return np.rint(255 * cv2.resize(soft, shown.shape[::-1], interpolation=cv2.INTER_LINEAR)).astype(np.uint8)
+
+
+def _form_of(picture: Any) -> OutputType:
+    """What ``output_type`` a result was asked for with."""
+    forms: dict[type, OutputType] = {np.ndarray: "np", torch.Tensor: "pt"}
+    return forms.get(type(picture), "pil")
 
 
 def _in_form(array: np.ndarray, output_type: OutputType) -> Any:

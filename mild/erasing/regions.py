@@ -54,7 +54,7 @@ def editable(masks: Sequence[np.ndarray] | np.ndarray, targets: Iterable[int], m
         raise UserError(f"margin is {margin}: give 0, or a share such as {MARGIN}")
     area = np.zeros(masks[0].shape, bool)
     for index in targets:
-        box = _box(masks[index])
+        box = box_of(masks[index])
         if box is None:
             continue
         reach = math.ceil(margin * math.sqrt(np.count_nonzero(masks[index])))
@@ -95,7 +95,7 @@ def plan_regions(holes: Iterable[np.ndarray], resolution: int, multiple: int) ->
     groups, size = [], (0, 0)
     for hole in holes:
         size = hole.shape
-        if (box := _box(hole)) is not None:
+        if (box := box_of(hole)) is not None:
             groups.append((box, int(np.count_nonzero(hole))))
     windows = [_window(box, area, size, resolution) for box, area in groups]
     while pair := _overlapping(windows):
@@ -119,7 +119,7 @@ def square_side(hole: np.ndarray, resolution: int) -> int:
 
     At most the picture's shorter side.
     """
-    box = _box(hole)
+    box = box_of(hole)
     if box is None:
         return min(resolution, *hole.shape)
     rows, columns = _window(box, int(np.count_nonzero(hole)), hole.shape, resolution)
@@ -225,7 +225,7 @@ def paste(
     # Lanczos where it grows: sharpest, and its faint ringing ends in the painted area like everything else.
     new = _resized(painted, old.shape[:2], cv2.INTER_LANCZOS4)
     # A window of a large photograph has hundreds of megapixels, the hole a few: floats for those around it only.
-    box = _box(within)
+    box = box_of(within)
     assert box is not None
     around = tuple(slice(max(0, low - 1), high + 1) for low, high in box)
     within, core, old, new = within[around], core[around], old[around], new[around].astype(np.float32)
@@ -260,7 +260,7 @@ def _near_mean(picture: np.ndarray, where: np.ndarray, sigma: float) -> np.ndarr
     return sums / np.maximum(cv2.GaussianBlur(share, (0, 0), sigma), 1e-6)[..., None]
 
 
-def _box(mask: np.ndarray) -> _Box | None:
+def box_of(mask: np.ndarray) -> _Box | None:
     """The box around what is True; None where nothing is."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mild.erasing.extents import REACH
 from mild.evaluation.cases import write_picture
 from mild.evaluation.methods import Case, Setup
 from mild.evaluation.methods.mild import MILDMethod
@@ -33,7 +32,7 @@ def paint_layers(method: MILDMethod, setup: Setup, cases: list[Case], seed: int,
             label_set=case.label_set,
             layers=True,
             margin=0,
-            reach=REACH if method.extents else None,
+            reach=method.reach,
             match_colours=method.match_colours,
             num_inference_steps=method.inference_steps or setup.inference_steps,
             generator=torch.Generator("cpu").manual_seed(derived_seed(seed, case.key)),

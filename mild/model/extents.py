@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dataset_tools.errors import UserError
 from mild.model.backbone import BRANCHES, Branch
+from mild.model.offsets import zeroed
 from mild.settings import ExtentsSettings
 
 
@@ -84,7 +85,5 @@ def remove_extents(extents: Extents) -> None:
 
 
 def _head(channels: int, settings: ExtentsSettings) -> nn.Sequential:
-    last = nn.Conv2d(settings.width, settings.detail**2, 3, padding=1)
-    for parameter in last.parameters():
-        nn.init.zeros_(parameter)
+    last = zeroed(nn.Conv2d(settings.width, settings.detail**2, 3, padding=1))
     return nn.Sequential(nn.Conv2d(channels, settings.width, 3, padding=1), nn.SiLU(), last)

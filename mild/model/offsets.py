@@ -45,7 +45,7 @@ class SpatialOffset(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(1, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        self.last = _zero(nn.Conv2d(width, latent_channels, 3, padding=1))
+        self.last = zeroed(nn.Conv2d(width, latent_channels, 3, padding=1))
 
     def forward(self, mask: torch.Tensor, grid: tuple[int, int] | torch.Size) -> torch.Tensor:
         """What to add to a latent (B, C, h, w), where ``grid`` is (h, w), for a mask (B, 1, H, W) in 0..1."""
@@ -168,7 +168,8 @@ def remove_offsets(offsets: Offsets) -> None:
     offsets.hooks.clear()
 
 
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer, which gives zeros until trained."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

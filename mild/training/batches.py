@@ -40,7 +40,7 @@ from dataset_tools.masks import AugmentSettings, augment_mask
 from dataset_tools.schema import KEYPOINTS, PARSING_LABELS, Person, Sample
 from dataset_tools.shards import Outline
 from mild.erasing.layers import seen_people
-from mild.erasing.regions import Region, cut_mask, cut_picture, cut_soft, editable, prefilled, square_side
+from mild.erasing.regions import Region, box_of, cut_mask, cut_picture, cut_soft, editable, prefilled, square_side
 from mild.model.backbone import Branch
 from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.seeds import derived_seed
@@ -81,8 +81,6 @@ class Batch:
     fills its holes to start from."""
     image: torch.Tensor
     """The image that the branch is shown, apart from the hole."""
-    start: torch.Tensor
-    """The image with the hole filled smoothly, from which erasing starts."""
     hole: torch.Tensor
     """1 where the branch is shown nothing."""
     given_mask: torch.Tensor
@@ -104,6 +102,13 @@ class Batch:
     def shown(self) -> torch.Tensor:
         """The image with its hole in middle grey."""
         return self.image * (1 - self.hole)
+
+    @property
+    def start(self) -> torch.Tensor:
+        """The image with the hole filled smoothly, from which erasing starts."""
+        pictures = ((self.image + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        holes = self.hole[:, 0].numpy() > 0
+        return torch.stack([_picture_tensor(prefilled(*one)) for one in zip(pictures, holes, strict=True)])
 
 
 def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.random.Generator) -> View:
@@ -204,7 +209,6 @@ def _example(branch: Branch, view: View, resolution: int) -> dict[str, torch.Ten
     sample, region = view.sample, Region(*view.region, (resolution, resolution))
     faulty = _faulty_masks(sample)
     everybody = range(len(faulty))
-    image = cut_picture(sample.image, region)
     if branch == "bg":
         hole = cut_mask(editable(faulty, everybody), region)
         given = hole
@@ -219,8 +223,7 @@ def _example(branch: Branch, view: View, resolution: int) -> dict[str, torch.Ten
         extent, extent_judged = (judged, hole) if complete is not None else (judged, np.zeros_like(hole))
     return {
         "picture": _picture_tensor(picture),
-        "image": _picture_tensor(image),
-        "start": _picture_tensor(prefilled(image, hole)),
+        "image": _picture_tensor(cut_picture(sample.image, region)),
         "hole": _mask_tensor(hole),
         "given_mask": _mask_tensor(given),
         "target_mask": _mask_tensor(judged),
@@ -330,23 +333,19 @@ def _random_square(
         side = square_side(editable(person.augmented_mask[None], [0]), resolution)
         least, most = (min(max(resolution, round(side * factor)), largest) for factor in WINDOWS)
         return _square_of(mask, int(draw.integers(least, most, endpoint=True)), draw)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    boxes = [(int(at[0]), int(at[-1]) + 1) if at.size else (0, 0) for at in (rows, columns)]
     smallest = max(
         resolution,
         math.ceil(settings.smallest * largest),
         math.ceil(math.sqrt(np.count_nonzero(mask) / MOST)),
-        *(end - start for start, end in boxes),
+        *(end - start for start, end in box_of(mask) or ()),
     )
     return _square_of(mask, int(draw.integers(min(smallest, largest), largest, endpoint=True)), draw)
 
 
 def _square_of(mask: np.ndarray, side: int, draw: np.random.Generator) -> tuple[slice, slice]:
     """A square of a side, anywhere in the picture as long as the mask's box is in it."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    boxes = [(int(at[0]), int(at[-1]) + 1) if at.size else (0, 0) for at in (rows, columns)]
     firsts = []
-    for (start, end), length in zip(boxes, mask.shape, strict=True):
+    for (start, end), length in zip(box_of(mask) or ((0, 0), (0, 0)), mask.shape, strict=True):
         # A box that is longer than the side is cut anywhere; one that is shorter is held.
         low, high = (min(max(first, 0), length - side) for first in sorted((start, end - side)))
         firsts.append(int(draw.integers(low, high, endpoint=True)))

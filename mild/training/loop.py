@@ -642,7 +642,8 @@ class BranchLoss:
         self.settings = settings
         # Samplers such as Euler's noise otherwise; their configuration says what the UNet was trained with.
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.ddim: DDIMScheduler = as_ddim(pipeline.scheduler)
+        # Its own: sample pictures set the steps of the pipeline's.
+        self.ddim = DDIMScheduler.from_config(as_ddim(pipeline.scheduler).config)
         self.ddim.set_timesteps(settings.inference_steps, device=pipeline.unet.device)
         with torch.no_grad():
             text, _, pooled_text, _ = pipeline.encode_prompt(

@@ -14,6 +14,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.estimators.network import alike
 from dataset_tools.settings import digest_of
 from mild.bases import digest_of_place
+from mild.erasing.extents import REACH
 from mild.evaluation.methods import Case, MethodSettings, Setup
 from mild.model.saved import fetched, read_config
 
@@ -29,6 +30,11 @@ class WindowsMethod(MethodSettings):
     without, it is the paper's method alone."""
     inference_steps: int | None = Field(None, ge=1)
     """DDIM steps; null: as all methods."""
+
+    @property
+    def reach(self) -> float | None:
+        """How far the model is followed beyond masks: see `mild.erasing.pipeline`."""
+        return None
 
     @abstractmethod
     def pipeline(self, setup: Setup) -> MILDPipeline:
@@ -105,6 +111,11 @@ class MILDMethod(WindowsMethod):
     """Whether HMG is given parsing."""
     extents: bool = True
     """Whether what the model sees of people beyond the masks is painted out with them."""
+
+    @property
+    def reach(self) -> float | None:
+        """See `WindowsMethod.reach`."""
+        return REACH if self.extents else None
 
     @property
     def title(self) -> str:
@@ -185,8 +196,6 @@ class WindowsEraser:
         """
         import torch
 
-        from mild.erasing.extents import REACH
-
         pose, parsing = (getattr(self._settings, cue, True) for cue in ("pose", "parsing"))
         results: list[np.ndarray] = [case.image for case in cases]
         # One call of the pipeline knows one label set.
@@ -200,7 +209,7 @@ class WindowsEraser:
                 parsing=[case.parsing if parsing else None for case in chosen],
                 label_set=chosen[0].label_set,
                 margin=0,
-                reach=REACH if getattr(self._settings, "extents", True) else None,
+                reach=self._settings.reach,
                 match_colours=self._settings.match_colours,
                 num_inference_steps=self._steps,
                 generator=[torch.Generator("cpu").manual_seed(seeds[index]) for index in same],

@@ -815,3 +815,15 @@ def test_a_base_alone_has_nothing_to_save(base_alone: MILDPipeline, tmp_path: Pa
     with pytest.raises(UserError, match="base alone"):
         base_alone.save_pretrained(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_interrupted_before_a_batch_its_holes_stay_unfinished_and_nobody_is_followed(pipe: MILDPipeline) -> None:
+    """The second window's batch takes no step, of which the heads could say something."""
+    image, masks = photo(80, 600), [box(80, 600, 30, 50, left, left + 12) for left in (40, 540)]
+
+    def stop(of: MILDPipeline, *_: Any) -> dict[str, Any]:
+        of._interrupt = True
+        return {}
+
+    result = erase(pipe, image, masks, reach=2, batch_size=1, callback_on_step_end=stop)
+    assert np.array_equal(result.removed, editable(np.stack(masks), [0, 1]))

@@ -187,10 +187,11 @@ def test_a_branch_is_trained_on_what_the_pipeline_shows_it(nano_base: str, make_
         parsing=None,
         generator=None,
         label_set="lip",
+        layers=True,
         protect=None,
         margin=MARGIN,
     )
-    jobs = list(pipeline._plan(0, photo, True, side, False))
+    jobs = list(pipeline._plan(0, photo, side, False))
     assert [(job.branch, job.person) for job in jobs] == [("bg", None), ("fg", 1)]
     for job in jobs:
         batch = make_batch(job.branch, [View(sample, job.person or 0)], side)
