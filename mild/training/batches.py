@@ -1,4 +1,4 @@
-"""From samples to training examples: views (faulty masks, crops, flips), holes, targets and cues of one branch.
+"""From samples to training examples: views (faulty masks, crops, flips, colours), holes, targets and cues of one branch.
 
 What a branch is shown is made as `mild.erasing.pipeline` makes it at inference, with the same functions: holes are
 masks widened by `mild.erasing.regions.editable`, of everybody for the background, of those who go for the foreground; a
@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 
@@ -112,11 +113,11 @@ class Batch:
 
 
 def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.random.Generator) -> View:
-    """A sample as one training step sees it: with faulty masks, cropped and perhaps mirrored.
+    """A sample as one training step sees it: with faulty masks, cropped, perhaps mirrored and recoloured.
 
     Drawn in this order: faulty masks, person by person, where the sample has none; side, top and left of the crop,
     where ``settings.crop`` asks for one; whether to mirror; who stays: in half of the views nobody but the person, in
-    the others each one or not, but never everybody. Both branches of a step use one view.
+    the others each one or not, but never everybody; whether to recolour, and how. Both branches of a step use one view.
 
     Args:
         index: the chosen person, whom the crop keeps.
@@ -133,6 +134,8 @@ def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.rand
     view = mirrored(view) if draw.random() < settings.flip else view
     others = [k for k in range(len(view.people)) if k != index]
     staying = frozenset(k for k in others if draw.random() < 0.5) if draw.random() < 0.5 else frozenset()
+    if settings.recolour and draw.random() < settings.recolour:
+        view = recoloured(view, draw)
     return View(view, index, frozenset() if len(staying) == len(others) else staying)
 
 
@@ -188,6 +191,32 @@ def mirrored(sample: Sample) -> Sample:
     for person in view.people:
         person.keypoints = person.keypoints[_other_side(KEYPOINTS)]
     return replace(view, parsing=labels[view.parsing])
+
+
+def recoloured(sample: Sample, draw: np.random.Generator) -> Sample:
+    """A sample in other colours: image, background and layers alike, pixel by pixel.
+
+    Red, green and blue change places, all become more or less grey (from no colour at all to a third more), and each
+    gets a gamma of its own, from 0.6 to 1.7.
+    """
+    order, strength = draw.permutation(3), draw.uniform(0, 4 / 3)
+    curves = (np.linspace(0, 1, 256) ** np.exp(draw.uniform(-0.5, 0.5, (3, 1))) * 255).round().astype(np.uint8)
+    curves = np.ascontiguousarray(curves.T[:, None])
+    mixing = strength * np.eye(3) + (1 - strength) / 3
+
+    def changed(picture: np.ndarray) -> np.ndarray:
+        colours: np.ndarray = cv2.LUT(cv2.transform(np.ascontiguousarray(picture[..., order]), mixing), curves)
+        return colours
+
+    def on_layer(layer: np.ndarray | None) -> np.ndarray | None:
+        return None if layer is None else np.concatenate([changed(layer[..., :3]), layer[..., 3:]], -1)
+
+    return replace(
+        sample,
+        image=changed(sample.image),
+        background=None if sample.background is None else changed(sample.background),
+        people=[replace(person, layer=on_layer(person.layer)) for person in sample.people],
+    )
 
 
 def make_batch(branch: Branch, views: Sequence[View], resolution: int) -> Batch:

@@ -32,6 +32,7 @@ from mild.training.batches import (
     make_batch,
     make_cues,
     mirrored,
+    recoloured,
     with_faulty_masks,
 )
 from mild.training.loop import BranchLoss
@@ -373,6 +374,43 @@ def test_crops_and_flips_differ_from_draw_to_draw_and_reach_their_bounds(make_sa
     }
     assert kept and turned, "some as they are, some mirrored"
     assert max(kept | turned) <= 4, "the person begins at column 4"
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_what_had_one_colour_in_image_background_and_layer_still_has_one_in_other_colours(
+    make_sample: Callable[..., Sample], seed: int
+) -> None:
+    sample = make_sample(seed % 5)
+    person = sample.people[0]
+    assert sample.background is not None and person.layer is not None
+    colours = np.random.default_rng(seed).integers(0, 256, (4, 3), dtype=np.uint8)
+    sample.image[:2, :2] = sample.background[:2, :2] = person.layer[:2, :2, :3] = colours.reshape(2, 2, 3)
+    alpha = person.layer[..., 3].copy()
+
+    found = recoloured(sample, np.random.default_rng(seed))
+
+    assert found.background is not None and found.people[0].layer is not None
+    assert np.array_equal(found.image[:2, :2], found.background[:2, :2])
+    assert np.array_equal(found.image[:2, :2], found.people[0].layer[:2, :2, :3])
+    assert np.array_equal(found.people[0].layer[..., 3], alpha)
+    assert not np.array_equal(found.image, sample.image)
+
+
+def test_black_white_and_the_order_of_greys_outlast_other_colours(make_sample: Callable[..., Sample]) -> None:
+    sample = make_sample(0)
+    width = sample.image.shape[1]
+    sample.image[0] = np.linspace(0, 255, width).astype(np.uint8)[:, None]
+    for seed in range(20):
+        row = recoloured(sample, np.random.default_rng(seed)).image[0].astype(int)
+        assert (np.diff(row, axis=0) >= 0).all() and (row[0] == 0).all() and (row[-1] == 255).all()
+
+
+def test_as_many_views_are_recoloured_as_asked_for(make_sample: Callable[..., Sample]) -> None:
+    sample, chosen = make_sample(0), TrainSettings(resolution=32, recolour=0.3)
+    draws = [np.random.default_rng(seed) for seed in range(300)]
+    changed = sum(not np.array_equal(draw_view(sample, 0, chosen, d).sample.image, sample.image) for d in draws)
+    assert 60 < changed < 120
 
 
 def test_a_view_without_crop_and_flip_is_the_sample(make_sample: Callable[..., Sample]) -> None:
