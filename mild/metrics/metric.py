@@ -13,9 +13,9 @@ from pydantic import Field
 
 from dataset_tools.settings import Settings, digest_of
 
-Region = Literal["hole", "picture", "effects", "outside", "border"]
+Region = Literal["hole", "picture", "effects", "hole and effects", "outside", "border"]
 """Where a metric looks: at what was to be filled and what those who go really cover; everywhere; at their shadows and
-reflections beside that; at what no method may change; or at the line between mask and rest."""
+reflections beside that; at both; at what no method may change; or at the line between mask and rest."""
 
 
 UNKNOWN = "no clean background is known"

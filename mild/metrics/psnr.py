@@ -12,10 +12,11 @@ from mild.metrics.metric import UNKNOWN, UNKNOWN_HOLE, Judged, NotComputed, Pict
 
 class PSNR(PictureMetric):
     """In dB: in the hole, or over the whole picture; publications use both, and seldom say which. Or where, outside the
-    hole, the picture before shows shadows and reflections of those who go, which methods without an idea of them leave.
+    hole, the picture before shows shadows and reflections of those who go, which methods without an idea of them leave;
+    or in both.
     """
 
-    kind: Literal["psnr", "psnr_hole", "psnr_effects"] = "psnr_hole"
+    kind: Literal["psnr", "psnr_hole", "psnr_effects", "psnr_hole_effects"] = "psnr_hole"
     packages: ClassVar[tuple[str, ...]] = ("scikit-image",)
     digits: ClassVar[int] = 2
     larger_is_better: ClassVar[bool] = True
@@ -23,12 +24,17 @@ class PSNR(PictureMetric):
     @property
     def title(self) -> str:
         """See `MetricSettings.title`."""
-        return {"psnr": "PSNR, dB", "psnr_hole": "PSNR hole, dB", "psnr_effects": "PSNR effects, dB"}[self.kind]
+        return f"PSNR {'' if self.region == 'picture' else self.region}".strip() + ", dB"
 
     @property
     def region(self) -> Region:
         """See `MetricSettings.region`."""
-        regions: dict[str, Region] = {"psnr": "picture", "psnr_hole": "hole", "psnr_effects": "effects"}
+        regions: dict[str, Region] = {
+            "psnr": "picture",
+            "psnr_hole": "hole",
+            "psnr_effects": "effects",
+            "psnr_hole_effects": "hole and effects",
+        }
         return regions[self.kind]
 
     def score(self, judged: Sequence[Judged]) -> list[float | NotComputed]:
@@ -48,6 +54,8 @@ class PSNR(PictureMetric):
             return one.known & one.hole, UNKNOWN_HOLE
         if one.effects is None:
             return np.zeros_like(one.known), "whether those who go leave shadows and reflections is not known"
+        if self.kind == "psnr_hole_effects":
+            return one.known & (one.hole | one.effects), UNKNOWN_HOLE
         return one.known & one.effects & ~one.hole, "no shadow or reflection of those who go lies outside the hole"
 
 

@@ -1,4 +1,4 @@
-"""From samples to training examples: views (faulty masks, crops, flips, colours), holes, targets and cues of one branch.
+"""From samples to training examples: views (faulty masks, crops, flips, colours), holes, targets, cues of one branch.
 
 What a branch is shown is made as `mild.erasing.pipeline` makes it at inference, with the same functions: holes are
 masks widened by `mild.erasing.regions.editable`, of everybody for the background, of those who go for the foreground; a

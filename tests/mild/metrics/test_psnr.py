@@ -76,3 +76,17 @@ def test_effects_are_judged_outside_the_hole_where_the_truth_is_known(make_judge
     assert value == pytest.approx(20 * math.log10(255 / 40))
     why = metric.score([make_judged(result, HOLE, truth=truth, effects=one) for one in (None, shadow & HOLE)])
     assert ["not known" in str(why[0]), "outside the hole" in str(why[1])] == [True, True]
+
+
+def test_hole_and_effects_are_judged_together(make_judged: Callable[..., Judged]) -> None:
+    """200 pixels of a hole off by 10, 200 of a shadow beside it off by 40, all else off by 100."""
+    truth = np.full((40, 30, 3), 100, np.uint8)
+    shadow = np.zeros((40, 30), bool)
+    shadow[10:25, 5:25] = True
+    result = np.full_like(truth, 200)
+    result[shadow], result[HOLE] = 140, 110
+    metric = PSNR(kind="psnr_hole_effects")
+    (value,) = metric.score([make_judged(result, HOLE, truth=truth, effects=shadow)])
+    assert value == pytest.approx(10 * math.log10(255**2 / ((10**2 + 40**2) / 2)))
+    (why,) = metric.score([make_judged(result, HOLE, truth=truth)])
+    assert isinstance(why, NotComputed) and "not known" in str(why)
