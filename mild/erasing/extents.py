@@ -14,8 +14,9 @@ import numpy as np
 REACH = 2.0
 """How far from a person's mask they are followed at most, as a share of the square root of its area: shadows are about
 as long as people are tall."""
-LIKELY = 0.5
-"""Probability from which a pixel counts."""
+LIKELY = 0.7
+"""Probability from which a pixel counts. On drawn scenes 0.5 to 0.7 are alike; on photographs, of which the nano base
+knows little, 0.7 repaints two thirds of what 0.5 does where nobody left anything."""
 
 
 def followed(likely: np.ndarray, people: np.ndarray, passable: np.ndarray, limits: Sequence[float]) -> np.ndarray:

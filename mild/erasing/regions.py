@@ -21,10 +21,8 @@ CONTEXT = 2.0
 1 / (1 + 2 * 2)^2 = 0.04 of its window, where the picture has that much. Half of it fills the drawn world's holes 0.3 dB
 worse."""
 FILL = (1 + 2 * CONTEXT) ** -2
-MATCHED = 0.7
-"""Share of a small difference in colour at a hole's border that `colours_matched` takes away."""
 JUMP = 80.0
-"""Difference in colour, of 255, of which it takes away 1 / e of that."""
+"""Difference in colour at a hole's border, of 255, of which `colours_matched` takes away 1 / e."""
 ELONGATION = 2
 """Longer over shorter side that a window is held to."""
 
@@ -176,10 +174,9 @@ def colours_matched(painted: np.ndarray, picture: np.ndarray, hole: np.ndarray, 
     """What was painted into a hole, its colours brought nearer to those around it, so that no outline stays to be seen.
 
     A network that paints lawn too pale leaves a pale person on it. Just inside the hole's border the difference to the
-    colours just outside is taken, and its larger part, `MATCHED`, spread smoothly over the hole and added, as Poisson
-    blending does (Pérez et al. 2003, "Poisson Image Editing", membrane). Unlike it, a difference that is large (against
-    `JUMP`) counts for little: it is an edge that was there, or part of a person that the mask missed. No part of the
-    paper.
+    colours just outside is taken, spread smoothly over the hole and added, as Poisson blending does (Pérez et al. 2003,
+    "Poisson Image Editing", membrane). Unlike there, a difference that is large (against `JUMP`) counts for little: it
+    is an edge that was there, or part of a person that the mask missed. No part of the paper.
 
     Args:
         painted: (h, w, 3) uint8.
@@ -196,7 +193,7 @@ def colours_matched(painted: np.ndarray, picture: np.ndarray, hole: np.ndarray, 
         return painted
     difference = _near_mean(picture, outer, width) - _near_mean(painted, inner, width)
     size = np.abs(difference).max(-1, keepdims=True)
-    added = _spread(MATCHED * np.exp(-np.square(size / JUMP)) * difference, inner)
+    added = _spread(np.exp(-np.square(size / JUMP)) * difference, inner)
     matched = np.rint(np.clip(painted + added, 0, 255)).astype(np.uint8)
     return np.where(hole[..., None], matched, painted)
 

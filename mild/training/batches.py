@@ -112,6 +112,18 @@ class Batch:
         return torch.stack([_picture_tensor(prefilled(*one)) for one in zip(pictures, holes, strict=True)])
 
 
+def draw_person(sample: Sample, draw: np.random.Generator) -> int:
+    """Index of the person whom a view is about: one of those who touch another, or of all where nobody does.
+
+    Erasing runs the foreground branch for those who touch somebody alone; drawn from all, six of ten would be of people
+    of whom nothing can be hidden, and the branch would learn that nothing ever is.
+    """
+    widened = [cv2.dilate(person.mask.astype(np.uint8), np.ones((3, 3), np.uint8)) for person in sample.people]
+    crowded = np.sum(widened, axis=0, dtype=np.int64) > 1
+    touching = [index for index, mask in enumerate(widened) if (crowded & (mask > 0)).any()]
+    return int(draw.choice(touching or len(sample.people)))
+
+
 def draw_view(sample: Sample, index: int, settings: TrainSettings, draw: np.random.Generator) -> View:
     """A sample as one training step sees it: with faulty masks, cropped, perhaps mirrored and recoloured.
 

@@ -45,7 +45,7 @@ from mild.model.layered import LayeredUNet
 from mild.model.saved import CONFIG
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
-from mild.training.batches import Batch, View, draw_fixed_view, draw_view, make_batch, make_cues
+from mild.training.batches import Batch, View, draw_fixed_view, draw_person, draw_view, make_batch, make_cues
 from mild.training.checkpoints import Checkpoint, Checkpoints
 from mild.training.journal import Journal, SamplePictures, check_trackers, logs_of, numbers_of, peak_memory
 from mild.training.latents import Latents, encode_view, pictures_of
@@ -710,7 +710,7 @@ class BranchLoss:
 
     def _new_views(self, samples: Sequence[Sample], step: int, draws: Sequence[np.random.Generator]) -> list[View]:
         """A view of each sample that no other step has; its person is drawn first."""
-        chosen = [int(draw.integers(len(sample.people))) for draw, sample in zip(draws, samples, strict=True)]
+        chosen = [draw_person(sample, draw) for draw, sample in zip(draws, samples, strict=True)]
         # A generator of their own, for as many numbers as views take.
         seeds = [derived_seed(self.settings.seed, step, sample.key, "view") for sample in samples]
         return [

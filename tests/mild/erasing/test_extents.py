@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mild.erasing.extents import enlarged, followed
+from mild.erasing.extents import LIKELY, enlarged, followed
 
 
 def test_only_what_hangs_together_with_people_is_followed() -> None:
@@ -17,7 +17,7 @@ def test_only_what_hangs_together_with_people_is_followed() -> None:
     people = np.zeros((60, 80), np.uint16)
     people[10:14, 10:14] = 1
     owners = followed(likely, people, np.zeros((60, 80), bool), [1000])
-    regions, _ = ndimage.label((likely > 0.5) | (people > 0), np.ones((3, 3)))
+    regions, _ = ndimage.label((likely > LIKELY) | (people > 0), np.ones((3, 3)))
     assert np.array_equal(owners > 0, regions == regions[11, 11])
     assert 0 < (owners > 0).mean() < 1
 

@@ -28,6 +28,7 @@ from mild.training.batches import (
     View,
     cropped,
     draw_fixed_view,
+    draw_person,
     draw_view,
     make_batch,
     make_cues,
@@ -600,6 +601,16 @@ def test_a_crop_like_a_window_is_about_as_large_as_that_of_inference_and_holds_t
         sides.append(view.image.shape[0])
     side = np.sqrt(window[0] * window[1])
     assert 0.79 * side <= min(sides) < 0.9 * side and 1.1 * side < max(sides) <= 1.26 * side
+
+
+def test_views_are_of_people_who_touch_where_there_are_such(make_sample: Callable[..., Sample]) -> None:
+    sample = make_sample(0, people=4)
+    apart = {draw_person(sample, np.random.default_rng(seed)) for seed in range(60)}
+    shifted = np.roll(sample.people[2].mask, -16, axis=1)
+    columns = [np.flatnonzero(mask.any(0)) for mask in (sample.people[1].mask, shifted)]
+    sample.people[2].mask = np.roll(shifted, columns[0][-1] + 1 - columns[1][0], axis=1)
+    touching = {draw_person(sample, np.random.default_rng(seed)) for seed in range(60)}
+    assert (apart, touching) == ({0, 1, 2, 3}, {1, 2})
 
 
 def test_in_half_of_the_views_some_of_the_others_stay_and_never_all(make_sample: Callable[..., Sample]) -> None:
