@@ -1,8 +1,9 @@
 """Reading many small files from anywhere: bounded in time, size, concurrency and memory.
 
 What goes wrong is told apart by whose fault it is. A picture that is not there or too large is set aside for good.
-Whatever may be a fault of the run (a wrong folder or credential, a network that is down) is set aside as transient: a
-later run tries again. And what is a fault of this program or machine (`OURS`, a full disk) is no rejection at all.
+Whatever may be a fault of the run (a wrong folder, a missing permission, a network that is down) is set aside as
+transient: a later run tries again. And what is a fault of this program or machine (`OURS`, a full disk), or of
+credentials that open nothing, is no rejection at all.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
-from dataset_tools.errors import Rejected, UserError
+from dataset_tools.errors import Rejected, UserError, credentials_to_mend
 from dataset_tools.ranges import NoRanges, is_http, read_range
 from dataset_tools.settings import Settings
 from dataset_tools.storage import is_url, open_root
@@ -83,7 +84,7 @@ def read_bytes(
             ``forbidden``, ``private-address``, ``no-such-bucket``, ``no-such-folder``, ``no-ranges`` (the server
             knows none, and a span lies too far behind), ``time-out``, ``http-error`` (any other HTTP status, or no
             connection) or ``unreadable`` (any other failure of another file system).
-        UserError: an option names a variable or block that is not there.
+        UserError: an option names a variable or block that is not there, or the credentials do not hold.
     """
     start, end = span or (0, settings.max_bytes + 1)
     end = min(end, start + settings.max_bytes + 1)
@@ -117,6 +118,7 @@ def with_retries(operation: Callable[[], R], url: str, settings: FetchSettings) 
 
     Raises:
         Rejected: as `read_bytes`.
+        UserError: the credentials do not hold, or hold no longer: no file is to blame.
         Exception: the operation's own fault (`OURS`), or this machine's: a full disk, too many open files.
     """
     for attempt in range(settings.attempts):
@@ -129,6 +131,8 @@ def with_retries(operation: Callable[[], R], url: str, settings: FetchSettings) 
         except Exception as error:
             if isinstance(error, OSError) and error.errno in OUR_MACHINE:
                 _raise_scrubbed(error)
+            if refusal := credentials_to_mend(error):
+                raise UserError(scrub(f"{url}: {refusal}")) from None
             rejected, again = _meaning(url, error, settings)
             if not again or attempt == settings.attempts - 1:
                 # Not "from error": that may repeat what opens the store.

@@ -29,7 +29,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from pycocotools import mask as coco_mask
 
-from dataset_tools.errors import Rejected, UserError
+from dataset_tools.errors import Rejected, UserError, credentials_to_mend
 from dataset_tools.images import MOST_PIXELS
 from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
 from dataset_tools.records import PEOPLE, Rejection
@@ -85,13 +85,20 @@ class Place:
         return [[name, *version_of(info)] for name, info in self.files.items()]
 
     def read(self, name: str) -> bytes:
-        """A file's bytes. Raises `Rejected` with ``not-found`` or, transient, ``read-failed``."""
+        """A file's bytes.
+
+        Raises:
+            Rejected: ``not-found`` or, transient, ``read-failed``.
+            UserError: the store's credentials do not hold.
+        """
         path = f"{self.path}/{name}" if name else self.path
         try:
             data: bytes = self.filesystem.cat_file(path)
         except FileNotFoundError:
             raise Rejected("not-found", f"{self.prefix}{name} does not exist") from None
         except OSError as error:
+            if refusal := credentials_to_mend(error):
+                raise UserError(f"{self.prefix}{name}: {refusal}") from None
             raise Rejected("read-failed", f"{self.prefix}{name} cannot be read: {error}", transient=True) from None
         return data
 

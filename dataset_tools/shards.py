@@ -24,7 +24,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pydantic import BaseModel
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.ranges import NoRanges, read_range
 from dataset_tools.schema import (
     CONFIGURATIONS,
@@ -279,14 +279,15 @@ def read_manifest(root: str) -> Manifest:
         return Manifest.model_validate(document)
     except UserError:
         raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{root} holds no dataset: {place} is missing (it is written last; was the build ended?)"
-        ) from None
     except ValueError as error:
         raise UserError(f"{place} is not a manifest: {str(error).splitlines()[0]}") from None
     except Exception as error:  # every store has its own kinds of refusal
-        reason = " ".join(str(error).split()) or type(error).__name__
+        why = what_to_mend(error)
+        if isinstance(error, NotADirectoryError) or (isinstance(error, FileNotFoundError) and why is None):
+            raise UserError(
+                f"{root} holds no dataset: {place} is missing (it is written last; was the build ended?)"
+            ) from None
+        reason = why or " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{root} cannot be read: {reason}") from error
 
 

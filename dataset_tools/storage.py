@@ -27,7 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import available_protocols, registry
 from pydantic import AfterValidator
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, what_to_mend
 
 PARTIAL_SUFFIX = ".mild-partial"
 """Ending of files and folders under construction; a killed run may leave some, `remove_partials` clears them."""
@@ -118,8 +118,10 @@ def open_root(root: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, 
     if not is_url(place):
         # Not through fsspec, which would take "::" in a name for a chain.
         return LocalFileSystem(), place
+    # What other processes write and delete is to be seen: fsspec would answer from its last listing of a folder.
+    options = {} if "::" in place else {"use_listings_cache": False}
     try:
-        filesystem, path = fsspec.core.url_to_fs(place)
+        filesystem, path = fsspec.core.url_to_fs(place, **options)
     except (ImportError, ValueError) as error:
         raise UserError(f"{root}: {error}") from None
     return filesystem, path
@@ -189,7 +191,8 @@ def check_writable(place: str | Path) -> None:
         filesystem.pipe_file(probe, b"")
         filesystem.rm_file(probe)
     except Exception as error:  # every store has its own kinds of refusal
-        raise UserError(f"output {place} cannot be written: {' '.join(str(error).split())}") from None
+        why = what_to_mend(error) or " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"output {place} cannot be written: {why}") from None
 
 
 @contextlib.contextmanager
@@ -208,7 +211,8 @@ def written_whole(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[
         try:
             yield partial
             if partial.exists():
-                filesystem.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+                if not _FLAT & _protocols(filesystem):
+                    filesystem.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
                 filesystem.put_file(str(partial), path)
         finally:
             partial.unlink(missing_ok=True)
@@ -226,6 +230,32 @@ def written_whole(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[
                 os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+_FLAT = {"s3", "gs", "abfs"}
+"""Stores without folders: asked for one, their libraries look for the bucket, which not everybody who may write may
+do, and make it where they see none."""
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> set[str]:
+    named = filesystem.protocol
+    return {named} if isinstance(named, str) else set(named)
+
+
+def abort_uploads(root: str) -> None:
+    """Give up what killed processes had begun to upload below a place on S3: it is seen nowhere, and kept and paid for.
+
+    For whoever writes there alone. Stores and credentials that do not allow it keep what they have.
+    """
+    filesystem, base = open_root(root)
+    if "s3" not in _protocols(filesystem):
+        return
+    bucket, _, folder = base.partition("/")
+    with contextlib.suppress(OSError):
+        begun = filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{folder}/")
+        for upload in begun.get("Uploads", []):
+            what = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            filesystem.call_s3("abort_multipart_upload", **what)
 
 
 def partial_of(target: Path) -> Path:

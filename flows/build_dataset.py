@@ -214,7 +214,9 @@ class _Build:
         mirror = self._run(draw_sample_mirror, [MirrorJob(**self.place, source=source)])[0]
         root = f"{self.work}/{MIRROR}"
         everything = CurationSettings(images_per_stratum=None, backgrounds=None)
-        return OpenImagesSettings(root=root, images=f"{root}/images", curation=everything), mirror.digest
+        # Without the public bucket's options: whoever writes to a store reads there as the same.
+        images = {"images": f"{root}/images", "images_options": {}}
+        return OpenImagesSettings(root=root, curation=everything, **images), mirror.digest
 
     def _pairs_of_clips(self, source: VideoSettings) -> PictureSource:
         if not is_url(self.work):

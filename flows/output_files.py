@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dataset_tools.errors import UserError
 from dataset_tools.shards import index_path, read_manifest
-from dataset_tools.storage import is_url, open_root, remove_partials, write_bytes
+from dataset_tools.storage import abort_uploads, is_url, open_root, remove_partials, write_bytes
 from flows.caching import Job
 
 MADE = "made.json"
@@ -38,7 +38,10 @@ class OutputFiles:
             UserError: there are files which no run on this output wrote and this one would overwrite.
         """
         self._refuse_to_overwrite([] if self._made else [*beside_shards, "manifest.json"])
-        if not is_url(self._root):
+        if is_url(self._root):
+            for place in (self._root, self._work):
+                abort_uploads(place)
+        else:
             base = open_root(self._root)[1]
             for folder in (base, *(f"{base}/{name}" for name in folders), open_root(self._work)[1]):
                 remove_partials(folder)

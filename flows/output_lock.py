@@ -97,7 +97,7 @@ def _on_store(filesystem: fsspec.AbstractFileSystem, work: str, output: str, me:
 
     def renew() -> None:
         while not ended.wait(RENEWED_EVERY):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # every store has its own kinds of refusal
                 say()
 
     renewal = threading.Thread(target=renew, daemon=True)
@@ -107,7 +107,7 @@ def _on_store(filesystem: fsspec.AbstractFileSystem, work: str, output: str, me:
     finally:
         ended.set()
         renewal.join()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(Exception):  # what the block raises says more, such as of expired credentials
             filesystem.rm_file(place)
 
 

@@ -6,6 +6,7 @@ import atexit
 import csv
 import gc
 import json
+import logging
 import multiprocessing.process
 import os
 import re
@@ -15,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -280,6 +282,107 @@ def serve_files() -> Iterator[Callable[..., FileServer]]:
             return servers.enter_context(_served(FileServer(folder, **settings)))
 
         yield serve
+
+
+class ObjectStore:
+    """An S3 server (moto's) on loopback: it demands credentials, fails as it is told, and remembers what it was asked.
+
+    A bucket is that of one test.
+    """
+
+    def __init__(self) -> None:
+        # Here, as it takes a second to import.
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._store = DomainDispatcherApplication(create_backend_app)
+        handler = MotoRequestHandler
+        self.server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what it was asked and told."""
+        self.asked: list[str] = []
+        """Method, path and query of every request."""
+        self.refuse: Callable[[str], tuple[int, str] | None] = lambda asked: None
+        """Status and code of S3's answer in place of its own, by what it is asked; None: its own."""
+        self.lists_nothing = False
+        """Listings lag: they know of nothing yet."""
+        self.tag_of: Callable[[str], str] | None = None
+        """Gives other ETags for its own, as stores do that encrypt with keys of their customers."""
+        self.own_tags: dict[str, str] = {}
+
+    def make(self, bucket: str) -> None:
+        """Make a bucket."""
+        from werkzeug.test import Client
+
+        assert Client(self._store).put(f"/{bucket}", base_url=self.url).status_code == 200
+
+    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        query = environ["QUERY_STRING"]
+        asked = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}{'?' if query else ''}{query}"
+        self.asked.append(asked)
+        # Moto asks nobody who he is.
+        refusal = self.refuse(asked) or (None if "HTTP_AUTHORIZATION" in environ else (403, "AccessDenied"))
+        if refusal or (self.lists_nothing and "list-type=2" in query):
+            status, code = refusal or (200, "")
+            error = f"<Error><Code>{code}</Code><Message>Told to say {code}.</Message></Error>"
+            body = (error if refusal else "<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>").encode()
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start(f"{status} X", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+        if (wanted := environ.get("HTTP_IF_MATCH")) in self.own_tags:
+            environ["HTTP_IF_MATCH"] = self.own_tags[wanted]
+
+        def begin(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            if self.tag_of is not None:
+                for number, (name, value) in enumerate(headers):
+                    if name.lower() == "etag":
+                        headers[number] = name, self.tag_of(value)
+                        self.own_tags[self.tag_of(value)] = value
+            return start(status, headers, *more)
+
+        return self._store(environ, begin)
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator[ObjectStore]:
+    from s3fs import S3FileSystem
+
+    store = ObjectStore()
+    # File systems keep the environment that they were opened in, and take half a second to open.
+    S3FileSystem.clear_instance_cache()
+    thread = threading.Thread(target=store.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield store
+    store.server.shutdown()
+    thread.join()
+    store.server.server_close()
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def object_store(_object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """A running `ObjectStore`, named by the environment as users name theirs."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": _object_store.url,
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "something",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    _object_store.clear()
+    return _object_store
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore) -> str:
+    """URL of a new bucket."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    object_store.make(name)
+    return f"s3://{name}"
 
 
 class Strangers(ThreadingHTTPServer):

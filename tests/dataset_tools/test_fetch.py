@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from s3fs.errors import translate_boto_error
 
 from dataset_tools import fetch
-from dataset_tools.errors import Rejected
+from dataset_tools.errors import Rejected, UserError
 from dataset_tools.fetch import FetchSettings, copy_file, look_up, map_in_order, read_bytes, with_retries
 
 BODY = bytes(range(256)) * 40
@@ -321,10 +321,7 @@ def s3_error(code: str) -> Exception:
         (s3_error("NoSuchKey"), "not-found", False),
         (s3_error("NoSuchBucket"), "no-such-bucket", True),
         (s3_error("AccessDenied"), "forbidden", True),
-        (s3_error("ExpiredToken"), "forbidden", True),
-        (s3_error("InvalidAccessKeyId"), "forbidden", True),
         (s3_error("SomethingNew"), "unreadable", True),
-        (NoCredentialsError(), "unreadable", True),
         (EndpointConnectionError(endpoint_url="http://nowhere"), "unreadable", True),
         (socket.gaierror(-2, "Name or service not known"), "unreadable", True),
         (ConnectionRefusedError(), "unreadable", True),
@@ -343,6 +340,18 @@ def test_only_a_file_that_is_not_there_is_settled(
     monkeypatch.setattr(Faulty, "asked", 0)
     rejected = refusal("faulty://x", LOCAL)
     assert (rejected.reason, rejected.transient) == (reason, transient)
+
+
+@pytest.mark.parametrize("fault", [s3_error("InvalidAccessKeyId"), s3_error("400"), NoCredentialsError()], ids=repr)
+def test_credentials_that_open_nothing_are_told_once_and_no_file_is_to_blame(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    monkeypatch.setattr(Faulty, "faults", (fault,) * 3)
+    monkeypatch.setattr(Faulty, "asked", 0)
+    with pytest.raises(UserError, match=r"faulty://x: .*(AWS_ACCESS_KEY_ID|renew the credentials)"):
+        read_bytes("faulty://x", LOCAL)
+    assert Faulty.asked == 1
 
 
 def test_a_folder_that_is_missing_as_a_whole_settles_no_picture(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def run_killed(forks: ForkServerContext) -> Callable[..., None]:
     def run(function: str, call: int, flow: Flow[..., Any], *arguments: Any, **named: Any) -> None:
         # By name, as a flow cannot be pickled.
         whole = f"{flow.fn.__module__}:{flow.fn.__qualname__}"
-        process = forks.Process(target=_run_until, args=(function, call, whole, arguments, named))
+        process = forks.Process(target=_run_until, args=(dict(os.environ), function, call, whole, arguments, named))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL, f"ended before call {call} of {function}"
@@ -128,7 +128,15 @@ def run_killed(forks: ForkServerContext) -> Callable[..., None]:
     return run
 
 
-def _run_until(function: str, call: int, flow: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _run_until(
+    environment: dict[str, str],
+    function: str,
+    call: int,
+    flow: str,
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
+) -> None:
+    os.environ.update({name: environment[name] for name in environment if name.startswith("AWS_")})
     run = pkgutil.resolve_name(flow)
     owner, _, name = function.rpartition(".")
     place, calls = pkgutil.resolve_name(owner), itertools.count(1)

@@ -31,6 +31,7 @@ from prefect.server.events.schemas.events import ReceivedEvent
 from dataset_tools.errors import UserError
 from dataset_tools.shards import read_manifest, verify
 from dataset_tools.sources.sample import SampleSettings, write_mirror
+from dataset_tools.storage import open_root
 from flows import build_dataset as module
 from flows import caching
 from flows.build_dataset import build_dataset
@@ -193,9 +194,9 @@ def test_the_second_of_two_runs_on_one_output_is_told_of_the_first_and_spoils_no
     assert build_dataset(settings, str(output))["digest"] == built["digest"]
 
 
-def test_on_a_store_a_holder_that_lives_is_respected_and_one_that_died_is_taken_over() -> None:
+def test_on_a_store_a_holder_that_lives_is_respected_and_one_that_died_is_taken_over(bucket: str) -> None:
     """There is no lock of the kernel there: the file that names the holder is renewed, or its process is looked for."""
-    output = "memory://test-sole-run/dataset"
+    output = f"{bucket}/dataset"
     filesystem, place = module.open_root(f"{output}.work/{HOLDER}")
     with sole_run(output):
         holder = json.loads(filesystem.cat_file(place))
@@ -330,14 +331,23 @@ def test_a_manifest_never_stands_while_shards_change_to_others_than_it_lists(
     assert stood == [True, False]
 
 
+@pytest.mark.parametrize("to", ["a disk", "a store"])
 def test_a_dataset_that_was_copied_to_another_place_is_built_anew_nowhere(
-    drawn: Path, built: dict[str, Any], tmp_path: Path
+    drawn: Path, built: dict[str, Any], tmp_path: Path, to: str, request: pytest.FixtureRequest
 ) -> None:
-    """Times of files are others there, bytes are not."""
+    """Times of files, and what a store calls them, are others there, bytes are not."""
+    place = str(tmp_path) if to == "a disk" else request.getfixturevalue("bucket")
+    filesystem, base = open_root(f"{place}/copy")
     for end in ("", ".work"):
-        shutil.copytree(f"{built['dataset']}{end}", tmp_path / f"copy{end}", copy_function=shutil.copyfile)
-    summary = build_dataset(recipe(tmp_path, drawn), str(tmp_path / "copy"))
-    assert summary["cached"] == summary["shards"] > 1
+        filesystem.put(f"{built['dataset']}{end}/", f"{base}{end}/", recursive=True)
+
+    def results() -> dict[str, Any]:
+        return {path: filesystem.modified(path) for path in filesystem.find(f"{base}.work/results")}
+
+    before = results()
+    summary = build_dataset(recipe(tmp_path, drawn), f"{place}/copy")
+    assert summary["cached"] == summary["shards"] > 1 and summary["digest"] == built["digest"]
+    assert results() == before  # of every step
 
 
 def test_the_same_settings_give_the_same_files_wherever_they_lie(

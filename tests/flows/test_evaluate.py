@@ -17,6 +17,7 @@ from scipy.linalg import sqrtm
 
 from dataset_tools.errors import UserError
 from dataset_tools.shards import ShardDataset
+from dataset_tools.storage import open_root
 from flows import cli
 from flows.evaluate import evaluate
 from mild.bases import NANO_ADAPTERS
@@ -107,13 +108,20 @@ def test_what_is_added_is_computed_alone(again: Path, drawn_dataset: str, change
     assert result["steps"] - result["cached"] == new
 
 
-def test_another_dataset_leaves_the_first_alone_and_has_a_table_of_its_own(again: Path, drawn_dataset: str) -> None:
-    """The same one with faulty masks: two shards prepared, erased by two methods, by two metrics."""
+def test_another_dataset_leaves_the_first_alone_and_has_a_table_of_its_own(
+    again: Path, drawn_dataset: str, bucket: str
+) -> None:
+    """The same one with faulty masks: two shards prepared, erased by two methods, by two metrics.
+
+    The dataset was copied to a store meanwhile, and what was computed from it on a disk stays.
+    """
+    filesystem, place = open_root(f"{bucket}/dataset")
+    filesystem.put(f"{drawn_dataset}/", f"{place}/", recursive=True)
     datasets = {
         "drawn": {"configuration": "composite", "split": "train"},
         "faulty": {"configuration": "composite", "split": "train", "masks": ["augmented"]},
     }
-    result = run(again, drawn_dataset, datasets=datasets)
+    result = run(again, f"{bucket}/dataset", datasets=datasets)
     assert result["steps"] - result["cached"] == 2 + 4 + 8 + 1
     means = {group["dataset"]: group["cells"]["telea"]["psnr_hole"]["mean"] for group in result["summary"]["groups"]}
     assert means["faulty"] < means["drawn"] - 3

@@ -17,7 +17,7 @@ from dataset_tools.drawn_world import Scene, draw_scene
 from dataset_tools.drawn_world.clips import ClipFaults, DrawnClip, write_clip
 from dataset_tools.pair_list import PAIR_LIST, PairRow, pair_list
 from dataset_tools.shards import verify
-from dataset_tools.storage import PARTIAL_SUFFIX
+from dataset_tools.storage import PARTIAL_SUFFIX, open_root
 from flows.build_dataset import build_dataset
 from flows.output_files import MADE
 from flows.output_lock import HOLDER
@@ -161,6 +161,34 @@ def test_a_build_that_was_killed_leaves_nothing_half_written_and_ends_with_the_s
     assert build_dataset(**parameters)["cached"] == 1
     assert digests(output) == expected
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.process
+def test_a_build_on_a_store_that_was_killed_ends_with_the_bytes_of_one_on_a_disk(
+    tmp_path: Path, bucket: str, run_killed: Callable[..., None]
+) -> None:
+    """The drawn world lies there, too, and is read with the credentials that it was written with."""
+    counts = {"train": 3, "validation": 1, "test": 1}
+    backgrounds = {f"{split}_backgrounds": 1 for split in counts}
+    source = {"kind": "sample", **counts, **backgrounds, "smallest": 128, "largest": 128, "broken": False}
+    recipe, output = tmp_path / "build.yaml", f"{bucket}/folder/dataset"
+    settings = {"name": "killed", "source": source, "samples_per_shard": 2, "runner": {"workers": 1}}
+    recipe.write_text(yaml.safe_dump(settings))
+    assert build_dataset(str(recipe), str(tmp_path / "dataset"))["samples"] == 4
+    expected = {name: digest for name, digest in digests(tmp_path).items() if name.startswith("dataset/")}
+    del expected["dataset/manifest.json"]  # it holds what a store says of each shard
+
+    run_killed("dataset_tools.schema.Sample.to_parts", 3, build_dataset, str(recipe), output)
+    filesystem, base = open_root(output)
+    first, finished = (f"{base}/real/train-000000{end}" for end in (".tar", ".index.json"))
+    left = [filesystem.info(path)["LastModified"] for path in (first, finished)]
+    assert not filesystem.exists(f"{base}/manifest.json")
+    assert build_dataset(str(recipe), output)["cached"] == 1
+    assert list(verify(output)) == []
+    written = [path for path in filesystem.find(base) if not path.endswith("/manifest.json")]
+    found = {path.removeprefix(f"{bucket[5:]}/folder/"): filesystem.cat_file(path) for path in written}
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in found.items()} == expected
+    assert [filesystem.info(path)["LastModified"] for path in (first, finished)] == left
 
 
 HELD_BY, NOTES = f"dataset.work/{HOLDER}", f"dataset.work/{MADE}"
