@@ -1,13 +1,13 @@
-"""The flow ``pretrain-base``: the nano base from nothing, drawn pictures to a folder with its card."""
+"""The flow ``pretrain-base``: the nano base, from nothing or from one that is there, to a folder with its card."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dataset_tools.settings import Settings
 from dataset_tools.storage import check_writable, local_place
@@ -15,6 +15,7 @@ from flows.caching import Files, Job, cached_step, result_storage, run_steps
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
+from mild.bases import digest_of_place, normal_name
 from mild.nano.pictures import DrawingSettings, draw_pictures
 from mild.nano.settings import PretrainSettings
 
@@ -22,6 +23,9 @@ from mild.nano.settings import PretrainSettings
 class PretrainRecipe(Settings):
     """Everything that the flow ``pretrain-base`` needs to know but where things lie."""
 
+    base: Annotated[str, AfterValidator(normal_name)] | None = None
+    """Nano base that is trained further, a folder, a hub id, or ``mild-nano``: UNet and text encoders start from its
+    weights, its VAE is taken as it is, and the settings of ``pretrain.vae`` count for nothing. Null: from nothing."""
     pretrain: PretrainSettings = PretrainSettings()
     """Pictures, networks, steps."""
     scenes: int = Field(24, ge=1)
@@ -36,7 +40,7 @@ class DrawJob(Job):
     """Draw the pictures, ``work/pictures``."""
 
     step: ClassVar[str] = "draw-pictures"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings: DrawingSettings
 
 
@@ -54,22 +58,47 @@ class VaeJob(Job):
         return [self.pictures, self.settings.model_dump(mode="json", exclude={"unet"})]
 
 
+class TakeVaeJob(Job):
+    """Take the VAE of the base that is trained further, ``work/vae``."""
+
+    step: ClassVar[str] = "take-vae"
+    version: ClassVar[int] = 1
+    base: str
+    base_digest: str
+
+    def determines(self) -> Any:
+        """The base, wherever it lies."""
+        return self.base_digest
+
+
 class UnetJob(Job):
-    """Encode the examples and train the UNet, ``work/examples`` and ``work/trained``."""
+    """Train the UNet, ``work/trained``."""
 
     step: ClassVar[str] = "train-unet"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    base: str | None
+    base_digest: str | None
     settings: PretrainSettings
     pictures: str
     """Digest."""
     vae: str
     """Digest."""
 
+    def determines(self) -> Any:
+        """All but where the base lies."""
+        return self.model_dump(mode="json", exclude={"root", "work", "base"})
 
-class EncodeJob(UnetJob):
+
+class EncodeJob(Job):
     """Encode the examples, ``work/examples``."""
 
     step: ClassVar[str] = "encode-examples"
+    version: ClassVar[int] = 2
+    settings: PretrainSettings
+    pictures: str
+    """Digest."""
+    vae: str
+    """Digest."""
 
     def determines(self) -> Any:
         """What the latents depend on: not how long the UNet is trained on them."""
@@ -80,8 +109,9 @@ class ExportJob(Job):
     """Write the base with its card, ``root``."""
 
     step: ClassVar[str] = "export-base"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     recipe: PretrainRecipe
+    base_digest: str | None
     pictures: str
     """Digest."""
     trained: str
@@ -107,6 +137,15 @@ def pretrain_vae(job: VaeJob) -> Files:
 
 
 @cached_step
+def take_base_vae(job: TakeVaeJob) -> Files:
+    """See `mild.nano.pretraining.take_vae`."""
+    from mild.nano.pretraining import take_vae
+
+    take_vae(job.base, f"{job.work}/vae")
+    return Files.of(job, "work", ["vae"])
+
+
+@cached_step
 def encode(job: EncodeJob) -> Files:
     """See `mild.nano.pretraining.encode_examples`."""
     from mild.nano.pretraining import encode_examples
@@ -124,7 +163,7 @@ def pretrain_unet(job: UnetJob) -> Files:
 
     places = [f"{job.work}/{name}" for name in ("pictures", "vae", "examples", "trained")]
     with _Curve("unet", job.settings.unet.steps) as curve:
-        train_unet(job.settings, places[0], places[1], places[2], places[3], curve.log)
+        train_unet(job.settings, places[0], places[1], places[2], places[3], curve.log, job.base)
     return Files.of(job, "work", ["trained"])
 
 
@@ -133,6 +172,7 @@ def export(job: ExportJob) -> Files:
     """See `mild.nano.export.export_base`."""
     from mild.nano.export import export_base
 
+    base = job.recipe.base
     numbers = export_base(
         job.recipe.pretrain,
         f"{job.work}/pictures",
@@ -141,6 +181,8 @@ def export(job: ExportJob) -> Files:
         job.root,
         data_digest=job.pictures,
         command=job.command,
+        # Where it lies here is nobody else's business.
+        base=None if base is None else (os.path.basename(base) if os.path.isabs(base) else base, job.base_digest or ""),
         judgement=job.recipe.judgement,
         scenes=job.recipe.scenes,
         steps=job.recipe.inference_steps,
@@ -169,7 +211,7 @@ def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = N
         ``base`` (path), and ``cached``: the names of the steps that were not run again.
 
     Raises:
-        UserError: settings cannot be used, or ``output`` cannot be written.
+        UserError: settings or the base to start from cannot be used, or ``output`` cannot be written.
     """
     recipe = check_pretrain(settings, output, changes)
     root = local_place(output, "a base")
@@ -186,14 +228,19 @@ def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = N
 
     chosen = recipe.pretrain
     with sole_run(root):
+        base_digest = None if recipe.base is None else digest_of_place(recipe.base)
+        began = {"base": recipe.base, "base_digest": base_digest}
+        # First of all: a base that cannot be used is said before hundreds of scenes are drawn.
+        vae = "" if recipe.base is None else run(take_base_vae, TakeVaeJob(**place, **began))
         pictures = run(draw, DrawJob(**place, settings=chosen.drawing))
-        vae = run(pretrain_vae, VaeJob(**place, settings=chosen, pictures=pictures))
+        vae = vae or run(pretrain_vae, VaeJob(**place, settings=chosen, pictures=pictures))
         run(encode, EncodeJob(**place, settings=chosen, pictures=pictures, vae=vae))
-        trained = run(pretrain_unet, UnetJob(**place, settings=chosen, pictures=pictures, vae=vae))
+        trained = run(pretrain_unet, UnetJob(**place, **began, settings=chosen, pictures=pictures, vae=vae))
         command = " ".join(
             ["mild pretrain", os.path.basename(settings), *(f"--set {k}={v}" for k, v in (changes or {}).items())]
         )
-        run(export, ExportJob(**place, recipe=recipe, pictures=pictures, trained=trained, command=command))
+        exported = {"recipe": recipe, "base_digest": base_digest, "trained": trained}
+        run(export, ExportJob(**place, **exported, pictures=pictures, command=command))
     Display().show(create_link_artifact, root, link_text="base", key="pretrain-base")
     return {"base": root, "cached": cached}
 

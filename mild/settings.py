@@ -210,12 +210,12 @@ class TrainSettings(Settings):
     flip: float = Field(0.0, ge=0, le=1)
     """Probability that an example is mirrored left to right."""
     recolour: float = Field(0.0, ge=0, le=1)
-    """Probability that the colours of an example are changed (`mild.training.batches.recoloured`): a base that knows
+    """Probability that the colours of an example are changed (`mild.training.colours`): a base that knows
     few pictures fills the holes of others in the colours of those."""
     cached_views: int | None = Field(None, ge=1)
     """Each sample is seen in this many fixed views (faulty masks, crop, flip, colours, person), whose latents the flow
-    ``train`` computes once, before training, and keeps; null: in another view each time. At 512 pixels a view takes 256
-    KiB."""
+    ``train`` computes once, before training, and keeps; null: in another view each time. At 512 pixels a view takes
+    256 KiB."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass and of the UNet's frozen weights; all that is trained, the optimizer and the VAE
     stay in float32."""

@@ -12,6 +12,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dataset_tools.errors import UserError
+from mild.bases import NANO
+
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLInpaintPipeline
     from transformers import CLIPTokenizer
@@ -37,6 +40,42 @@ def save_nano_pipeline(pipeline: StableDiffusionXLInpaintPipeline, folder: Path)
         values = json.loads(path.read_text(encoding="utf-8"))
         values.pop("_name_or_path", None)
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_nano_pipeline(name_or_folder: str) -> StableDiffusionXLInpaintPipeline:
+    """A trained nano pipeline in float32.
+
+    Args:
+        name_or_folder: see `mild.model.backbone.load_base`.
+
+    Raises:
+        UserError: it cannot be loaded, or one of its parts is not made as `build_nano_pipeline` makes it.
+    """
+    import torch
+
+    from mild.model.backbone import load_base
+
+    pipeline = load_base(name_or_folder)
+    with torch.random.fork_rng(devices=[]):
+        found, expected = _make_of(pipeline), _make_of(build_nano_pipeline())
+    if other := [part for part in expected if found[part] != expected[part]]:
+        raise UserError(
+            f"base {name_or_folder} is not of the nano base's architecture (its {' and '.join(other)}): give {NANO} or "
+            "what mild pretrain wrote"
+        )
+    return pipeline
+
+
+def _make_of(pipeline: StableDiffusionXLInpaintPipeline) -> dict[str, Any]:
+    """What training takes for granted about each part: shapes of weights, vocabulary, noise schedule."""
+    networks = ("unet", "vae", "text_encoder", "text_encoder_2")
+    make: dict[str, Any] = {
+        name: {key: tuple(weight.shape) for key, weight in getattr(pipeline, name).state_dict().items()}
+        for name in networks
+    }
+    make |= {name: getattr(pipeline, name).get_vocab() for name in ("tokenizer", "tokenizer_2")}
+    schedule = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+    return make | {"scheduler": schedule, "scaling factor": pipeline.vae.config.scaling_factor}
 
 
 def count_parameters(pipeline: StableDiffusionXLInpaintPipeline) -> int:

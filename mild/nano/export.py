@@ -68,15 +68,15 @@ people, below people.
 ## How it was made
 
 - Command: `{command}`
-- Seed {seed}; pictures: {pictures} of {side} px from {scenes} drawn scenes, digest `{digest}`
-- VAE (divides each side by {factor}): {vae_steps} steps of {vae_batch} crops of {crop} px; loss {vae_first:.4g} in the
-  first tenth, {vae_last:.4g} in the last (`loss-vae.csv`, `loss-vae.svg`)
+- Seed {seed}; pictures: {pictures} of {side} px from {scenes} drawn scenes, digest `{digest}`; {leaves:.0%} of the
+  scenes dead leaves (shapes over one another), {recolour:.0%} of the pictures in other colours
+{before}
 - UNet and text encoders: {unet_steps} steps of {unet_batch}; sample prediction; loss {unet_first:.4g} in the first
-  tenth, {unet_last:.4g} in the last (`loss-unet.csv`, `loss-unet.svg`)
+  tenth, {unet_last:.4g} in the last (`loss-unet.csv`, `loss-unet.svg`); {starts:.0%} of the examples the noised smooth
+  fill that erasing starts from
 - Captions such as "a street with two people"; {empty:.0%} of the examples had the empty prompt instead
 
-![loss of the VAE](loss-vae.svg)
-![loss of the UNet](loss-unet.svg)
+{curve}![loss of the UNet](loss-unet.svg)
 
 ## Use
 
@@ -88,6 +88,15 @@ pipeline = StableDiffusionXLInpaintPipeline.from_pretrained("this folder")
 """
 
 
+VAE_TRAINED = """\
+- VAE (divides each side by {factor}): {vae_steps} steps of {vae_batch} crops of {crop} px; loss {vae_first:.4g} in the
+  first tenth, {vae_last:.4g} in the last (`loss-vae.csv`, `loss-vae.svg`)"""
+
+TRAINED_FURTHER = """\
+- Started from `{name}`, digest `{digest}`: its weights, trained further, and its VAE (divides each side by {factor}) as
+  it is"""
+
+
 def export_base(
     settings: PretrainSettings,
     pictures: str | Path,
@@ -97,6 +106,7 @@ def export_base(
     *,
     data_digest: str,
     command: str,
+    base: tuple[str, str] | None = None,
     judgement: str = "",
     scenes: int = 24,
     steps: int = 25,
@@ -105,10 +115,11 @@ def export_base(
 
     Args:
         pictures: folder that `draw_pictures` wrote.
-        vae: folder that `train_vae` wrote.
+        vae: folder that `train_vae` wrote; not looked at where there is ``base``.
         trained: folder that `train_unet` wrote.
         data_digest: of the pictures.
         command: how all this was run, for the card.
+        base: name and digest of the base from which it was trained further.
         judgement: what a person says who has looked at the pictures.
         scenes: of the sample world's test split, on which it is measured.
         steps: DDIM steps of each fill.
@@ -126,7 +137,7 @@ def export_base(
         for name in ("text_encoder", "text_encoder_2"):
             _load_in_float32(place / name / "config.json")
         curves: dict[str, float] = {}
-        for name, source in (("vae", vae), ("unet", trained)):
+        for name, source in (("unet", trained), *([] if base else [("vae", vae)])):
             for kind in ("csv", "svg"):
                 (place / f"loss-{name}.{kind}").write_bytes((source / f"loss-{name}.{kind}").read_bytes())
             losses = np.loadtxt(place / f"loss-{name}.csv", delimiter=",", skiprows=1, ndmin=2)[:, 1]
@@ -135,6 +146,12 @@ def export_base(
         # Measured is what was written, rounded to float16.
         numbers, sheet = judge(MILDPipeline.from_pretrained(str(place)), data.held_out, scenes, steps=steps)
         (place / "fills.png").write_bytes(encode_png(sheet))
+        factor = pipeline.vae_scale_factor
+        if base:
+            before = TRAINED_FURTHER.format(name=base[0], digest=base[1], factor=factor)
+        else:
+            steps_of_vae = {"vae_steps": settings.vae.steps, "vae_batch": settings.vae.batch_size}
+            before = VAE_TRAINED.format(factor=factor, crop=settings.vae.crop, **steps_of_vae, **curves)
         card = CARD.format(
             parameters=count_parameters(pipeline),
             count=scenes,
@@ -146,10 +163,11 @@ def export_base(
             pictures=len(data.pictures),
             scenes=settings.drawing.scenes,
             digest=data_digest,
-            factor=pipeline.vae_scale_factor,
-            vae_steps=settings.vae.steps,
-            vae_batch=settings.vae.batch_size,
-            crop=settings.vae.crop,
+            leaves=settings.drawing.leaves,
+            recolour=settings.drawing.recolour,
+            before=before,
+            curve="" if base else "![loss of the VAE](loss-vae.svg)\n",
+            starts=settings.unet.starts,
             unet_steps=settings.unet.steps,
             unet_batch=settings.unet.batch_size,
             empty=settings.unet.empty_prompt,

@@ -1,7 +1,10 @@
-"""What the nano base is trained on: drawn pictures with people in them, and random holes.
+"""What the nano base is trained on: drawn pictures with people and their shadows and reflections, and random holes.
 
 As for SDXL-inpaint, holes have nothing to do with what the picture shows: boxes, strokes, and outlines of people put
 down anywhere. So the base learns to paint whatever is likely, people included.
+
+A share of the pictures may be dead leaves instead (`mild.nano.dead_leaves`), and a share in other colours, for a base
+that is to fill the holes of pictures unlike those of the drawn world.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from dataset_tools.drawn_world import Scene, draw_scene, generator
+from dataset_tools.drawn_world import draw_scene, generator
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.settings import Settings
+from mild.nano.dead_leaves import draw_leaves
+from mild.training.colours import other_colours
 
 KEY = "pretraining/{part}/{index}"
 """Keys of the scenes. Those of the sample world begin with the name of a split, so that no scene is in both."""
@@ -46,6 +51,10 @@ class DrawingSettings(Settings):
     """Side of a scene in pixels."""
     side: int = Field(128, ge=32, multiple_of=16)
     """Side of a picture in pixels. Crops are at least as large as this, so that none is enlarged."""
+    leaves: float = Field(0.0, ge=0, le=1)
+    """Share of the scenes to train on that are dead leaves, without people (`mild.nano.dead_leaves`)."""
+    recolour: float = Field(0.0, ge=0, le=1)
+    """Share of the pictures to train on whose colours are changed (`mild.training.colours`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +88,8 @@ def draw_pictures(settings: DrawingSettings, folder: str | Path, workers: int) -
     Raises:
         UserError: the folder cannot be written.
     """
-    jobs = [(settings, "held-out", index) for index in range(settings.held_out)]
+    plain = settings.model_copy(update={"leaves": 0.0, "recolour": 0.0})
+    jobs = [(plain, "held-out", index) for index in range(settings.held_out)]
     jobs += [(settings, "train", index) for index in range(settings.scenes)]
     side, count = settings.side, settings.scenes * settings.crops
     with folder_written_whole(folder, "pictures.npy") as place:
@@ -134,7 +144,11 @@ def _draw(job: tuple[DrawingSettings, str, int]) -> tuple[np.ndarray, list[str],
     settings, part, index = job
     cv2.setNumThreads(1)
     key = KEY.format(part=part, index=index)
-    scene = draw_scene(key, settings.seed, (settings.drawn, settings.drawn), PEOPLE[index % len(PEOPLE)])
+    if generator(settings.seed, f"{key}/what").random() < settings.leaves:
+        kind, image, masks = "pattern", draw_leaves(generator(settings.seed, f"{key}/leaves"), settings.drawn), []
+    else:
+        scene = draw_scene(key, settings.seed, (settings.drawn, settings.drawn), PEOPLE[index % len(PEOPLE)])
+        kind, image, masks = scene.kind, scene.image, [person.mask for person in scene.people]
     rng = generator(settings.seed, f"{key}/crops")
     pictures, captions, outlines = [], [], []
     for number in range(settings.crops):
@@ -142,20 +156,18 @@ def _draw(job: tuple[DrawingSettings, str, int]) -> tuple[np.ndarray, list[str],
         side = settings.drawn if number == 0 else int(rng.integers(least, settings.drawn + 1))
         top, left = (int(v) for v in rng.integers(0, settings.drawn - side + 1, 2))
         window = np.s_[top : top + side, left : left + side]
-        pictures.append(_shrunk(scene.image[window], settings.side))
-        seen = [mask for mask in _people(scene, window, settings.side) if mask.mean() >= LEAST_SHARE]
-        captions.append(caption(scene.kind, len(seen)))
-        outlines += [np.packbits(mask, axis=-1) for mask in seen]
+        picture = _shrunk(image[window], settings.side)
+        pictures.append(other_colours(rng)(picture) if rng.random() < settings.recolour else picture)
+        shapes = [_shrunk(mask[window].astype(np.float32), settings.side) > 0.5 for mask in masks]
+        seen = [shape for shape in shapes if shape.mean() >= LEAST_SHARE]
+        captions.append(caption(kind, len(seen)))
+        outlines += [np.packbits(shape, axis=-1) for shape in seen]
     return np.stack(pictures), captions, outlines
 
 
 def caption(kind: str, people: int) -> str:
     """The text that goes with a picture, such as ``a street with two people``."""
     return f"a {kind} with {COUNTS[min(people, len(COUNTS) - 1)]}"
-
-
-def _people(scene: Scene, window: tuple[slice, slice], side: int) -> list[np.ndarray]:
-    return [_shrunk(person.mask[window].astype(np.float32), side) > 0.5 for person in scene.people]
 
 
 def _shrunk(plane: np.ndarray, side: int) -> np.ndarray:

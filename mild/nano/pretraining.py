@@ -4,6 +4,9 @@ The UNet sees noisy latents, the hole, and the latents of the picture without wh
 picture's latents (``prediction_type="sample"``). Pictures show people and holes lie anywhere (`mild.nano.pictures`),
 so the base paints people too where they are likely.
 
+SDXL's noise schedule never reaches pure noise: a network that only ever saw noised pictures takes what is left of the
+smooth fill, from which erasing starts, for what is in the hole. ``starts`` of `UnetSettings` trains on that fill.
+
 Everything random in step s follows from (seed, s): a run that was interrupted goes on from its checkpoint as if
 nothing had happened; on a CPU, with as many threads and the same machine, to the same bytes.
 """
@@ -28,8 +31,10 @@ from torch import Tensor, nn
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
+from mild.bases import digest_of_place
 from mild.charts import loss_chart
-from mild.nano.architecture import build_nano_pipeline, save_nano_pipeline
+from mild.erasing.regions import prefilled
+from mild.nano.architecture import build_nano_pipeline, load_nano_pipeline, save_nano_pipeline
 from mild.nano.pictures import Pictures, random_hole
 from mild.nano.settings import LoopSettings, PretrainSettings
 from mild.seeds import derived_seed
@@ -87,17 +92,30 @@ def train_vae(settings: PretrainSettings, pictures: str | Path, folder: str | Pa
     kept.remove()
 
 
+def take_vae(base: str, folder: str | Path) -> None:
+    """Write the VAE of a nano base, float32, in the place of one that `train_vae` trains; the folder appears whole.
+
+    Args:
+        base: folder, hub id, or `mild.bases.NANO`.
+
+    Raises:
+        UserError: the base cannot be loaded or is of another architecture, or the folder cannot be written.
+    """
+    with folder_written_whole(folder, "config.json") as place:
+        load_nano_pipeline(base).vae.save_pretrained(place)
+
+
 def encode_examples(
     settings: PretrainSettings, pictures: str | Path, vae: str | Path, folder: str | Path, log: Log
 ) -> None:
-    """Encode every picture whole and with each of its holes; the folder appears whole.
+    """Encode every picture whole, and without and with a smooth fill of each of its holes; the folder appears whole.
 
-    Arrays: ``latents`` (P, C, h, w) and ``seen`` (P, holes, C, h, w), float16; ``holes`` (P, holes, S, S / 8) uint8,
-    packed to bits.
+    Arrays: ``latents`` (P, C, h, w), ``seen`` and ``starts`` (P, holes, C, h, w), float16; ``holes``
+    (P, holes, S, S / 8) uint8, packed to bits.
 
     Args:
         pictures: folder that `draw_pictures` wrote.
-        vae: folder that `train_vae` wrote.
+        vae: folder that `train_vae` or `take_vae` wrote.
     """
     data = Pictures.open(pictures)
     model = AutoencoderKL.from_pretrained(vae).to(_device()).eval()
@@ -114,10 +132,12 @@ def encode_examples(
     with folder_written_whole(folder, "latents.npy") as place:
         latents = _new_array(place / "latents.npy", np.float16, (count, *shape))
         seen = _new_array(place / "seen.npy", np.float16, (count, holes, *shape))
+        starts = _new_array(place / "starts.npy", np.float16, (count, holes, *shape))
         packed = _new_array(place / "holes.npy", np.uint8, (count, holes, side, side // 8))
         for start in range(0, count, ENCODED_AT_ONCE):
             window = slice(start, min(count, start + ENCODED_AT_ONCE))
-            batch = _as_floats(torch.from_numpy(np.array(data.pictures[window])).to(_device()))
+            given = np.array(data.pictures[window])
+            batch = _as_floats(torch.from_numpy(given).to(_device()))
             latents[window] = encoded(batch)
             for number in range(holes):
                 drawn = np.stack(
@@ -133,8 +153,10 @@ def encode_examples(
                 packed[window, number] = np.packbits(drawn, axis=-1)
                 shown = torch.from_numpy(~drawn)[:, None].to(batch)
                 seen[window, number] = encoded(batch * shown)
+                filled = np.stack([prefilled(*pair) for pair in zip(given, drawn, strict=True)])
+                starts[window, number] = encoded(_as_floats(torch.from_numpy(filled).to(_device())))
             log("latents", window.stop, 0.0)
-        for array in (latents, seen, packed):
+        for array in (latents, seen, starts, packed):
             array.flush()
 
 
@@ -145,6 +167,7 @@ def train_unet(
     examples: str | Path,
     folder: str | Path,
     log: Log,
+    base: str | None = None,
 ) -> None:
     """Train UNet and text encoders, and write the whole pipeline in float32; the folder appears whole.
 
@@ -152,15 +175,18 @@ def train_unet(
 
     Args:
         pictures: folder that `draw_pictures` wrote.
-        vae: folder that `train_vae` wrote.
+        vae: folder that `train_vae` or `take_vae` wrote.
         examples: folder that `encode_examples` wrote.
+        base: nano base (folder, hub id, or `mild.bases.NANO`) whose VAE ``vae`` is, and from whose weights the training
+            goes on; by default from random ones.
 
     Raises:
-        UserError: the loss is no longer finite, the checkpoint is of another run, or the folder cannot be written.
+        UserError: the loss is no longer finite, the checkpoint is of another run, the base cannot be loaded or is of
+            another architecture, or the folder cannot be written.
     """
     captions = Pictures.open(pictures).captions
-    latents, seen, holes = (np.load(Path(examples) / f"{name}.npy", mmap_mode="r") for name in STORED)
-    pipeline = _first_pipeline(settings.seed)
+    latents, seen, starts, holes = (np.load(Path(examples) / f"{name}.npy", mmap_mode="r") for name in STORED)
+    pipeline = _first_pipeline(settings.seed) if base is None else load_nano_pipeline(base)
     pipeline.register_modules(vae=AutoencoderKL.from_pretrained(vae))
     pipeline.to(_device())
     trained = {name: getattr(pipeline, name) for name in ("unet", "text_encoder", "text_encoder_2")}
@@ -184,8 +210,12 @@ def train_unet(
         drawn = np.sqrt(rng.random(options.batch_size)) * len(alphas)
         timesteps = torch.from_numpy(drawn.astype(np.int64)).to(_device())
         noise = torch.from_numpy(rng.standard_normal(tuple(target.shape), np.float32)).to(_device())
+        at_start = torch.from_numpy(rng.random(options.batch_size) < options.starts).to(_device())
+        start = torch.from_numpy(starts[chosen, numbers].astype(np.float32)).to(_device())
+        timesteps = torch.where(at_start, len(alphas) - 1, timesteps)
         share = alphas[timesteps, None, None, None]
-        noisy = share.sqrt() * target + (1 - share).sqrt() * noise
+        noised = torch.where(at_start[:, None, None, None], start, target)
+        noisy = share.sqrt() * noised + (1 - share).sqrt() * noise
         fate = rng.random(options.batch_size)
         texts = ["" if f < options.empty_prompt else captions[i] for f, i in zip(fate, chosen, strict=True)]
         blank = torch.from_numpy(fate >= 1 - options.no_text).to(_device())
@@ -212,7 +242,8 @@ def train_unet(
             )[0]
         return (weight * (prediction.float() - target).square()).mean()
 
-    kept = _checkpoints_beside(folder, settings.model_dump(mode="json"))
+    began = {"base": None if base is None else digest_of_place(base)}
+    kept = _checkpoints_beside(folder, settings.model_dump(mode="json") | began)
     losses = _optimise(trained, batch_of, loss_of, options, kept, "unet", log)
     pipeline.unet.set_attn_processor(AttnProcessor2_0())
     with folder_written_whole(folder, "model_index.json") as place:
@@ -221,7 +252,7 @@ def train_unet(
     kept.remove()
 
 
-STORED = ("latents", "seen", "holes")
+STORED = ("latents", "seen", "starts", "holes")
 
 
 def write_curve(losses: list[float], folder: Path, name: str) -> None:

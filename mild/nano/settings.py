@@ -54,6 +54,10 @@ class UnetSettings(LoopSettings):
     """Optimizer steps."""
     holes: int = Field(2, ge=1)
     """Random holes that each picture is encoded with."""
+    starts: float = Field(0.0, ge=0, le=1)
+    """Share of the examples that are what erasing starts from: the picture with its hole filled smoothly
+    (`mild.erasing.regions.prefilled`), noised at the noisiest time step, with which any number of steps begins. In the
+    others it is the picture itself that is noised, at a time step drawn from all."""
     outside: float = Field(0.2, gt=0, le=1)
     """Weight of the error outside the hole, where the answer is given; 1 inside."""
     empty_prompt: float = Field(0.4, ge=0, le=1)
@@ -65,7 +69,7 @@ class UnetSettings(LoopSettings):
 
 
 class PretrainSettings(Settings):
-    """All that determines the weights of the nano base."""
+    """All that determines the weights of the nano base, beside the base that it may start from."""
 
     seed: int = Field(0, ge=0)
     """Of the first weights, the holes, the noise and the order of the pictures."""
@@ -75,5 +79,6 @@ class PretrainSettings(Settings):
     """First stage."""
     unet: UnetSettings = UnetSettings()
     """Second stage."""
-    mixed_precision: Literal["no", "bf16"] = "bf16"
-    """Precision of the forward passes; weights and optimizer stay in float32."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Precision of the forward passes; weights and optimizer stay in float32. bf16 is for GPUs and for processors with
+    AMX (``grep amx_bf16 /proc/cpuinfo``); on others it takes five times as long."""

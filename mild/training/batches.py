@@ -1,4 +1,4 @@
-"""From samples to training examples: views (faulty masks, crops, flips, colours), holes, targets, cues of one branch.
+"""From samples to training examples: views (faulty masks, crops, flips, colours), holes, targets, cues of a branch.
 
 What a branch is shown is made as `mild.erasing.pipeline` makes it at inference, with the same functions: holes are
 masks widened by `mild.erasing.regions.editable`, of everybody for the background, of those who go for the foreground; a
@@ -32,7 +32,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 
@@ -46,6 +45,7 @@ from mild.model.backbone import Branch
 from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.seeds import derived_seed
 from mild.settings import CropSettings, HmgSettings, TrainSettings
+from mild.training.colours import other_colours
 from mild.training.mixture import misfit
 
 WINDOWS = (0.8, 1.25)
@@ -206,19 +206,8 @@ def mirrored(sample: Sample) -> Sample:
 
 
 def recoloured(sample: Sample, draw: np.random.Generator) -> Sample:
-    """A sample in other colours: image, background and layers alike, pixel by pixel.
-
-    Red, green and blue change places, all become more or less grey (from no colour at all to a third more), and each
-    gets a gamma of its own, from 0.6 to 1.7.
-    """
-    order, strength = draw.permutation(3), draw.uniform(0, 4 / 3)
-    curves = (np.linspace(0, 1, 256) ** np.exp(draw.uniform(-0.5, 0.5, (3, 1))) * 255).round().astype(np.uint8)
-    curves = np.ascontiguousarray(curves.T[:, None])
-    mixing = strength * np.eye(3) + (1 - strength) / 3
-
-    def changed(picture: np.ndarray) -> np.ndarray:
-        colours: np.ndarray = cv2.LUT(cv2.transform(np.ascontiguousarray(picture[..., order]), mixing), curves)
-        return colours
+    """A sample in `other_colours`: image, background and layers alike."""
+    changed = other_colours(draw)
 
     def on_layer(layer: np.ndarray | None) -> np.ndarray | None:
         return None if layer is None else np.concatenate([changed(layer[..., :3]), layer[..., 3:]], -1)

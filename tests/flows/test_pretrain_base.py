@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 from dataset_tools.errors import UserError
 from flows.pipeline import recipe_path
 from flows.pretrain_base import PretrainRecipe, pretrain_base
-from mild.bases import NANO, place_of
+from mild.bases import NANO, digest_of_place, place_of
 from mild.model.backbone import load_base
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -53,6 +55,21 @@ def test_a_base_is_trained_once_and_only_what_changed_is_done_again(
     assert "--set pretrain.unet.steps=3" in (tmp_path / "base" / "README.md").read_text()
     (tmp_path / "base" / "README.md").unlink()
     assert pretrain_base(str(settings), base, {"pretrain.unet.steps": 3})["cached"] == STEPS[:4]
+
+
+def test_a_base_is_trained_further_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No VAE is trained: it is that of the base, byte by byte. The same base in another place is no other base."""
+    monkeypatch.setattr("flows.pretrain_base.os.cpu_count", lambda: 1)
+    settings, base = tmp_path / "toy.yaml", str(tmp_path / "base")
+    settings.write_text(yaml.safe_dump(TOY))
+    assert pretrain_base(str(settings), base, {"base": NANO})["cached"] == []
+    card = (tmp_path / "base" / "README.md").read_text()
+    assert f"Started from `{NANO}`, digest `{digest_of_place(NANO)}`" in card
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    assert filecmp.cmp(Path(place_of(NANO), vae), tmp_path / "base" / vae, shallow=False)
+    shutil.copytree(place_of(NANO), tmp_path / "moved")
+    again = pretrain_base(str(settings), base, {"base": str(tmp_path / "moved")})
+    assert again["cached"] == ["take-vae", "draw-pictures", "encode-examples", "train-unet"]
 
 
 def test_an_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from dataset_tools.drawn_world import draw_scene
 from dataset_tools.records import SPLITS
 from dataset_tools.sources import sample
+from mild.nano.dead_leaves import draw_leaves
 from mild.nano.pictures import KEY, DrawingSettings, Pictures, caption, draw_pictures, random_hole
 
 SMALL = DrawingSettings(scenes=4, held_out=2, crops=2, drawn=64, side=32)
@@ -36,6 +37,9 @@ def test_each_scene_gives_the_whole_picture_and_a_random_crop(folder: Path) -> N
     assert np.abs(drawn.pictures[2] - mean).max() <= 1
     assert not np.array_equal(drawn.pictures[2], drawn.pictures[3])
     assert drawn.captions[2] == caption(scene.kind, 1)
+    # Among what is drawn are the shadows.
+    shadow = scene.people[0].effects
+    assert (scene.image[shadow].astype(int).sum(-1) < scene.background[shadow].astype(int).sum(-1)).mean() > 0.9
 
 
 def test_outlines_are_those_of_the_people_in_the_pictures(folder: Path) -> None:
@@ -43,6 +47,38 @@ def test_outlines_are_those_of_the_people_in_the_pictures(folder: Path) -> None:
     scene = draw_scene(KEY.format(part="train", index=1), SMALL.seed, (64, 64), 1)
     share = scene.people[0].mask.reshape(32, 2, 32, 2).mean((1, 3))
     assert any(np.array_equal(outline, share > 0.5) for outline in drawn.outlines)
+
+
+def test_leaves_and_other_colours_are_drawn_in_the_shares_asked_for_and_never_held_out(
+    folder: Path, tmp_path: Path
+) -> None:
+    drawn: dict[str, Pictures] = {}
+    for name in ("leaves", "recolour"):
+        draw_pictures(SMALL.model_copy(update={name: 1.0}), tmp_path / name, workers=1)
+        drawn[name] = Pictures.open(tmp_path / name)
+        assert np.array_equal(drawn[name].held_out, Pictures.open(folder).held_out)
+    assert drawn["leaves"].captions == ["a pattern with no people"] * 8
+    assert not len(drawn["leaves"].outlines)
+    # The same scenes, in colours of their own.
+    assert drawn["recolour"].captions[2] == Pictures.open(folder).captions[2]
+    assert not np.array_equal(drawn["recolour"].pictures[2], Pictures.open(folder).pictures[2])
+    some = SMALL.model_copy(update={"leaves": 0.5, "scenes": 30, "crops": 1, "drawn": 32, "held_out": 1})
+    draw_pictures(some, tmp_path / "some", workers=1)
+    captions = Pictures.open(tmp_path / "some").captions
+    assert 8 <= sum("pattern" in text for text in captions) <= 22
+
+
+def test_dead_leaves_have_the_spectra_of_photographs() -> None:
+    """Power falls about as frequency^-2: between -2 and -3 in natural images (Torralba and Oliva 2003, section 3)."""
+    side, slopes = 128, []
+    window = np.outer(np.hanning(side), np.hanning(side))
+    radius = np.hypot(*(np.indices((side, side)) - side // 2)).astype(int).ravel()
+    for seed in range(6):
+        grey = draw_leaves(np.random.default_rng(seed), side).mean(-1)
+        power = np.abs(np.fft.fftshift(np.fft.fft2((grey - grey.mean()) * window))) ** 2
+        mean = np.bincount(radius, power.ravel()) / np.bincount(radius)
+        slopes.append(np.polyfit(np.log(np.arange(3, 33)), np.log(mean[3:33]), 1)[0])
+    assert -3.2 < np.mean(slopes) < -1.8
 
 
 @pytest.mark.process

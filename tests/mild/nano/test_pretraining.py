@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
+from mild.bases import digest_of_place
 from mild.erasing.pipeline import MILDPipeline
+from mild.erasing.regions import prefilled
+from mild.nano.architecture import build_nano_pipeline
 from mild.nano.export import export_base
 from mild.nano.pictures import DrawingSettings, Pictures
-from mild.nano.pretraining import _standardise, encode_examples, train_unet, train_vae
+from mild.nano.pretraining import STORED, _standardise, encode_examples, take_vae, train_unet, train_vae
 from mild.nano.settings import LoopSettings, PretrainSettings, UnetSettings, VaeSettings
 
 pytestmark = pytest.mark.slow
@@ -126,15 +131,48 @@ def test_standardising_latents_does_not_change_what_is_decoded(work: Path, pictu
 
 def test_examples_are_the_latents_of_pictures_whole_and_with_their_holes(work: Path, pictures: Path) -> None:
     vae = AutoencoderKL.from_pretrained(work / "vae")
-    latents, seen, holes = (np.load(work / "examples" / f"{name}.npy") for name in ("latents", "seen", "holes"))
+    latents, seen, starts, holes = (np.load(work / "examples" / f"{name}.npy") for name in STORED)
     assert (latents.shape, seen.shape, holes.shape) == ((6, 4, 8, 8), (6, 2, 4, 8, 8), (6, 2, 32, 4))
-    picture = torch.from_numpy(Pictures.open(pictures).pictures[3].astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
-    hole = torch.from_numpy(np.unpackbits(holes[3, 1], axis=-1).astype(np.float32))
+    image, bare = Pictures.open(pictures).pictures[3], np.unpackbits(holes[3, 1], axis=-1).view(bool)
+    picture, fill = (
+        torch.from_numpy(one.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1 for one in (image, prefilled(image, bare))
+    )
+    hole = torch.from_numpy(bare.astype(np.float32))
     with torch.no_grad():
-        expected = vae.encode(torch.stack([picture, picture * (1 - hole)])).latent_dist.mode()
+        expected = vae.encode(torch.stack([picture, picture * (1 - hole), fill])).latent_dist.mode()
     torch.testing.assert_close(torch.from_numpy(latents[3]).float(), expected[0], atol=4e-3, rtol=1e-3)
     torch.testing.assert_close(torch.from_numpy(seen[3, 1]).float(), expected[1], atol=4e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(starts[3, 1]).float(), expected[2], atol=4e-3, rtol=1e-3)
     assert not np.array_equal(holes[3, 0], holes[3, 1])
+
+
+@pytest.mark.parametrize(("share", "same"), [(0.0, True), (1.0, False)])
+def test_examples_start_where_erasing_does_where_that_is_asked_for(
+    work: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, same: bool
+) -> None:
+    """What the UNet is given at its first step: noised fills, at the time step that DDIM begins with, or neither."""
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def seen(self: UNet2DConditionModel, sample: torch.Tensor, timestep: torch.Tensor, *_: Any, **__: Any) -> None:
+        given.append((sample.detach(), timestep))
+        raise Killed
+
+    shutil.copytree(work / "examples", tmp_path / "examples")
+    fills = np.load(tmp_path / "examples" / "starts.npy", mmap_mode="r+")
+    monkeypatch.setattr(UNet2DConditionModel, "forward", seen)
+    settings = TOY.model_copy(update={"unet": TOY.unet.model_copy(update={"starts": share})})
+    for added in (0, 1):
+        fills += np.float16(added)
+        fills.flush()
+        with pytest.raises(Killed):
+            train_unet(settings, pictures, work / "vae", tmp_path / "examples", tmp_path / "trained", quiet)
+    (first, timesteps), (second, _) = given
+    scheduler = build_nano_pipeline().scheduler
+    scheduler.set_timesteps(4)
+    assert (timesteps == scheduler.timesteps[0]).all() == (not same)
+    alpha = scheduler.alphas_cumprod[-1]
+    moved = torch.zeros_like(first[:, :4]) if same else alpha.sqrt().expand_as(first[:, :4])
+    torch.testing.assert_close(second[:, :4] - first[:, :4], moved, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("stage", ["vae", "unet"])
@@ -180,6 +218,55 @@ def test_threads_share_a_step_and_change_its_outcome_by_no_more_than_rounding(
     finally:
         torch.set_num_threads(1)
     np.testing.assert_allclose(found, losses(work / "trained", "loss-unet")[:4], rtol=2e-3)
+
+
+def test_training_goes_on_from_a_base_and_its_vae_stays_as_it_is(
+    work: Path, pictures: Path, exported: Path, tmp_path: Path
+) -> None:
+    """With a learning rate of nearly zero nothing moves; the VAE never does."""
+    take_vae(str(exported), tmp_path / "vae")
+    still = TOY.unet.model_copy(update={"steps": 2, "learning_rate": 1e-12})
+    places = (tmp_path / "vae", work / "examples", tmp_path / "trained")
+    train_unet(TOY.model_copy(update={"unet": still}), pictures, *places, quiet, str(exported))
+    for file in (
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ):
+        before, after = load_file(exported / file), load_file(tmp_path / "trained" / file)
+        assert all(torch.allclose(before[key].float(), after[key], atol=1e-9, rtol=1e-6) for key in before), file
+
+
+def test_a_checkpoint_from_another_base_is_refused_and_the_base_named(
+    work: Path, pictures: Path, exported: Path, tmp_path: Path
+) -> None:
+    places = (work / "vae", work / "examples", tmp_path / "trained")
+    often = TOY.model_copy(update={"unet": TOY.unet.model_copy(update={"checkpoint_every": 1})})
+    with pytest.raises(Killed):
+        train_unet(often, pictures, *places, kill_at("unet", 2))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"base: null there, .*{digest_of_place(str(exported))}"):
+        train_unet(often, pictures, *places, quiet, str(exported))
+
+
+def test_a_base_of_another_architecture_is_refused_and_its_part_named(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "other")
+    place = tmp_path / "other/scheduler/scheduler_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"prediction_type": "epsilon"}))
+    with pytest.raises(UserError, match=r"other is not of the nano .* \(its scheduler\): give mild-nano"):
+        take_vae(str(tmp_path / "other"), tmp_path / "vae")
+    assert not (tmp_path / "vae").exists()
+
+
+def test_the_card_of_a_base_that_was_trained_further_names_where_it_started(
+    work: Path, pictures: Path, tmp_path: Path
+) -> None:
+    what = {"data_digest": "0123abcd", "command": "mild pretrain", "base": ("mild-nano", "89abcdef")}
+    export_base(TOY, pictures, work / "none", work / "trained", tmp_path / "base", **what, scenes=1, steps=1)  # type: ignore[arg-type]
+    card = (tmp_path / "base/README.md").read_text()
+    assert "Started from `mild-nano`, digest `89abcdef`" in card
+    assert "loss-vae" not in card
+    assert not (tmp_path / "base/loss-vae.csv").exists()
 
 
 def test_a_checkpoint_of_other_settings_is_refused_and_the_setting_named(pictures: Path, tmp_path: Path) -> None:
