@@ -39,6 +39,11 @@ def test_the_recipe_is_the_one_that_the_shipped_base_was_made_with() -> None:
     assert recipe.judgement in card
 
 
+def test_the_recipe_for_training_further_starts_from_the_shipped_base_and_is_measured_in_one_step() -> None:
+    recipe = PretrainRecipe.load(recipe_path("pretrain", "further"))
+    assert (recipe.base, recipe.inference_steps) == (NANO, 1)
+
+
 def test_a_base_is_trained_once_and_only_what_changed_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
