@@ -244,7 +244,7 @@ def test_mild_is_shown_in_layers_and_with_what_leaks(tmp_path: Path, drawn_datas
     summary = Summary.model_validate(result["summary"])
     assert summary.headline is not None
     assert (summary.headline.method, summary.headline.baseline) == ("mild", "base")
-    assert summary.methods[1].parts == {"hmg": True, "pose": True, "parsing": True, "sma": True, "extents": False}
+    assert summary.methods[1].parts == {"hmg": True, "pose": True, "parsing": True, "sma": True, "extents": True}
     assert set(summary.methods[1].weights) == {"base", "adapters"}
     assert [leakage.method for leakage in summary.leakage] == ["mild", "without-sma"]
     own, without = summary.leakage
