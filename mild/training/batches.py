@@ -30,7 +30,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
@@ -116,8 +116,9 @@ class Batch:
         return self._with_each(lambda part: part[number : number + 1])
 
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        return Batch(**{name: None if part is None else change(part) for name, part in parts.items()})
+        given = {part.name: getattr(self, part.name) for part in fields(self)}
+        parts: dict[str, Any] = {name: None if part is None else change(part) for name, part in given.items()}
+        return Batch(**parts)
 
     def encoded(self, what: PictureKind) -> torch.Tensor:
         """A picture as the VAE is given it, (B, 3, H, W) float32 in -1..1; ``shown`` is the image with its hole in
@@ -249,11 +250,13 @@ def make_batch(branch: Branch, views: Sequence[View], resolution: int, *, start:
         ValueError: a person has no augmented mask.
     """
     rows = [_example(branch, view, resolution, start) for view in views]
-    parts = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
-    return Batch(**{name: torch.stack(values) if values else None for name, values in parts.items()})
+    parts: dict[str, Any] = {
+        name: None if part is None else torch.stack([row[name] for row in rows]) for name, part in rows[0].items()
+    }
+    return Batch(**parts)
 
 
-def _example(branch: Branch, view: View, resolution: int, start: bool) -> dict[str, torch.Tensor | None]:
+def _example(branch: Branch, view: View, resolution: int, start: bool) -> dict[str, Any]:
     """The fields of `Batch` of one view."""
     sample, region = view.sample, Region(*view.region, (resolution, resolution))
     faulty = _faulty_masks(sample)

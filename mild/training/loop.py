@@ -642,7 +642,7 @@ class Examples:
     """(B,): see `mild.training.batches.Batch`."""
     given_mask: torch.Tensor
     """(B, 1, H, W) in 0..1: see `mild.training.batches.Batch`."""
-    cues: dict[str, Cue | None]
+    cues: dict[str, Any]
     """Those of HMG: arguments of `LayeredUNet.branch`."""
 
 
@@ -719,7 +719,7 @@ class BranchLoss:
         path: list[int],
         timesteps: torch.Tensor,
         noise: torch.Tensor,
-        cues: dict[str, Cue | None],
+        cues: dict[str, Any],
     ) -> Examples:
         clean = latents[f"{branch}.picture"]
         grid = clean.shape[-2:]
