@@ -11,6 +11,8 @@ imports is kept small: neither diffusers nor transformers.
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -167,5 +169,8 @@ def _begin(worker: int) -> None:
     # Schedulers signal every process of a job. Training takes its step, saves and ends then, and its workers after it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # A thread that hands over an example is in C++ for a while, which aborts when Python ends under it. Processes that
+    # are forked end so too.
+    atexit.register(os._exit, 0)
     # There are as many workers as are to compute at once.
     cv2.setNumThreads(1)

@@ -37,7 +37,7 @@ from mild.settings import TrainSettings
 from mild.training.batches import Batch, PictureKind, View, draw_fixed_view, make_batch
 from mild.training.mixture import misfit, usable
 
-FORMAT = 2
+FORMAT = 3
 """Version of what is encoded and how it is kept."""
 ORDER: tuple[Branch, ...] = ("bg", "fg")
 
