@@ -95,14 +95,14 @@ class TrainJob(Job):
     dataset_digest: str
     base: str
     base_digest: str
-    prefix_on_digest: str | None
-    """Of the adapters on which only a prefix is trained; None where all is trained."""
+    start_from_digest: str | None
+    """Of the adapters that are trained further, or on which a prefix is; None where all is trained from the start."""
     recipe: TrainRecipe
 
     def determines(self) -> Any:
         """Settings and digests; not where dataset, base and adapters lie, nor how the result is come by."""
         data = [sorted(self.recipe.configurations.items()), self.recipe.split]
-        digests = [self.dataset_digest, self.base_digest, self.prefix_on_digest]
+        digests = [self.dataset_digest, self.base_digest, self.start_from_digest]
         return [*digests, data, self.recipe.train.determines()]
 
 
@@ -203,7 +203,7 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
             dataset_digest=digest,
             base=recipe.base,
             base_digest=base_digest,
-            prefix_on_digest=recipe.train.prefix_on and digest_of_place(recipe.train.prefix_on),
+            start_from_digest=recipe.train.start_from and digest_of_place(recipe.train.start_from),
             recipe=recipe,
         )
         step = train_adapters.with_options(tags=gpu)

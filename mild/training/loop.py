@@ -186,7 +186,7 @@ def train(
         "dataset": dataset_digest,
         "keys of samples": digest_of(list(samples.keys)),
         "base": base_digest or base,
-        "prefix on": settings.prefix_on and digest_of_place(settings.prefix_on),
+        "start from": settings.start_from and digest_of_place(settings.start_from),
     }
     kept = Checkpoints(checkpoints or work / "checkpoints", identity, settings.checkpoints_kept)
     with contextlib.ExitStack() as held:
@@ -534,12 +534,12 @@ def _average_gradients(parameters: list[torch.nn.Parameter], accelerator: Accele
 
 
 def _layered(pipeline: StableDiffusionXLInpaintPipeline, settings: TrainSettings) -> LayeredUNet:
-    """What is trained: fresh parts, or a prefix on those of ``prefix_on``."""
-    if settings.prefix_on is None:
+    """What is trained: fresh parts, those of ``start_from``, or a prefix on these."""
+    if settings.start_from is None:
         return LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
-    layered = LayeredUNet.load(pipeline.unet, settings.prefix_on)
-    assert settings.mild.prefix is not None
-    layered.train_prefix_alone(settings.mild.prefix)
+    layered = LayeredUNet.load(pipeline.unet, settings.start_from)
+    if settings.mild.prefix is not None:
+        layered.train_prefix_alone(settings.mild.prefix)
     return layered
 
 

@@ -408,7 +408,7 @@ def test_another_vae_dataset_or_other_views_are_encoded_anew(recipe: str) -> Non
 def test_another_base_or_dataset_is_trained_anew(recipe: str) -> None:
     settings = TrainRecipe.load(recipe)
     places = {"root": "r", "work": "w", "dataset": "d", "base": "b", "recipe": settings}
-    digests = {"dataset_digest": "1", "base_digest": "1", "prefix_on_digest": "1"}
+    digests = {"dataset_digest": "1", "base_digest": "1", "start_from_digest": "1"}
     key = TrainJob(**places, **digests).key()
     assert key == TrainJob(**{**places, "root": "other"}, **digests).key()
     for name in digests:
