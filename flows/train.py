@@ -90,7 +90,7 @@ class TrainJob(Job):
     """Train adapters."""
 
     step: ClassVar[str] = "train-adapters"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     dataset: str
     dataset_digest: str
     base: str

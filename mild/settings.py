@@ -190,8 +190,8 @@ class TrainSettings(Settings):
     filled smoothly) on over the model's own answers, each step of them equally often; the answers are computed
     without gradient, (``inference_steps`` - 1) / 2 more passes of the UNet on average."""
     outside: float = Field(1.0, gt=0, le=1)
-    """How much errors of the background branch count where nothing is to be repainted, against 1 in the hole and where
-    the picture shows shadows, reflections and what the mask misses; 1 is eq. 4."""
+    """How much errors count where nothing is to be repainted, against 1 in the hole and, for the background branch,
+    where the picture shows shadows, reflections and what the mask misses; 1 is eq. 4."""
     extents_loss: float = Field(0.1, ge=0)
     """How much the loss of `mild.model.extents` counts beside that of its branch."""
     mild: MildSettings = MildSettings()

@@ -56,6 +56,10 @@ MOST = 1 / 9
 hardly vary."""
 
 
+HIDDEN = 0.02
+"""Share of a person that must be hidden for that to count; the soft edges of those who merely touch hide less."""
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """A sample as one training step sees it."""
@@ -117,8 +121,12 @@ def draw_person(sample: Sample, draw: np.random.Generator) -> int:
     """Index of the person whom a view is about: one of those who touch another, or of all where nobody does.
 
     Erasing runs the foreground branch for those who touch somebody alone; drawn from all, six of ten would be of people
-    of whom nothing can be hidden, and the branch would learn that nothing ever is.
+    of whom nothing can be hidden, and the branch would learn that nothing ever is. So that it sees enough of what is
+    hidden, half of the draws are from those alone of whom something is.
     """
+    hidden = [index for index, person in enumerate(sample.people) if (person.occlusion or 0) > HIDDEN]
+    if hidden and draw.random() < 0.5:
+        return int(draw.choice(hidden))
     widened = [cv2.dilate(person.mask.astype(np.uint8), np.ones((3, 3), np.uint8)) for person in sample.people]
     crowded = np.sum(widened, axis=0, dtype=np.int64) > 1
     touching = [index for index, mask in enumerate(widened) if (crowded & (mask > 0)).any()]

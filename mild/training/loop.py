@@ -52,6 +52,7 @@ from mild.training.latents import Latents, encode_view, pictures_of
 from mild.training.mixture import usable
 from mild.training.objective import (
     background_loss,
+    cell_weights,
     extents_loss,
     foreground_loss,
     freeze,
@@ -753,8 +754,10 @@ class BranchLoss:
         if branch == "bg":
             judged = known_cells(batch.target_mask, grid)
             cues = {name: cue for name, cue in cues.items() if name != "others"}
+            repainted = torch.maximum(batch.hole, batch.extent.ceil())
         else:
             judged = F.interpolate(batch.target_mask, size=grid, mode="area")
+            repainted = batch.hole
         return Examples(
             branch=branch,
             noisy=noisy,
@@ -763,7 +766,7 @@ class BranchLoss:
             shown=torch.cat([hole, latents["shown"]], dim=1),
             clean=clean,
             judged=judged.to(clean),
-            repainted=F.adaptive_max_pool2d(torch.maximum(batch.hole, batch.extent.ceil()), grid).to(clean),
+            repainted=F.adaptive_max_pool2d(repainted, grid).to(clean),
             extent=batch.extent.to(self.device),
             extent_judged=batch.extent_judged.to(self.device),
             weight=batch.weight.to(clean),
@@ -784,10 +787,11 @@ class BranchLoss:
             logits = None if extents is None else extents.logits(examples.branch, examples.extent.shape[-2:])
         noise = implied_noise(self.scheduler, examples.clean, noisy, examples.timesteps)
         target = prediction_target(self.scheduler, examples.clean, noise, examples.timesteps)
+        weights = None if settings.outside == 1 else cell_weights(examples.repainted, settings.outside)
         if examples.branch == "bg":
-            losses = background_loss(prediction, target, examples.judged, examples.repainted, settings.outside)
+            losses = background_loss(prediction, target, examples.judged, weights)
         else:
-            losses = foreground_loss(prediction, target, examples.judged, settings.region_loss)
+            losses = foreground_loss(prediction, target, examples.judged, settings.region_loss, weights)
         self.terms = self._terms(prediction.detach(), target, examples)
         if logits is not None:
             of_extents = settings.extents_loss * extents_loss(logits, examples.extent, examples.extent_judged)
