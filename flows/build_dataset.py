@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 from prefect import Flow, Task, flow
+from prefect.context import FlowRunContext
 from prefect.utilities.callables import get_call_parameters
 
 from dataset_tools.compositing import CompositorSettings
@@ -79,6 +80,7 @@ from flows.events import announce
 from flows.output_files import OutputFiles
 from flows.output_lock import sole_run
 from flows.pages import show_dataset
+from flows.preflight import check_workers
 from flows.progress import Progress
 from flows.rejected import What, check_rejected
 from flows.settings import BuildSettings, ParsingSettings, PictureSource, PoseSettings
@@ -163,6 +165,7 @@ def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
         build = _Build(settings, root, progress)
         build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS)
         build.read_opt_out()
+        build.workers()
         build.networks()
         source, mirror = build.source()
         curated = build.curate(source)
@@ -183,7 +186,7 @@ class _Build:
         self.place = {"root": root, "work": self.work}
         self.storage = result_storage(self.work)
         self.cached = 0
-        self.fingerprints: dict[str, str] = {}
+        self.fingerprints = {name: network.open().fingerprint() for name, network in settings.networks().items()}
         """Of the networks."""
         self.output = OutputFiles(root, self.work)
         self.opt_out = OptOut()
@@ -228,10 +231,20 @@ class _Build:
         self._run(list_pairs, [ListPairsJob(**self.place, clips=digests, rejected=rejected)])
         return source.pairs(f"{self.work}/{CLIPS}")
 
+    def workers(self) -> None:
+        """See that the workers of a cluster can do their part. Raises `UserError` where one cannot."""
+        if self.settings.runner.kind == "threads":
+            return
+        self.progress.stage("workers")
+        context = FlowRunContext.get()
+        assert context is not None
+        count = check_workers(context.task_runner, self.settings, self.root, self.fingerprints)
+        self.progress.expect(count)
+        self.progress.advance(count)
+
     def networks(self) -> None:
         """See that the networks can be used, unless they were used before. Raises `UserError` where one cannot."""
         networks = self.settings.networks()
-        self.fingerprints = {name: network.open().fingerprint() for name, network in networks.items()}
         if networks:
             self.progress.stage("networks")
             self._run(

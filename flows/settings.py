@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from threading import Thread
 from typing import Annotated, Any, ClassVar, Literal
 
 from prefect.blocks.system import Secret
 from prefect.task_runners import R, TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dataset_tools.anonymise import AnonymiseSettings
 from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curated import CuratedSettings
+from dataset_tools.errors import UserError
 from dataset_tools.estimators.annotated import AnnotatedSettings
 from dataset_tools.estimators.detection import DetectionSettings
 from dataset_tools.estimators.maskrcnn import MaskRCNNSettings
@@ -112,17 +114,43 @@ register_blocks(_read_secret)
 class RunnerSettings(Settings):
     """What runs the tasks of a flow. Has no influence on the bytes of a dataset."""
 
-    kind: Literal["threads", "dask"] = "threads"
-    """``threads``: in the flow's process; ``dask``: a local Dask cluster of processes, or ``address``."""
+    kind: Literal["threads", "dask", "ray"] = "threads"
+    """``threads``: in the flow's process; ``dask`` or ``ray``: a local cluster of processes, or that at ``address``.
+    Ray is an extra: ``pip install mild[ray]``."""
     workers: int = Field(default=2, ge=1, le=1024)
-    """Tasks at once: threads, or processes of the local Dask cluster."""
-    address: Location | None = None
-    """Scheduler of a Dask cluster that runs already, such as ``tcp://scheduler:8786``."""
+    """Tasks at once: threads, or processes of a local cluster."""
+    address: str | None = None
+    """A cluster that runs already: Dask's scheduler, such as ``tcp://scheduler:8786``, or Ray's head, such as
+    ``ray://head:10001``. `flows.preflight` looks at its workers first."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_host_and_port(cls, address: str | None) -> str | None:
+        if address is not None and not re.fullmatch(r"([A-Za-z]+://)?[^\s/@]+:\d+", address):
+            raise ValueError("this is no address of a cluster: write it as tcp://scheduler:8786")
+        return address
+
+    @model_validator(mode="after")
+    def _is_a_cluster(self) -> RunnerSettings:
+        if self.kind == "threads" and self.address is not None:
+            raise ValueError("address is that of a cluster: set kind to dask or ray, or leave it out")
+        return self
 
     def open(self) -> TaskRunner[Any]:
-        """The task runner that the settings name."""
+        """The task runner that the settings name. Raises `UserError` where its package is missing."""
         if self.kind == "threads":
             return Threads(max_workers=self.workers)
+        if self.kind == "ray":
+            try:
+                from prefect_ray import RayTaskRunner  # type: ignore[import-untyped]
+            except ModuleNotFoundError:
+                raise UserError("runner.kind: ray is an extra of this package: pip install 'mild[ray]'") from None
+
+            # Ray's own log would repeat each line of each worker in the terminal.
+            options: dict[str, Any] = {"log_to_driver": False}
+            if self.address is None:
+                options |= {"num_cpus": self.workers, "include_dashboard": False}
+            return RayTaskRunner(address=self.address, init_kwargs=options)
         from prefect_dask import DaskTaskRunner
 
         if self.address is not None:
