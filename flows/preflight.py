@@ -10,7 +10,7 @@ import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,10 @@ def _ask_dask(runner: Any, settings: BuildSettings, needs: Needs) -> dict[str, A
         client.wait_for_workers(settings.runner.workers if local else 1, timeout=PATIENCE)
     except TimeoutError:
         return {}
-    answers: dict[str, Any] = client.run(lacks_of, needs, on_error="return")
-    return answers
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    # As a task to each: what `Client.run` calls is in the worker's event loop, where Prefect's blocks cannot be read.
+    asked = {address: client.submit(lacks_of, needs, workers=[address], pure=False) for address in workers}
+    return {address: _answer(future.result) for address, future in asked.items()}
 
 
 def _ask_ray(runner: Any, settings: BuildSettings, needs: Needs) -> dict[str, Any]:
@@ -168,13 +170,14 @@ def _ask_ray(runner: Any, settings: BuildSettings, needs: Needs) -> dict[str, An
         address: ray.remote(lacks_of).options(num_cpus=0, scheduling_strategy=there).remote(needs)
         for address, there in machines.items()
     }
-    answers: dict[str, Any] = {}
-    for address, answer in asked.items():
-        try:
-            answers[address] = ray.get(answer)
-        except Exception as error:  # also what it cannot even unpack
-            answers[address] = error
-    return answers
+    return {address: _answer(partial(ray.get, answer)) for address, answer in asked.items()}
+
+
+def _answer(get: Callable[[], Any]) -> Any:
+    try:
+        return get()
+    except Exception as error:  # also of a worker that cannot even unpack the question
+        return error
 
 
 def _complaint(answers: dict[str, Any]) -> str:

@@ -205,7 +205,7 @@ def test_workers_of_a_cluster_in_another_folder_make_the_same_bytes_and_leave_no
         client.run(os.chdir, elsewhere)
         build_dataset(str(recipe), "dataset", runner)
         assert digests(here / "dataset") == digests(undisturbed)
-        broken, _ = client.scheduler_info()["workers"]
+        broken, _ = client.scheduler_info(n_workers=-1)["workers"]
         client.run(_break_worker, workers=[broken])
         with pytest.raises(UserError, match="1 of 2 workers cannot be used") as told:
             build_dataset(str(recipe), "other", runner)
