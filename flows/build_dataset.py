@@ -76,6 +76,7 @@ from flows.dataset_steps import (
     rows_of,
 )
 from flows.events import announce
+from flows.names import flow_run_name
 from flows.output_files import OutputFiles
 from flows.output_lock import sole_run
 from flows.pages import show_dataset
@@ -105,12 +106,12 @@ class _CheckedFlow(Flow[P, R]):
         return super().__call__(*args, **kwargs)
 
 
-@partial(_CheckedFlow, name="build-dataset", persist_result=False)  # type: ignore[arg-type]
-def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+@partial(_CheckedFlow, name="build-dataset", flow_run_name=flow_run_name, persist_result=False)  # type: ignore[arg-type]
+def build_dataset(settings: BuildSettings | str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Build a dataset, or bring one up to date: only what is missing, altered or set otherwise is redone.
 
     Args:
-        settings: place of a YAML file of `BuildSettings`.
+        settings: `BuildSettings`, or the place of a YAML file of them.
         output: folder or fsspec URL of the dataset; intermediate files go to ``{output}.work``.
         changes: settings to change, dotted name to value, such as ``{"composite.seed": 3}``.
 
@@ -135,7 +136,7 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
     return summary
 
 
-def check_build(settings: str, output: str, changes: dict[str, Any] | None = None) -> BuildSettings:
+def check_build(settings: BuildSettings | str, output: str, changes: dict[str, Any] | None = None) -> BuildSettings:
     """The settings, where they, the output, weights and the source's files can be used; leaves nothing behind.
 
     Raises:
@@ -156,7 +157,7 @@ def check_build(settings: str, output: str, changes: dict[str, Any] | None = Non
     return checked
 
 
-@flow(name="build-shards", persist_result=False)
+@flow(name="build-shards", flow_run_name=flow_run_name, persist_result=False)
 def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
     """The stages of `build_dataset`, on the task runner that the settings name."""
     with Progress("build-progress") as progress:

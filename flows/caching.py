@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict
 from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.settings import digest_of
 from dataset_tools.storage import is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
+from flows.names import short_name
 from flows.progress import Progress
 
 
@@ -66,8 +67,12 @@ class Job(BaseModel):
         return self.key()
 
     def label(self) -> str:
-        """Name of the task run in Prefect's pages."""
-        return self.step
+        """What it works on, such as a shard; empty where the step says all."""
+        return ""
+
+    def run_name(self) -> str:
+        """Name of the task run in Prefect's pages: the output, the step, and what it works on."""
+        return " ".join(filter(None, (short_name(self.root), self.step, self.label())))
 
 
 class File(BaseModel):
@@ -254,7 +259,7 @@ def _name_of_run() -> str:
     from prefect.runtime import task_run
 
     job: Job = task_run.parameters["job"]
-    return job.label()
+    return job.run_name()
 
 
 def _is_worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

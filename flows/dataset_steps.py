@@ -105,8 +105,8 @@ class ClipJob(Job):
     instances_fingerprint: str | None
 
     def label(self) -> str:
-        """The step and clip."""
-        return f"{self.step}-{self.clip.folder}"
+        """The clip."""
+        return self.clip.folder
 
     def determines(self) -> Any:
         """The clip by name, size and time, wherever it lies; of the settings what decides about its pairs."""
@@ -238,8 +238,8 @@ class HashPicturesJob(PicturesJob):
     settings: CuratedSettings
 
     def label(self) -> str:
-        """The step, split and role."""
-        return f"{self.step}-{self.split}-{self.role}-{self.start}"
+        """Split and role."""
+        return f"{self.split}-{self.role}-{self.start}"
 
     def determines(self) -> Any:
         """Rows of the curated table and how they are read, not their numbers."""
@@ -442,8 +442,8 @@ class CutoutsJob(Job):
     settings: CompositorSettings
 
     def label(self) -> str:
-        """The step and split."""
-        return f"{self.step}-{self.split}"
+        """The split."""
+        return self.split
 
     def determines(self) -> Any:
         """The shards' content, not what a store says of it."""

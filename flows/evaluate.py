@@ -37,6 +37,7 @@ from flows.evaluation_steps import (
     take_spectrum,
 )
 from flows.events import announce
+from flows.names import flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
@@ -52,9 +53,9 @@ WORKERS = 2
 """Metrics and the like that are computed at once, each holding a few pictures; methods run one after another."""
 
 
-@flow(name="evaluate", persist_result=False, task_runner=Threads(max_workers=WORKERS))  # type: ignore[arg-type]
+@flow(name="evaluate", flow_run_name=flow_run_name, persist_result=False, task_runner=Threads(max_workers=WORKERS))  # type: ignore[arg-type]
 def evaluate(
-    settings: str,
+    settings: EvaluateSettings | str,
     dataset: str,
     adapters: str,
     output: str,
@@ -64,7 +65,7 @@ def evaluate(
     """Compare methods; what was done before, and lies there unaltered, is not done again.
 
     Args:
-        settings: place of a YAML file of `EvaluateSettings`.
+        settings: `EvaluateSettings`, or the place of a YAML file of them.
         dataset: folder or URL of a built dataset, for those that the settings do not name; may be empty.
         adapters: folder that the flow ``train`` wrote, or hub id; empty: none.
         output: local folder of tables, pictures and ``report.html``.
@@ -100,7 +101,7 @@ def evaluate(
 
 
 def check_evaluate(
-    settings: str,
+    settings: EvaluateSettings | str,
     dataset: str,
     adapters: str,
     output: str,

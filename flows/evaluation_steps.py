@@ -89,7 +89,7 @@ class CasesJob(KeptJob):
 
     def label(self) -> str:
         """Dataset and shard."""
-        return f"{self.step}-{self.name}-{Path(self.shard.path).stem}"
+        return f"{self.name}-{Path(self.shard.path).stem}"
 
     def samples(self) -> Any:
         """The samples, one at a time."""
@@ -245,7 +245,7 @@ class FeaturesJob(KeptJob):
 
     def label(self) -> str:
         """What of what."""
-        return f"{self.step}-{self.which}-{self.of.label()}"
+        return f"{self.which}-{self.of.label()}"
 
     @property
     def of_cases(self) -> CasesJob:
@@ -336,7 +336,7 @@ class SpectrumJob(KeptJob):
 
     def label(self) -> str:
         """Of what."""
-        return f"{self.step}-{self.erased.label()}"
+        return self.erased.label()
 
 
 @cached_step

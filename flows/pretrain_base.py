@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from dataset_tools.settings import Settings
 from dataset_tools.storage import check_writable, local_place
 from flows.caching import Files, Job, cached_step, result_storage, run_steps
+from flows.names import flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
@@ -196,14 +197,14 @@ def export(job: ExportJob) -> Files:
     return Files.of(job, "root", [""])
 
 
-@flow(name="pretrain-base", persist_result=False, task_runner=Threads())  # type: ignore[arg-type]
-def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+@flow(name="pretrain-base", flow_run_name=flow_run_name, persist_result=False, task_runner=Threads())  # type: ignore[arg-type]
+def pretrain_base(settings: PretrainRecipe | str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train the nano base, unless the same was trained before and lies there unaltered.
 
     Pictures, latents and checkpoints lie in ``output.work``; an interrupted run goes on from there.
 
     Args:
-        settings: place of a YAML file of `PretrainRecipe`.
+        settings: `PretrainRecipe`, or the place of a YAML file of it.
         output: local folder of the base.
         changes: settings to change, dotted name to value.
 
@@ -236,16 +237,17 @@ def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = N
         vae = vae or run(pretrain_vae, VaeJob(**place, settings=chosen, pictures=pictures))
         run(encode, EncodeJob(**place, settings=chosen, pictures=pictures, vae=vae))
         trained = run(pretrain_unet, UnetJob(**place, **began, settings=chosen, pictures=pictures, vae=vae))
-        command = " ".join(
-            ["mild pretrain", os.path.basename(settings), *(f"--set {k}={v}" for k, v in (changes or {}).items())]
-        )
+        given = os.path.basename(settings) if isinstance(settings, str) else "RECIPE"
+        command = " ".join(["mild pretrain", given, *(f"--set {k}={v}" for k, v in (changes or {}).items())])
         exported = {"recipe": recipe, "base_digest": base_digest, "trained": trained}
         run(export, ExportJob(**place, **exported, pictures=pictures, command=command))
     Display().show(create_link_artifact, root, link_text="base", key="pretrain-base")
     return {"base": root, "cached": cached}
 
 
-def check_pretrain(settings: str, output: str, changes: dict[str, Any] | None = None) -> PretrainRecipe:
+def check_pretrain(
+    settings: PretrainRecipe | str, output: str, changes: dict[str, Any] | None = None
+) -> PretrainRecipe:
     """The recipe, where it and the output of `pretrain_base` can be used; leaves nothing behind.
 
     Raises:

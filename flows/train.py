@@ -17,6 +17,7 @@ from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
 from flows.events import announce
+from flows.names import flow_run_name
 from flows.output_lock import sole_run
 from flows.pages import show_picture
 from flows.progress import Display, Progress
@@ -164,12 +165,14 @@ def _show_sheet(path: Path) -> None:
     show_picture(path.read_bytes(), key="train-samples", description=description)
 
 
-@flow(name="train", persist_result=False)
-def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+@flow(name="train", flow_run_name=flow_run_name, persist_result=False)
+def train(
+    settings: TrainRecipe | str, dataset: str, output: str, changes: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Train adapters, unless the same were trained before and lie there unaltered.
 
     Args:
-        settings: place of a YAML file of `TrainRecipe`.
+        settings: `TrainRecipe`, or the place of a YAML file of it.
         dataset: folder or URL of a built dataset.
         output: local folder of the adapters.
         changes: settings to change, dotted name to value.
@@ -217,7 +220,9 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
     return {"adapters": root, "base": recipe.base, "cached": outcome.cached, "set_aside": aside}
 
 
-def check_train(settings: str, dataset: str, output: str, changes: dict[str, Any] | None = None) -> TrainRecipe:
+def check_train(
+    settings: TrainRecipe | str, dataset: str, output: str, changes: dict[str, Any] | None = None
+) -> TrainRecipe:
     """The recipe, where it, the dataset and the output of `train` can be used; leaves nothing behind.
 
     Raises:

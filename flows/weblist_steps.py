@@ -81,8 +81,8 @@ class DownloadJob(Job):
     settings: WebSettings
 
     def label(self) -> str:
-        """The step, and the first host."""
-        return f"{self.step}-{host_of(self.urls[0])}"
+        """The first host."""
+        return host_of(self.urls[0])
 
     def determines(self) -> Any:
         """What is asked for and what is taken, not how fast."""
