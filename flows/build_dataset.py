@@ -76,7 +76,7 @@ from flows.dataset_steps import (
     rows_of,
 )
 from flows.events import announce
-from flows.names import flow_run_name
+from flows.names import artifact_key, flow_run_name
 from flows.output_files import OutputFiles
 from flows.output_lock import sole_run
 from flows.pages import show_dataset
@@ -160,7 +160,7 @@ def check_build(settings: BuildSettings | str, output: str, changes: dict[str, A
 @flow(name="build-shards", flow_run_name=flow_run_name, persist_result=False)
 def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
     """The stages of `build_dataset`, on the task runner that the settings name."""
-    with Progress("build-progress") as progress:
+    with Progress(artifact_key("build-progress", root)) as progress:
         build = _Build(settings, root, progress)
         build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS)
         build.read_opt_out()

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -36,7 +37,7 @@ from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.settings import digest_of
 from dataset_tools.storage import is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
 from flows.names import short_name
-from flows.progress import Progress
+from flows.progress import Progress, run_logger
 
 
 class Job(BaseModel):
@@ -122,6 +123,10 @@ class Files(BaseModel):
             is_unaltered(filesystem, f"{base}/{path}", file.sha256, file.tag) for path, file in self.files.items()
         )
 
+    def told(self) -> str:
+        """How many there are."""
+        return f"files: {len(self.files)}" + (f", of {self.rows}" if self.rows else "")
+
 
 def write_named(job: Job, name: str, data: bytes) -> str:
     """Write ``data`` below ``work`` under a name that holds its digest; gives that name, such as ``a-0123abcd.json``.
@@ -152,6 +157,10 @@ class Result(Protocol):
         """Whether its files are as they were written, and nothing in it is worth another try."""
         ...
 
+    def told(self) -> str:
+        """What it came to, for one line of the run's log."""
+        ...
+
 
 JobT = TypeVar("JobT", bound=Job)
 ResultT = TypeVar("ResultT", bound=Result)
@@ -166,7 +175,18 @@ class Outcome(Generic[ResultT]):
 
 
 def cached_step(function: Callable[[JobT], ResultT]) -> Task[[JobT], ResultT]:
-    """Make a function of one `Job` a Prefect task: cached by the job's key, retried on errors of the machine."""
+    """Make a function of one `Job` a Prefect task: cached by the job's key, retried on errors of the machine.
+
+    What it came to, and how long that took, is a line of the run's log.
+    """
+
+    @wraps(function)
+    def logged(job: JobT) -> ResultT:
+        began = time.monotonic()
+        result = function(job)
+        run_logger().info("%s; %.1f s", result.told(), time.monotonic() - began)
+        return result
+
     decorate = task(
         cache_key_fn=_key_of_job,
         persist_result=True,
@@ -176,7 +196,7 @@ def cached_step(function: Callable[[JobT], ResultT]) -> Task[[JobT], ResultT]:
         retry_delay_seconds=[1, 10],
         retry_condition_fn=_is_worth_retrying,
     )
-    return decorate(function)
+    return decorate(logged)
 
 
 def run_steps(
@@ -208,6 +228,9 @@ def run_steps(
         again = run(stored.with_options(refresh_cache=True), [jobs[number] for number in doubtful])
         for number, outcome in zip(doubtful, again, strict=True):
             outcomes[number] = outcome
+    done = sum(not outcome.cached for outcome in outcomes)
+    altered = f", {len(doubtful)} of them as what was remembered is not sound" if doubtful else ""
+    run_logger().info("%s: %d done%s, %d remembered", step.name, done, altered, len(outcomes) - done)
     return outcomes
 
 

@@ -37,7 +37,7 @@ from flows.evaluation_steps import (
     take_spectrum,
 )
 from flows.events import announce
-from flows.names import flow_run_name
+from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
@@ -94,9 +94,9 @@ def evaluate(
         names = {read_manifest(row.place).name for row in summary.datasets}
         announce("evaluation", root, digest, dataset=", ".join(sorted(names)), payload={"evaluation": root})
     report = f"{root}/report.html"
-    Display().show(create_link_artifact, report, link_text="report", key="evaluation-report")
+    Display().show(create_link_artifact, report, link_text="report", key=artifact_key("evaluation-report", root))
     tables = Path(root, "tables.md").read_text(encoding="utf-8")
-    Display().show(create_markdown_artifact, tables, key="evaluation-tables")
+    Display().show(create_markdown_artifact, tables, key=artifact_key("evaluation-tables", root))
     return {"report": report, "summary": summary.model_dump(mode="json"), "steps": run.steps, "cached": run.cached}
 
 
@@ -200,7 +200,7 @@ class _Evaluation:
         """Run jobs of one step side by side; those that were done before are not done again."""
         if not jobs:
             return []
-        with Progress("evaluate-progress") as progress:
+        with Progress(artifact_key("evaluate-progress", self.root)) as progress:
             progress.stage(what)
             return self._done(jobs, run_steps(step, jobs, self.storage, progress))
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from dataset_tools.settings import Settings
 from dataset_tools.storage import check_writable, local_place
 from flows.caching import Files, Job, cached_step, result_storage, run_steps
-from flows.names import flow_run_name
+from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
@@ -132,7 +132,7 @@ def pretrain_vae(job: VaeJob) -> Files:
     """See `mild.nano.pretraining.train_vae`."""
     from mild.nano.pretraining import train_vae
 
-    with _Curve("vae", job.settings.vae.steps) as curve:
+    with _Curve(job, "vae", job.settings.vae.steps) as curve:
         train_vae(job.settings, f"{job.work}/pictures", f"{job.work}/vae", curve.log)
     return Files.of(job, "work", ["vae"])
 
@@ -152,7 +152,7 @@ def encode(job: EncodeJob) -> Files:
     from mild.nano.pretraining import encode_examples
 
     count = job.settings.drawing.scenes * job.settings.drawing.crops
-    with _Curve("latents", count) as curve:
+    with _Curve(job, "latents", count) as curve:
         encode_examples(job.settings, f"{job.work}/pictures", f"{job.work}/vae", f"{job.work}/examples", curve.log)
     return Files.of(job, "work", ["examples"], count)
 
@@ -163,7 +163,7 @@ def pretrain_unet(job: UnetJob) -> Files:
     from mild.nano.pretraining import train_unet
 
     places = [f"{job.work}/{name}" for name in ("pictures", "vae", "examples", "trained")]
-    with _Curve("unet", job.settings.unet.steps) as curve:
+    with _Curve(job, "unet", job.settings.unet.steps) as curve:
         train_unet(job.settings, places[0], places[1], places[2], places[3], curve.log, job.base)
     return Files.of(job, "work", ["trained"])
 
@@ -191,7 +191,7 @@ def export(job: ExportJob) -> Files:
     Display().show(
         create_table_artifact,
         [{"what": name, "value": round(value, 2)} for name, value in numbers.items()],
-        key="pretrain-base-quality",
+        key=artifact_key("pretrain-base-quality", job.root),
         description=f"{job.root}: PSNR in dB, and perceptual distances",
     )
     return Files.of(job, "root", [""])
@@ -241,7 +241,7 @@ def pretrain_base(settings: PretrainRecipe | str, output: str, changes: dict[str
         command = " ".join(["mild pretrain", given, *(f"--set {k}={v}" for k, v in (changes or {}).items())])
         exported = {"recipe": recipe, "base_digest": base_digest, "trained": trained}
         run(export, ExportJob(**place, **exported, pictures=pictures, command=command))
-    Display().show(create_link_artifact, root, link_text="base", key="pretrain-base")
+    Display().show(create_link_artifact, root, link_text="base", key=artifact_key("pretrain-base", root))
     return {"base": root, "cached": cached}
 
 
@@ -261,8 +261,9 @@ def check_pretrain(
 class _Curve(Progress):
     """Progress of one stage of training, and some points of its loss as an artifact."""
 
-    def __init__(self, stage: str, steps: int) -> None:
-        super().__init__(f"pretrain-{stage}")
+    def __init__(self, job: Job, stage: str, steps: int) -> None:
+        super().__init__(artifact_key(f"pretrain-{stage}", job.root))
+        self._key_of_loss = artifact_key(f"pretrain-{stage}-loss", job.root)
         self._stage, self._steps, self._last = stage, steps, 0
         self._rows: list[dict[str, float]] = []
 
@@ -274,7 +275,7 @@ class _Curve(Progress):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self.pages.show(create_table_artifact, self._rows, key=f"pretrain-{self._stage}-loss")
+        self.pages.show(create_table_artifact, self._rows, key=self._key_of_loss)
 
     def log(self, stage: str, step: int, loss: float) -> None:
         """To be called after every step."""

@@ -39,7 +39,7 @@ from flows.evaluation_steps import (
     prepare_cases,
     setup_of,
 )
-from flows.names import flow_run_name
+from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Progress
 from flows.settings import Threads
@@ -333,7 +333,7 @@ class _Selection:
 
     def _do(self, step: Any, jobs: Sequence[Job]) -> list[Files]:
         """Run jobs of one step side by side; those that were done before are not done again."""
-        with Progress("select-progress") as progress:
+        with Progress(artifact_key("select-progress", self.root)) as progress:
             progress.stage(jobs[0].step)
             return self._done(run_steps(step, jobs, self.storage, progress))
 

@@ -46,7 +46,7 @@ def test_the_settings_of_a_flow_are_fields_of_a_valid_schema_and_mean_what_their
 
     place = recipe_path(*recipe)
     sent = json.loads(settings.load(place).model_dump_json())
-    others = {name: "x" for name in schema["required"]}
+    others = dict.fromkeys(schema["required"], "x")
     assert not validate(others | {"settings": place}, schema)
     assert not validate(others | {"settings": sent}, schema)
     assert validate(others | {"settings": sent | {"sent": 1}}, schema)

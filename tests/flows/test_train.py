@@ -35,6 +35,7 @@ import mild.training.launch
 from dataset_tools.errors import UserError
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, ShardDataset, write_shard
+from flows.names import artifact_key
 from flows.progress import Display
 from flows.train import LatentsJob, TrainJob, TrainRecipe, train
 from mild.bases import NANO
@@ -255,7 +256,7 @@ def test_a_server_that_refuses_what_it_is_shown_does_not_end_training(
     monkeypatch.setattr(flows.train, "launch", launch)
     assert not train(recipe, drawn_dataset, str(output))["cached"]
     assert steps == list(range(1, STEPS + 1))
-    assert asked == ["train-progress", "train-adapters"]
+    assert asked == [artifact_key(what, str(output)) for what in ("train-progress", "train-adapters")]
     told = [record.getMessage() for record in caplog.records if "the work goes on" in record.getMessage()]
     assert len(told) == 2 and "All connection attempts failed" in told[0]
 
