@@ -62,6 +62,7 @@ def test_help_names_every_command_without_loading_prefect_or_torch() -> None:
         "rate",
         "pretrain",
         "quickstart",
+        "deploy",
         "mask",
         "erase",
         "recompose",
