@@ -435,7 +435,8 @@ class _Build:
         return summary
 
     def _run(self, step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:
-        outcomes = run_steps(step, jobs, self.storage, self.progress)
+        limit = self.settings.runner.time_limit
+        outcomes = run_steps(step, jobs, self.storage, self.progress, time_limit=limit)
         self.cached += sum(o.cached for o in outcomes if isinstance(o.result, BuiltShard))
         return [outcome.result for outcome in outcomes]
 

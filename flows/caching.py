@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from prefect import Task, task
 from prefect.client.schemas.objects import TaskRun
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import RemoteFileSystem
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.states import State
+from prefect.task_engine import TaskRunTimeoutError
 from pydantic import BaseModel, ConfigDict
 
 from dataset_tools.errors import UserError, what_to_mend
@@ -38,6 +40,10 @@ from dataset_tools.settings import digest_of
 from dataset_tools.storage import is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
 from flows.names import short_name
 from flows.progress import Progress, run_logger
+from flows.settings import Threads
+
+LENIENCE = 60.0
+"""Seconds for waits between tries, and for what takes its time to end."""
 
 
 class Job(BaseModel):
@@ -206,17 +212,26 @@ def run_steps(
     progress: Progress | None = None,
     *,
     in_this_thread: bool = False,
+    time_limit: float | None = None,
 ) -> list[Outcome[ResultT]]:
     """Run jobs through Prefect's task runner; results in the order of the jobs.
 
     ``in_this_thread``: one after another without a task runner, for steps that must hear of signals: only a
     process's main thread does.
 
+    ``time_limit``: seconds for each try of a job, which is then ended and tried again like one that met a fault of the
+    machine. In the threads of task runners that ends what runs in Python, waits of fsspec's file systems among it, but
+    no call in C that does not come back: where no job has ended for so long that one must hang in such a call, the flow
+    is ended and the job left to itself.
+
     Remembered results whose files are gone or altered, or which tell of passing faults (time-outs), are
     redone. ``progress`` counts tasks; None where the step shows its own. Must be called from a flow: results
     of tasks called inside a task are kept only when that ends.
+
+    Raises:
+        UserError: a job was ended as often as it was tried, or cannot be ended.
     """
-    stored = step.with_options(result_storage=storage)
+    stored = step.with_options(result_storage=storage, timeout_seconds=time_limit)
     run = _run_here if in_this_thread else partial(_run, progress=progress)
     outcomes = run(stored, jobs)
     doubtful = [
@@ -230,7 +245,8 @@ def run_steps(
             outcomes[number] = outcome
     done = sum(not outcome.cached for outcome in outcomes)
     altered = f", {len(doubtful)} of them as what was remembered is not sound" if doubtful else ""
-    run_logger().info("%s: %d done%s, %d remembered", step.name, done, altered, len(outcomes) - done)
+    for name in {job.step for job in jobs}:
+        run_logger().info("%s: %d done%s, %d remembered", name, done, altered, len(outcomes) - done)
     return outcomes
 
 
@@ -256,16 +272,50 @@ def forget(jobs: Iterable[Job]) -> None:
 
 def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None) -> list[Outcome[ResultT]]:
     futures: list[PrefectFuture[ResultT]] = [step.submit(job) for job in jobs]
+    ended = queue.SimpleQueue[PrefectFuture[ResultT]]()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    limit = step.timeout_seconds
+    longest = None if limit is None else (1 + step.retries) * limit + LENIENCE
     if progress is not None:
         progress.expect(len(futures))
-        for _ in as_completed(futures):
+    for count in range(len(futures)):
+        try:
+            ended.get(timeout=longest)
+        except queue.Empty:
+            left = [job.run_name() for job, future in zip(jobs, futures, strict=True) if not future.state.is_final()]
+            context = FlowRunContext.get()
+            if context is not None and isinstance(context.task_runner, Threads):
+                context.task_runner.cancel_all()
+            raise UserError(
+                f"none of {len(futures) - count} jobs has ended for {longest:g} s at a time limit of {limit:g} s, such "
+                f"as {' or '.join(left[:2])}; what is finished is kept"
+            ) from None
+        if progress is not None:
             progress.advance()
-    return [Outcome(result=future.result(), cached=future.state.name == "Cached") for future in futures]
+    return _outcomes(step, jobs, futures)
 
 
 def _run_here(step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[Outcome[ResultT]]:
     states = [step(job, return_state=True) for job in jobs]
-    return [Outcome(result=state.result(), cached=state.name == "Cached") for state in states]
+    return _outcomes(step, jobs, states)
+
+
+def _outcomes(
+    step: Task[[JobT], ResultT], jobs: Sequence[JobT], ended: Sequence[PrefectFuture[ResultT] | State[ResultT]]
+) -> list[Outcome[ResultT]]:
+    outcomes = []
+    for job, each in zip(jobs, ended, strict=True):
+        try:
+            result = each.result()
+        except TaskRunTimeoutError:
+            raise UserError(
+                f"{job.run_name()} took longer than the time limit of {step.timeout_seconds:g} s, as often as it was "
+                "tried; what is finished is kept"
+            ) from None
+        state = each if isinstance(each, State) else each.state
+        outcomes.append(Outcome(result=result, cached=state.name == "Cached"))
+    return outcomes
 
 
 @cache

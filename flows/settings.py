@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from threading import Thread
+import atexit
+import os
+from concurrent.futures.thread import _threads_queues  # type: ignore[attr-defined]
+from threading import Thread, main_thread
 from typing import Annotated, Any, ClassVar, Literal
 
 from prefect.blocks.system import Secret
@@ -68,10 +71,10 @@ Network = Annotated[
 
 
 class Threads(ThreadPoolTaskRunner[R]):
-    """Prefect's threads, but a flow that is ended by a signal does not wait for what they do.
+    """Prefect's threads, but a flow that is ended by a signal, or as one of them hangs, does not wait for what they do.
 
-    Nothing is lost by that but their work, for what a step writes is whole or not there. The process, which Python does
-    not end before its threads, must then be ended otherwise: see ``flows.cli``.
+    Nothing is lost by that but their work, for what a step writes is whole or not there. Python does not end a process
+    before its threads: this one ends with its main thread, or before (see ``flows.cli``).
     """
 
     _abandoned: ClassVar[list[Thread]] = []
@@ -95,6 +98,17 @@ class Threads(ThreadPoolTaskRunner[R]):
             Threads._abandoned.extend(self._executor._threads)
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
+            if Threads.are_left_working():
+                for left in Threads._abandoned:
+                    _threads_queues.pop(left, None)  # Python's way to remember whom to wait for before all else
+                Thread(target=_end_with_main_thread, daemon=True).start()
+
+
+def _end_with_main_thread() -> None:
+    main_thread().join()
+    if Threads.are_left_working():
+        atexit._run_exitfuncs()
+        os._exit(1)
 
 
 def _read_secret(block: str) -> Any:
@@ -118,6 +132,9 @@ class RunnerSettings(Settings):
     """Tasks at once: threads, or processes of the local Dask cluster."""
     address: Location | None = None
     """Scheduler of a Dask cluster that runs already, such as ``tcp://scheduler:8786``."""
+    time_limit: float | None = Field(default=None, gt=0)
+    """Seconds that a step may take, such as building one shard. One that takes longer is ended and tried again, twice;
+    then the run fails. Null: any time."""
 
     def open(self) -> TaskRunner[Any]:
         """The task runner that the settings name."""

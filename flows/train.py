@@ -45,6 +45,9 @@ class TrainRecipe(Settings):
     "--nproc_per_node", "4"]`` or ``["accelerate.commands.launch", "--config_file", "fsdp.yaml"]``
     (`mild.training.sharding`); empty: one process. The result is the same up to rounding, and so is remembered whatever
     this is."""
+    time_limit: float | None = Field(default=None, gt=0)
+    """Seconds without a word of training after which it hangs: it is killed, and tried again from its last checkpoint,
+    twice. It says something every ``train.log_every`` steps, and loads the base before the first. Null: any time."""
 
 
 class LatentsJob(Job):
@@ -145,7 +148,7 @@ def train_adapters(job: TrainJob) -> Files:
                 key = artifact_key("train-values", job.root)
                 progress.pages.show(create_table_artifact, rows, key=key, description=description)
 
-        launch(request, log, recipe.launcher)
+        launch(request, log, recipe.launcher, recipe.time_limit)
     _show_samples(progress.pages, job, newest)
     with Path(job.root, "loss.csv").open(newline="", encoding="utf-8") as file:
         losses = list(csv.DictReader(file))
