@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from concurrent.futures.thread import _threads_queues  # type: ignore[attr-defined]
+from concurrent.futures.thread import _threads_queues
 from threading import Thread, main_thread
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -100,7 +100,8 @@ class Threads(ThreadPoolTaskRunner[R]):
             self._executor = None
             if Threads.are_left_working():
                 for left in Threads._abandoned:
-                    _threads_queues.pop(left, None)  # Python's way to remember whom to wait for before all else
+                    # Whom Python waits for before the main thread ends.
+                    _threads_queues.pop(left, None)  # type: ignore[attr-defined]
                 Thread(target=_end_with_main_thread, daemon=True).start()
 
 
