@@ -77,6 +77,7 @@ from flows.dataset_steps import (
     rows_of,
 )
 from flows.events import announce
+from flows.names import artifact_key, flow_run_name
 from flows.output_files import OutputFiles
 from flows.output_lock import sole_run
 from flows.pages import show_dataset
@@ -107,12 +108,12 @@ class _CheckedFlow(Flow[P, R]):
         return super().__call__(*args, **kwargs)
 
 
-@partial(_CheckedFlow, name="build-dataset", persist_result=False)  # type: ignore[arg-type]
-def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+@partial(_CheckedFlow, name="build-dataset", flow_run_name=flow_run_name, persist_result=False)  # type: ignore[arg-type]
+def build_dataset(settings: BuildSettings | str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Build a dataset, or bring one up to date: only what is missing, altered or set otherwise is redone.
 
     Args:
-        settings: place of a YAML file of `BuildSettings`.
+        settings: `BuildSettings`, or the place of a YAML file of them.
         output: folder or fsspec URL of the dataset; intermediate files go to ``{output}.work``.
         changes: settings to change, dotted name to value, such as ``{"composite.seed": 3}``.
 
@@ -137,7 +138,7 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
     return summary
 
 
-def check_build(settings: str, output: str, changes: dict[str, Any] | None = None) -> BuildSettings:
+def check_build(settings: BuildSettings | str, output: str, changes: dict[str, Any] | None = None) -> BuildSettings:
     """The settings, where they, the output, weights and the source's files can be used; leaves nothing behind.
 
     Raises:
@@ -158,10 +159,10 @@ def check_build(settings: str, output: str, changes: dict[str, Any] | None = Non
     return checked
 
 
-@flow(name="build-shards", persist_result=False)
+@flow(name="build-shards", flow_run_name=flow_run_name, persist_result=False)
 def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
     """The stages of `build_dataset`, on the task runner that the settings name."""
-    with Progress("build-progress") as progress:
+    with Progress(artifact_key("build-progress", root)) as progress:
         build = _Build(settings, root, progress)
         build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS)
         build.read_opt_out()
@@ -447,7 +448,8 @@ class _Build:
         return summary
 
     def _run(self, step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:
-        outcomes = run_steps(step, jobs, self.storage, self.progress)
+        limit = self.settings.runner.time_limit
+        outcomes = run_steps(step, jobs, self.storage, self.progress, time_limit=limit)
         self.cached += sum(o.cached for o in outcomes if isinstance(o.result, BuiltShard))
         return [outcome.result for outcome in outcomes]
 

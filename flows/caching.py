@@ -17,25 +17,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import queue
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from prefect import Task, task
 from prefect.client.schemas.objects import TaskRun
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import RemoteFileSystem
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.states import State
+from prefect.task_engine import TaskRunTimeoutError
 from pydantic import BaseModel, ConfigDict
 
 from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.settings import digest_of
 from dataset_tools.storage import is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
-from flows.progress import Progress
+from flows.names import short_name
+from flows.progress import Progress, run_logger
+from flows.settings import Threads
+
+LENIENCE = 60.0
+"""Seconds for waits between tries, and for what takes its time to end."""
 
 
 class Job(BaseModel):
@@ -66,8 +74,12 @@ class Job(BaseModel):
         return self.key()
 
     def label(self) -> str:
-        """Name of the task run in Prefect's pages."""
-        return self.step
+        """What it works on, such as a shard; empty where the step says all."""
+        return ""
+
+    def run_name(self) -> str:
+        """Name of the task run in Prefect's pages: the output, the step, and what it works on."""
+        return " ".join(filter(None, (short_name(self.root), self.step, self.label())))
 
 
 class File(BaseModel):
@@ -117,6 +129,10 @@ class Files(BaseModel):
             is_unaltered(filesystem, f"{base}/{path}", file.sha256, file.tag) for path, file in self.files.items()
         )
 
+    def told(self) -> str:
+        """How many there are."""
+        return f"files: {len(self.files)}" + (f", of {self.rows}" if self.rows else "")
+
 
 def write_named(job: Job, name: str, data: bytes) -> str:
     """Write ``data`` below ``work`` under a name that holds its digest; gives that name, such as ``a-0123abcd.json``.
@@ -147,6 +163,10 @@ class Result(Protocol):
         """Whether its files are as they were written, and nothing in it is worth another try."""
         ...
 
+    def told(self) -> str:
+        """What it came to, for one line of the run's log."""
+        ...
+
 
 JobT = TypeVar("JobT", bound=Job)
 ResultT = TypeVar("ResultT", bound=Result)
@@ -161,7 +181,18 @@ class Outcome(Generic[ResultT]):
 
 
 def cached_step(function: Callable[[JobT], ResultT]) -> Task[[JobT], ResultT]:
-    """Make a function of one `Job` a Prefect task: cached by the job's key, retried on errors of the machine."""
+    """Make a function of one `Job` a Prefect task: cached by the job's key, retried on errors of the machine.
+
+    What it came to, and how long that took, is a line of the run's log.
+    """
+
+    @wraps(function)
+    def logged(job: JobT) -> ResultT:
+        began = time.monotonic()
+        result = function(job)
+        run_logger().info("%s; %.1f s", result.told(), time.monotonic() - began)
+        return result
+
     decorate = task(
         cache_key_fn=_key_of_job,
         persist_result=True,
@@ -171,7 +202,7 @@ def cached_step(function: Callable[[JobT], ResultT]) -> Task[[JobT], ResultT]:
         retry_delay_seconds=[1, 10],
         retry_condition_fn=_is_worth_retrying,
     )
-    return decorate(function)
+    return decorate(logged)
 
 
 def run_steps(
@@ -181,17 +212,26 @@ def run_steps(
     progress: Progress | None = None,
     *,
     in_this_thread: bool = False,
+    time_limit: float | None = None,
 ) -> list[Outcome[ResultT]]:
     """Run jobs through Prefect's task runner; results in the order of the jobs.
 
     ``in_this_thread``: one after another without a task runner, for steps that must hear of signals: only a
     process's main thread does.
 
+    ``time_limit``: seconds for each try of a job, which is then ended and tried again like one that met a fault of the
+    machine. In the threads of task runners that ends what runs in Python, waits of fsspec's file systems among it, but
+    no call in C that does not come back: where no job has ended for so long that one must hang in such a call, the flow
+    is ended and the job left to itself.
+
     Remembered results whose files are gone or altered, or which tell of passing faults (time-outs), are
     redone. ``progress`` counts tasks; None where the step shows its own. Must be called from a flow: results
     of tasks called inside a task are kept only when that ends.
+
+    Raises:
+        UserError: a job was ended as often as it was tried, or cannot be ended.
     """
-    stored = step.with_options(result_storage=storage)
+    stored = step.with_options(result_storage=storage, timeout_seconds=time_limit)
     run = _run_here if in_this_thread else partial(_run, progress=progress)
     outcomes = run(stored, jobs)
     doubtful = [
@@ -203,6 +243,10 @@ def run_steps(
         again = run(stored.with_options(refresh_cache=True), [jobs[number] for number in doubtful])
         for number, outcome in zip(doubtful, again, strict=True):
             outcomes[number] = outcome
+    done = sum(not outcome.cached for outcome in outcomes)
+    altered = f", {len(doubtful)} of them as what was remembered is not sound" if doubtful else ""
+    for name in {job.step for job in jobs}:
+        run_logger().info("%s: %d done%s, %d remembered", name, done, altered, len(outcomes) - done)
     return outcomes
 
 
@@ -228,16 +272,50 @@ def forget(jobs: Iterable[Job]) -> None:
 
 def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None) -> list[Outcome[ResultT]]:
     futures: list[PrefectFuture[ResultT]] = [step.submit(job) for job in jobs]
+    ended = queue.SimpleQueue[PrefectFuture[ResultT]]()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    limit = step.timeout_seconds
+    longest = None if limit is None else (1 + step.retries) * limit + LENIENCE
     if progress is not None:
         progress.expect(len(futures))
-        for _ in as_completed(futures):
+    for count in range(len(futures)):
+        try:
+            ended.get(timeout=longest)
+        except queue.Empty:
+            left = [job.run_name() for job, future in zip(jobs, futures, strict=True) if not future.state.is_final()]
+            context = FlowRunContext.get()
+            if context is not None and isinstance(context.task_runner, Threads):
+                context.task_runner.cancel_all()
+            raise UserError(
+                f"none of {len(futures) - count} jobs has ended for {longest:g} s at a time limit of {limit:g} s, such "
+                f"as {' or '.join(left[:2])}; what is finished is kept"
+            ) from None
+        if progress is not None:
             progress.advance()
-    return [Outcome(result=future.result(), cached=future.state.name == "Cached") for future in futures]
+    return _outcomes(step, jobs, futures)
 
 
 def _run_here(step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[Outcome[ResultT]]:
     states = [step(job, return_state=True) for job in jobs]
-    return [Outcome(result=state.result(), cached=state.name == "Cached") for state in states]
+    return _outcomes(step, jobs, states)
+
+
+def _outcomes(
+    step: Task[[JobT], ResultT], jobs: Sequence[JobT], ended: Sequence[PrefectFuture[ResultT] | State[ResultT]]
+) -> list[Outcome[ResultT]]:
+    outcomes = []
+    for job, each in zip(jobs, ended, strict=True):
+        try:
+            result = each.result()
+        except TaskRunTimeoutError:
+            raise UserError(
+                f"{job.run_name()} took longer than the time limit of {step.timeout_seconds:g} s, as often as it was "
+                "tried; what is finished is kept"
+            ) from None
+        state = each if isinstance(each, State) else each.state
+        outcomes.append(Outcome(result=result, cached=state.name == "Cached"))
+    return outcomes
 
 
 @cache
@@ -254,7 +332,7 @@ def _name_of_run() -> str:
     from prefect.runtime import task_run
 
     job: Job = task_run.parameters["job"]
-    return job.label()
+    return job.run_name()
 
 
 def _is_worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -58,6 +59,7 @@ from dataset_tools.sources.sample import SampleSettings, write_mirror
 from dataset_tools.sources.video import ClipFile, VideoSettings, write_list, write_pairs
 from dataset_tools.storage import is_unaltered, open_root
 from flows.caching import Files, Job, cached_step, write_named
+from flows.progress import run_logger
 from flows.settings import InstancesSettings, Network, ParsingSettings, PictureSource, PoseSettings
 
 DOWNLOADS = "mild-downloads"
@@ -105,8 +107,8 @@ class ClipJob(Job):
     instances_fingerprint: str | None
 
     def label(self) -> str:
-        """The step and clip."""
-        return f"{self.step}-{self.clip.folder}"
+        """The clip."""
+        return self.clip.folder
 
     def determines(self) -> Any:
         """The clip by name, size and time, wherever it lies; of the settings what decides about its pairs."""
@@ -124,6 +126,10 @@ class ReadClip(BaseModel):
     def is_sound(self, job: Job) -> bool:
         """Whether the files are as they were written, and another try would bring nothing."""
         return self.fetched and self.files.is_sound(job)
+
+    def told(self) -> str:
+        """How many files, or why none."""
+        return self.files.told() if self.fetched else "could not be fetched"
 
 
 @cached_step
@@ -184,6 +190,10 @@ class Curated(BaseModel):
         """Whether the tables are as they were written, and nothing is worth another try."""
         return self.transient == 0 and self.files.is_sound(job)
 
+    def told(self) -> str:
+        """How many images were chosen."""
+        return f"chosen: {self.files.rows}, to be tried again: {self.transient}"
+
 
 @cached_step
 def curate(job: CurateJob) -> Curated:
@@ -191,6 +201,8 @@ def curate(job: CurateJob) -> Curated:
     source = job.source.open(job.tables)
     curation = source.curate()
     set_aside = [replace(row, message=without_folders(row.message, source.places)) for row in curation.rejected]
+    for (split, role), count in Counter((record.split, record.role) for record in curation.records).items():
+        run_logger().info("chosen for %s: %d with the role %s", split, count, role)
     # By split and role, so that the images of one shard are neighbours; within, in the order of the source.
     records = sorted(curation.records, key=lambda r: (SPLITS.index(r.split), r.role))
     chosen, rejected = records_to_table(records), rejections_to_table(set_aside)
@@ -199,7 +211,7 @@ def curate(job: CurateJob) -> Curated:
         for name, table in (("curated.parquet", chosen), ("curated-rejected.parquet", rejected))
     ]
     return Curated(
-        files=Files.of(job, "work", names),
+        files=Files.of(job, "work", names, len(records)),
         records=names[0],
         rejected=names[1],
         digest=digest_of([digest_of_rows(chosen, 0, len(records)), names[1]]),
@@ -238,8 +250,8 @@ class HashPicturesJob(PicturesJob):
     settings: CuratedSettings
 
     def label(self) -> str:
-        """The step, split and role."""
-        return f"{self.step}-{self.split}-{self.role}-{self.start}"
+        """Split and role."""
+        return f"{self.split}-{self.role}-{self.start}"
 
     def determines(self) -> Any:
         """Rows of the curated table and how they are read, not their numbers."""
@@ -258,6 +270,10 @@ class HashedPictures(BaseModel):
     def is_sound(self, job: Job) -> bool:
         """Whether nothing is worth another try."""
         return self.transient == 0
+
+    def told(self) -> str:
+        """How many could be read."""
+        return f"pictures: {len(self.pictures)}, to be tried again: {self.transient}"
 
     def of(self, job: HashPicturesJob) -> list[HashedPicture]:
         """The pictures that the opt-out list does not name."""
@@ -307,6 +323,10 @@ class CheckedNetworks(BaseModel):
         """Whether they could be loaded, which is remembered."""
         return True
 
+    def told(self) -> str:
+        """That they can."""
+        return "all networks can be used"
+
 
 @cached_step
 def check_networks(job: CheckNetworksJob) -> CheckedNetworks:
@@ -339,6 +359,12 @@ class BuiltShard(BaseModel):
         if any((listed.holds(sha256, phash) or "") != kind for sha256, phash, kind in self.pictures):
             return False
         return is_intact(job.root, self.shard)
+
+    def told(self) -> str:
+        """What is in the shard, and how much was set aside."""
+        shard = self.shard
+        size = f"{shard.size / 1e6:.1f} MB"
+        return f"samples: {shard.samples}, people: {shard.people}, {size}, set aside or mended: {shard.rejected}"
 
 
 class ShardJob(PicturesJob):
@@ -442,8 +468,8 @@ class CutoutsJob(Job):
     settings: CompositorSettings
 
     def label(self) -> str:
-        """The step and split."""
-        return f"{self.step}-{self.split}"
+        """The split."""
+        return self.split
 
     def determines(self) -> Any:
         """The shards' content, not what a store says of it."""
@@ -463,6 +489,10 @@ class Cutouts(BaseModel):
     def is_sound(self, job: Job) -> bool:
         """Whether the list is as it was written."""
         return self.files.is_sound(job)
+
+    def told(self) -> str:
+        """How many people can be cut out."""
+        return f"people: {self.people}"
 
 
 @cached_step
@@ -621,6 +651,10 @@ class Description(BaseModel):
         """Whether every file is as it was written."""
         filesystem, base = open_root(job.root)
         return all(is_unaltered(filesystem, f"{base}/{name}", sha256, None) for name, sha256 in self.files.items())
+
+    def told(self) -> str:
+        """How many files."""
+        return f"files: {len(self.files)}"
 
 
 @cached_step

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import re
-from threading import Thread
+from concurrent.futures.thread import _threads_queues
+from threading import Thread, main_thread
 from typing import Annotated, Any, ClassVar, Literal
 
 from prefect.blocks.system import Secret
@@ -70,10 +73,10 @@ Network = Annotated[
 
 
 class Threads(ThreadPoolTaskRunner[R]):
-    """Prefect's threads, but a flow that is ended by a signal does not wait for what they do.
+    """Prefect's threads, but a flow that is ended by a signal, or as one of them hangs, does not wait for what they do.
 
-    Nothing is lost by that but their work, for what a step writes is whole or not there. The process, which Python does
-    not end before its threads, must then be ended otherwise: see ``flows.cli``.
+    Nothing is lost by that but their work, for what a step writes is whole or not there. Python does not end a process
+    before its threads: this one ends with its main thread, or before (see ``flows.cli``).
     """
 
     _abandoned: ClassVar[list[Thread]] = []
@@ -97,6 +100,18 @@ class Threads(ThreadPoolTaskRunner[R]):
             Threads._abandoned.extend(self._executor._threads)
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
+            if Threads.are_left_working():
+                for left in Threads._abandoned:
+                    # Whom Python waits for before the main thread ends.
+                    _threads_queues.pop(left, None)  # type: ignore[attr-defined]
+                Thread(target=_end_with_main_thread, daemon=True).start()
+
+
+def _end_with_main_thread() -> None:
+    main_thread().join()
+    if Threads.are_left_working():
+        atexit._run_exitfuncs()
+        os._exit(1)
 
 
 def _read_secret(block: str) -> Any:
@@ -122,6 +137,9 @@ class RunnerSettings(Settings):
     address: str | None = None
     """A cluster that runs already: Dask's scheduler, such as ``tcp://scheduler:8786``, or Ray's head, such as
     ``ray://head:10001``. `flows.preflight` looks at its workers first."""
+    time_limit: float | None = Field(default=None, gt=0)
+    """Seconds that a step may take, such as building one shard. One that takes longer is ended and tried again, twice;
+    then the run fails. Null: any time."""
 
     @field_validator("address")
     @classmethod
