@@ -108,18 +108,19 @@ def mild_steps(
 ) -> dict[str, Callable[[], None]]:
     """An optimizer step of `mild.training.loop`, with the VAE or with kept latents: on one UNet, for want of memory."""
     layered = LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
-    encoders = pipeline.text_encoder, pipeline.text_encoder_2
 
     def step_of(name: str) -> Callable[[], None]:
         chosen, latents = settings, None
         if name == "mild, cached":
             chosen = settings.model_copy(update={"cached_views": 1})
             latents = Kept(pipeline, samples, chosen)
-        pipeline.text_encoder, pipeline.text_encoder_2 = encoders  # a run is done with them at once
-        run = _Run(chosen, samples, pipeline, layered, accelerator, latents, sharding=None)
+        # One of its own around the same networks: a run takes out of it what it is done with.
+        own = StableDiffusionXLInpaintPipeline(**pipeline.components, add_watermarker=False)
+        run = _Run(chosen, samples, own, layered, accelerator, latents, sharding=None)
+        feed = run.feed()
 
         def step() -> None:
-            run.step(len(run.losses), False)
+            run.step(len(run.losses), False, feed)
 
         return step
 

@@ -127,6 +127,7 @@ class CropSettings(Settings):
 
 
 HOW_NOT_WHAT = {
+    "workers",
     "gradient_accumulation",
     "gradient_checkpointing",
     "compile",
@@ -148,6 +149,11 @@ class TrainSettings(Settings):
     batch_size: int = Field(4, ge=1)
     """Samples a step, on all processes together; each gives one background and, once lambda_s > 0, one foreground
     example. Processes and ``gradient_accumulation`` share them out, and change the result by rounding only."""
+    workers: int = Field(0, ge=0, le=256)
+    """Processes, beside each one that trains, that read samples and make examples of them while the GPU computes; they
+    change no bit of the result. Each imports torch (0.5 GB) and has up to two steps' examples ready, in shared memory
+    (``/dev/shm``): 10 MB a sample at 512 pixels. 0: the training process does it between steps. The log's
+    ``waiting_for_data`` says whether there are enough."""
     gradient_accumulation: int = Field(1, ge=1)
     """Passes in which a process takes its share of a step's samples, for less memory; ``batch_size`` must be a
     multiple of processes times this."""

@@ -59,13 +59,13 @@ def test_every_reference_leads_somewhere() -> None:
         ("mild.erasing.regions", True),
         ("mild.erasing.regions.editable", True),
         ("mild.erasing.regions.MARGIN", True),
-        ("mild.training.batches.Batch.shown", True),
+        ("mild.training.batches.Batch.image", True),
         ("mild.MILDPipeline", True),
         ("dataset_tools.storage.PlaceSetting", True),
         ("mild.regions", False),
         ("mild.erasing.regions.edible", False),
         ("mild.training.batches.Batch.hidden", False),
-        ("mild.training.batches.Batch.shown.more", False),
+        ("mild.training.batches.Batch.image.more", False),
     ],
 )
 def test_a_reference_to_what_is_not_there_is_noticed(name: str, there: bool) -> None:

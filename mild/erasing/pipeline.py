@@ -58,8 +58,8 @@ from mild.erasing.regions import (
     prefilled,
 )
 from mild.model.backbone import Branch, check_channels, decode_pictures, encode_pictures, load_base, time_ids_of
+from mild.model.cues import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.model.layered import LayeredUNet, push_to_hub
-from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.model.saved import CONFIG, fetched, is_mild, read_config
 
 STEPS = 25

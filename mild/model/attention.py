@@ -61,8 +61,9 @@ class SpatialModulation(nn.Module):
     @torch.no_grad()
     def project_(self) -> None:
         """Enforce the hard constraints alpha_10, alpha_01 <= 0 and alpha_11, alpha_00 >= 0 (section 3.4)."""
-        for alpha in self.parameters():
-            sign = alpha.new_tensor([[1.0, -1.0], [-1.0, 1.0]])
+        alphas = list(self.parameters())
+        sign = alphas[0].new_tensor([[1.0, -1.0], [-1.0, 1.0]])  # once: a copy to a GPU waits for it
+        for alpha in alphas:
             alpha.copy_((alpha * sign).relu() * sign)
 
     @torch.no_grad()
@@ -87,9 +88,11 @@ class SpatialModulation(nn.Module):
         Raises:
             ValueError: the mask's shape or values are not as said.
         """
-        mask = checked_masks(mask)
+        alphas = torch.stack([alpha.detach() for alpha in self.parameters()])
+        # To where the UNet computes, once, not in each of its layers.
+        mask = checked_masks(mask).to(alphas.device)
         # One look at all blocks: a look a block and forward pass would make a GPU wait each time.
-        infinite = torch.stack([alpha.detach().isinf().any() for alpha in self.parameters()]).tolist()
+        infinite = alphas.isinf().flatten(1).any(1).tolist()
         for processor, gated in zip(self._processors.values(), infinite, strict=True):
             processor.gated = gated
         before, self._given = self._given, (mask, hard)
@@ -274,13 +277,15 @@ def checked_masks(mask: torch.Tensor) -> torch.Tensor:
 def batch_masks(mask: torch.Tensor, hidden_states: torch.Tensor, *, hard: bool = False) -> torch.Tensor:
     """Masks (B, 1, H, W) for the tokens of feature maps (k B, C, h, w): (k B, 1, h w); see `token_masks`.
 
+    Both lie on one device.
+
     Raises:
         ValueError: the batch is no multiple of B.
     """
     batch, _, height, width = hidden_states.shape
     if batch % len(mask):
         raise ValueError(f"masks for {len(mask)} pictures do not fit a batch of {batch}")
-    tokens = token_masks(mask.to(hidden_states.device), height, width, hard=hard)
+    tokens = token_masks(mask, height, width, hard=hard)
     return tokens.repeat(batch // len(mask), 1, 1)
 
 

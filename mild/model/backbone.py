@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
-from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from dataset_tools.errors import UserError
@@ -239,7 +238,7 @@ def add_layered_lora(unet: UNet2DConditionModel, settings: LoraSettings, seed: i
     for branch in BRANCHES:  # each but the last was frozen when the next was added
         for parameter in adapter_parameters(unet, branch).values():
             parameter.requires_grad_(True)
-    activate(unet, "bg")
+    activate(adapter_layers(unet), "bg")
 
 
 @contextlib.contextmanager
@@ -250,37 +249,39 @@ def _several_adapters_are_meant() -> Iterator[None]:
         yield
 
 
-def activate(unet: UNet2DConditionModel, branch: Branch) -> None:
-    """Let the UNet compute with the adapter of ``branch``, beside whatever else but the other branch is active.
+def adapter_layers(unet: UNet2DConditionModel) -> list[BaseTunerLayer]:
+    """The layers that have adapters, in the UNet's order. Looking for them goes through all of its modules."""
+    return [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def activate(layers: Iterable[BaseTunerLayer], branch: Branch) -> None:
+    """Let a UNet compute with the adapter of ``branch``, beside whatever else but the other branch is active.
 
     LoRA sets that are no branch's, such as a style's which ``load_lora_weights`` and ``set_adapters`` brought, stay
     active with their weights. Adapters that were switched off (``disable_adapters``) are switched on again.
 
     What is trainable stays so: peft's own switch turns ``requires_grad`` off for the other adapter, which loses its
-    gradients without an error. Call ``backward`` for one branch before switching to the other: with gradient
-    checkpointing the backward pass computes the forward pass again, with the adapter that is active then.
+    gradients without an error, and looks at every parameter, which takes long at SDXL's size. Call ``backward`` for one
+    branch before switching to the other: with gradient checkpointing the backward pass computes the forward pass again,
+    with the adapter that is active then.
+
+    Args:
+        layers: of `adapter_layers`.
 
     Raises:
         UserError: adapters were merged into the weights (``fuse_lora``), where no branch can be told from the other.
     """
     # One list for all layers, as peft has it: compiled code looks whether it is the same.
     wanted: dict[tuple[str, ...], list[str]] = {}
-    for layer in unet.modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        assert isinstance(layer, nn.Module)
+    for layer in layers:
         if layer.merged:
             raise UserError(
                 "adapters are fused into the UNet's weights, so that its branches cannot be switched: call "
                 "unfuse_lora, and leave fuse_lora out"
             )
         names = (branch, *(name for name in layer.active_adapters if name not in BRANCHES))
-        trainable = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
-        if layer.disable_adapters:
-            layer.enable_adapters(True)
-        layer.set_adapter(wanted.setdefault(names, list(names)))
-        for parameter, was_trainable in trainable:
-            parameter.requires_grad = was_trainable
+        layer._disable_adapters = False
+        layer._active_adapter = wanted.setdefault(names, list(names))
 
 
 def adapter_parameters(unet: UNet2DConditionModel, branch: Branch) -> dict[str, torch.nn.Parameter]:

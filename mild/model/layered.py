@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ from typing import Any, Literal, Self
 import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import HfApi
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -42,6 +45,7 @@ from mild.model.backbone import (
     WEIGHTS,
     Branch,
     activate,
+    adapter_layers,
     adapter_parameters,
     add_layered_lora,
     same_weights,
@@ -49,9 +53,9 @@ from mild.model.backbone import (
     save_adapters,
 )
 from mild.model.card import model_card
+from mild.model.cues import Cue
 from mild.model.extents import Extents, install_extents, remove_extents
 from mild.model.morphology import (
-    Cue,
     GatedCrossAttention,
     HumanMorphologyGuidance,
     install_morphology,
@@ -92,6 +96,7 @@ class LayeredUNet:
         if set(BRANCHES) & set(getattr(unet, "peft_config", None) or {}):
             raise ValueError("this UNet has adapters of MILD already: remove them first")
         self._base_weights = sample_of_weights(unet)
+        self._adapters: tuple[list[LoraConfig], list[BaseTunerLayer]] = [], []
         self._trained_before = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         try:
             add_layered_lora(unet, settings.lora, seed)
@@ -231,8 +236,15 @@ class LayeredUNet:
                 stack.enter_context(self.hmg.condition(tokens))
             if self.offsets is not None:
                 stack.enter_context(self.offsets.masks(masks))
-            activate(self.unet, branch)
+            activate(self._adapter_layers(), branch)
             yield
+
+    def _adapter_layers(self) -> list[BaseTunerLayer]:
+        """Those that are known, as long as no set of adapters has come or gone since, whose layers may be others."""
+        sets = list((getattr(self.unet, "peft_config", None) or {}).values())
+        if len(sets) != len(self._adapters[0]) or any(map(operator.is_not, sets, self._adapters[0])):
+            self._adapters = sets, adapter_layers(self.unet)
+        return self._adapters[1]
 
     def text(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
         """Prompt embeddings (B, L, D) with the learned prefix, or as they are; not for negative prompts."""

@@ -174,7 +174,8 @@ class _Recorder:
 
     def enter(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Bring the mask to the grid of this transformer's tokens."""
-        tokens = batch_masks(self.mask, args[0] if args else kwargs["hidden_states"], hard=True)
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        tokens = batch_masks(self.mask.to(hidden_states.device), hidden_states, hard=True)
         self.foreground = tokens.squeeze(1).bool()
 
     def record(self, attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

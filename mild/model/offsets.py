@@ -108,7 +108,8 @@ class Offsets(nn.Module):
         """
         if mask.ndim != 4 or mask.shape[1] != 1:
             raise ValueError(f"the mask must be (B, 1, H, W), not {tuple(mask.shape)}")
-        before, self.given = self.given, mask
+        # To where the UNet computes, once, not in each of its layers.
+        before, self.given = self.given, mask.to(next(self.parameters()).device)
         try:
             yield
         finally:
@@ -124,7 +125,7 @@ class Offsets(nn.Module):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         assert self.offset is not None
         sample = args[0] if args else kwargs["sample"]
-        offset = self.offset(self._mask(len(sample)).to(sample.device), sample.shape[-2:]).to(sample.dtype)
+        offset = self.offset(self._mask(len(sample)), sample.shape[-2:]).to(sample.dtype)
         # An inpainting UNet takes [noisy latent; mask; masked latent].
         channels = offset.shape[1]
         sample = torch.cat([sample[:, :channels] + offset, sample[:, channels:]], dim=1)
@@ -134,7 +135,7 @@ class Offsets(nn.Module):
         self, key: str, layer: nn.Module, args: tuple[Any, ...], output: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
         z, *rest = output
-        return (z + self.smoothings[key](z, self._mask(len(z)).to(z.device)), *rest)
+        return (z + self.smoothings[key](z, self._mask(len(z))), *rest)
 
 
 def install_offsets(unet: UNet2DConditionModel, offsets: Offsets) -> None:

@@ -29,8 +29,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
@@ -42,18 +42,22 @@ from dataset_tools.schema import KEYPOINTS, PARSING_LABELS, Person, Sample
 from dataset_tools.shards import Outline
 from mild.erasing.layers import seen_people
 from mild.erasing.regions import Region, box_of, cut_mask, cut_picture, cut_soft, editable, prefilled, square_side
-from mild.model.backbone import Branch
-from mild.model.morphology import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
+from mild.model.cues import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.seeds import derived_seed
 from mild.settings import CropSettings, HmgSettings, TrainSettings
 from mild.training.colours import other_colours
 from mild.training.mixture import misfit
+
+if TYPE_CHECKING:  # diffusers would come along, which takes long to import, into every process that draws examples
+    from mild.model.backbone import Branch
 
 WINDOWS = (0.8, 1.25)
 """Smallest and largest side of a crop like a window, as a share of that of inference."""
 MOST = 1 / 9
 """Largest share of a random crop that the person fills. Inference shows more around people; crops that did so would
 hardly vary."""
+
+PictureKind = Literal["picture", "shown", "start"]
 
 
 HIDDEN = 0.02
@@ -79,7 +83,8 @@ class View:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one branch. Pictures are (B, 3, H, W) float32 in -1..1, masks (B, 1, H, W) float32 in 0..1."""
+    """Examples of one branch. Pictures are (B, 3, H, W) uint8 RGB, masks (B, 1, H, W), those that are not soft bool:
+    they come from another process, and go to another device."""
 
     picture: torch.Tensor
     """What the branch learns to paint, x_0. Foreground: the image, with the person's complete layer on top where it is
@@ -87,34 +92,46 @@ class Batch:
     fills its holes to start from."""
     image: torch.Tensor
     """The image that the branch is shown, apart from the hole."""
+    start: torch.Tensor | None
+    """The image with the hole filled smoothly, from which erasing starts; None where that is not asked for."""
     hole: torch.Tensor
-    """1 where the branch is shown nothing."""
+    """Bool: where the branch is shown nothing."""
     given_mask: torch.Tensor
-    """What SMA and offsets are given: the person's faulty mask, as it would be at inference; for the background all
-    people's, which is the hole."""
+    """Float32 in 0..1: what SMA and offsets are given, the person's faulty mask, as it would be at inference; for the
+    background all people's, which is the hole."""
     target_mask: torch.Tensor
-    """Where the branch is judged. Foreground: M_k, the person's true mask, complete where that is known, else what is
-    visible of them. Background: 1 wherever the clean plate is known, where the sample has one; otherwise 1 outside the
-    true masks of all people, each widened by `mild.erasing.regions.editable` for their soft edges, and 0 inside: there
-    nobody knows the background."""
+    """Bool: where the branch is judged. Foreground: M_k, the person's true mask, complete where that is known, else
+    what is visible of them. Background: wherever the clean plate is known, where the sample has one; otherwise outside
+    the true masks of all people, each widened by `mild.erasing.regions.editable` for their soft edges: inside, nobody
+    knows the background."""
     extent: torch.Tensor
-    """What the extents should say."""
+    """Float32 in 0..1: what the extents should say."""
     extent_judged: torch.Tensor
-    """1 where they are judged: outside the hole or, for the foreground, inside, as far as the truth is known."""
+    """Bool: where they are judged, outside the hole or, for the foreground, inside, as far as the truth is known."""
     weight: torch.Tensor
-    """(B,): how often each example counts in the sum of eq. 5."""
+    """(B,) float32: how often each example counts in the sum of eq. 5."""
 
-    @property
-    def shown(self) -> torch.Tensor:
-        """The image with its hole in middle grey."""
-        return self.image * (1 - self.hole)
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return self._with_each(lambda part: part.to(device))
 
-    @property
-    def start(self) -> torch.Tensor:
-        """The image with the hole filled smoothly, from which erasing starts."""
-        pictures = ((self.image + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        holes = self.hole[:, 0].numpy() > 0
-        return torch.stack([_picture_tensor(prefilled(*one)) for one in zip(pictures, holes, strict=True)])
+    def row(self, number: int) -> Batch:
+        """One of the examples."""
+        return self._with_each(lambda part: part[number : number + 1])
+
+    def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        changed: dict[str, Any] = {name: None if part is None else change(part) for name, part in parts.items()}
+        return Batch(**changed)
+
+    def encoded(self, what: PictureKind) -> torch.Tensor:
+        """A picture as the VAE is given it, (B, 3, H, W) float32 in -1..1; ``shown`` is the image with its hole in
+        middle grey."""
+        if what == "shown":
+            return _scaled(self.image) * (1 - self.hole.float())
+        picture = self.picture if what == "picture" else self.start
+        assert picture is not None
+        return _scaled(picture)
 
 
 def draw_person(sample: Sample, draw: np.random.Generator) -> int:
@@ -229,21 +246,24 @@ def recoloured(sample: Sample, draw: np.random.Generator) -> Sample:
     )
 
 
-def make_batch(branch: Branch, views: Sequence[View], resolution: int) -> Batch:
+def make_batch(branch: Branch, views: Sequence[View], resolution: int, *, start: bool = False) -> Batch:
     """Examples for one branch; each view is cropped to the largest square around its person.
 
     Args:
         views: a view that is a square already is taken whole.
         resolution: side in pixels to which the crop is scaled down.
+        start: fill the holes of `Batch.start`.
 
     Raises:
         ValueError: a person has no augmented mask.
     """
-    rows = [_example(branch, view, resolution) for view in views]
-    return Batch(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+    rows = [_example(branch, view, resolution, start) for view in views]
+    parts = {name: [part for row in rows if (part := row[name]) is not None] for name in rows[0]}
+    stacked: dict[str, Any] = {name: torch.stack(values) if values else None for name, values in parts.items()}
+    return Batch(**stacked)
 
 
-def _example(branch: Branch, view: View, resolution: int) -> dict[str, torch.Tensor]:
+def _example(branch: Branch, view: View, resolution: int, start: bool) -> dict[str, torch.Tensor | None]:
     """The fields of `Batch` of one view."""
     sample, region = view.sample, Region(*view.region, (resolution, resolution))
     faulty = _faulty_masks(sample)
@@ -260,14 +280,16 @@ def _example(branch: Branch, view: View, resolution: int) -> dict[str, torch.Ten
         picture, judged = _person(view, region)
         complete = sample.people[view.person].complete_mask
         extent, extent_judged = (judged, hole) if complete is not None else (judged, np.zeros_like(hole))
+    image = cut_picture(sample.image, region)
     return {
         "picture": _picture_tensor(picture),
-        "image": _picture_tensor(cut_picture(sample.image, region)),
-        "hole": _mask_tensor(hole),
-        "given_mask": _mask_tensor(given),
-        "target_mask": _mask_tensor(judged),
-        "extent": _mask_tensor(extent),
-        "extent_judged": _mask_tensor(extent_judged),
+        "image": _picture_tensor(image),
+        "start": _picture_tensor(prefilled(image, hole)) if start else None,
+        "hole": torch.tensor(hole[None]),
+        "given_mask": torch.from_numpy(given[None].astype(np.float32)),
+        "target_mask": torch.tensor(judged[None]),
+        "extent": torch.from_numpy(extent[None].astype(np.float32)),
+        "extent_judged": torch.tensor(extent_judged[None]),
         "weight": torch.tensor(1.0 if branch == "bg" else float(len(faulty))),
     }
 
@@ -432,13 +454,13 @@ def _other_side(names: Sequence[str]) -> list[int]:
 
 
 def _picture_tensor(picture: np.ndarray) -> torch.Tensor:
-    """(3, h, w) float32 in -1..1 of (h, w, 3) uint8."""
-    return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1.0).permute(2, 0, 1)
+    """(3, h, w) of (h, w, 3)."""
+    return torch.tensor(picture).permute(2, 0, 1)
 
 
-def _mask_tensor(mask: np.ndarray) -> torch.Tensor:
-    """(1, h, w) float32 of (h, w)."""
-    return torch.from_numpy(mask[None].astype(np.float32))
+def _scaled(picture: torch.Tensor) -> torch.Tensor:
+    """Float32 in -1..1 of uint8."""
+    return picture.float() / 127.5 - 1.0
 
 
 def _check_sample(sample: Sample, resolution: int) -> None:

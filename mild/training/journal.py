@@ -199,7 +199,8 @@ class SamplePictures:
     The same samples (the first by key), masks, cues and noise each time, so that sheets differ by the weights alone.
 
     Args:
-        pipeline, layered: what is trained; nothing of it is copied.
+        pipeline, layered: what is trained; nothing of it is copied. Text encoders are not needed.
+        text: the prompt's embeddings, (1, L, D), and pooled (1, D').
         samples: of a split that is not trained on.
 
     Attributes:
@@ -210,10 +211,11 @@ class SamplePictures:
         self,
         pipeline: StableDiffusionXLInpaintPipeline,
         layered: LayeredUNet,
+        text: tuple[torch.Tensor, torch.Tensor],
         samples: Samples,
         settings: TrainSettings,
     ) -> None:
-        self._pipeline = MILDPipeline.around(pipeline, layered)
+        self._pipeline, self._text = MILDPipeline.around(pipeline, layered), text
         self._settings = settings
         by_key = sorted(range(len(samples.keys)), key=lambda index: samples.keys[index])
         fit = (sample for index in by_key if _can_be_erased(sample := samples[index]))
@@ -252,7 +254,9 @@ class SamplePictures:
         erased: Erased = self._pipeline(
             sample.image,
             [person.mask for person in people],
-            prompt=self._settings.prompt,
+            prompt=None,
+            prompt_embeds=self._text[0],
+            pooled_prompt_embeds=self._text[1],
             generator=torch.Generator().manual_seed(derived_seed(self._settings.seed, "sample", sample.key)),
             output_type="np",
             **known,

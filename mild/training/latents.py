@@ -9,7 +9,7 @@ as `dataset_tools.shards` describes them. A sample has a part ``{number}.safeten
 name               latent of
 =================  =============================================================================
 ``bg.picture``     what the background branch learns to paint (`mild.training.batches.Batch.picture`)
-``bg.shown``       what it is shown (`mild.training.batches.Batch.shown`)
+``bg.shown``       what it is shown, `mild.training.batches.Batch.image` with its hole in middle grey
 ``bg.start``       what erasing starts from (`mild.training.batches.Batch.start`), with ``states: visited`` only
 ``fg.picture``     the same of the foreground branch
 ``fg.shown``
@@ -34,7 +34,7 @@ from dataset_tools.shards import Outline, Shard, ShardDataset, index_path, read_
 from dataset_tools.storage import open_root, remove_partials, sha256_of_file
 from mild.model.backbone import Branch, check_resolution, encode_pictures, load_base
 from mild.settings import TrainSettings
-from mild.training.batches import View, draw_fixed_view, make_batch
+from mild.training.batches import Batch, PictureKind, View, draw_fixed_view, make_batch
 from mild.training.mixture import misfit, usable
 
 FORMAT = 2
@@ -42,25 +42,50 @@ FORMAT = 2
 ORDER: tuple[Branch, ...] = ("bg", "fg")
 
 
-def pictures_of(settings: TrainSettings) -> tuple[str, ...]:
+AT_ONCE = 1 << 20
+"""Pixels that the VAE encodes in one call, at least one picture: four of 512 x 512. SDXL's takes half a gigabyte for
+each of several layers then; more pictures at once are not quicker."""
+
+
+def pictures_of(settings: TrainSettings) -> tuple[PictureKind, ...]:
     """Which pictures of a `mild.training.batches.Batch` the VAE encodes."""
     return ("picture", "shown", "start") if settings.states == "visited" else ("picture", "shown")
+
+
+def encode_batches(
+    vae: AutoencoderKL, batches: dict[Branch, Batch], settings: TrainSettings
+) -> dict[str, torch.Tensor]:
+    """The latents of examples, by the names in the module's table, (B, C, h, w) float32.
+
+    In float32 whatever the precision of training: SDXL's VAE overflows in float16. What is encoded in one call may
+    differ in the last bits from what is encoded in others.
+    """
+    kinds = pictures_of(settings)
+    named = {f"{branch}.{what}": batch.encoded(what) for branch, batch in batches.items() for what in kinds}
+    pictures = torch.cat(list(named.values()))
+    slices = pictures.split(max(1, AT_ONCE // pictures[0, 0].numel()))
+    latents = torch.cat([encode_pictures(vae, some.to(vae.device)) for some in slices])
+    return dict(zip(named, latents.chunk(len(named)), strict=True))
+
+
+def encode_fixed(vae: AutoencoderKL, batches: dict[Branch, Batch], settings: TrainSettings) -> dict[str, torch.Tensor]:
+    """`encode_batches` of fixed views, of both branches: a view has the same latents, to the bit, in every batch."""
+    rows = [
+        encode_batches(vae, {branch: batches[branch].row(number) for branch in ORDER}, settings)
+        for number in range(len(batches["bg"].weight))
+    ]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def encode_view(vae: AutoencoderKL, view: View, settings: TrainSettings) -> dict[str, torch.Tensor]:
     """The latents of a view, by the names in the module's table, (C, h, w) float32.
 
-    One call of the VAE whatever is encoded beside, so that a view has the same latents, to the bit, in every batch.
-
     Args:
         view: see `mild.training.batches.draw_fixed_view`.
     """
-    batches = {branch: make_batch(branch, [view], settings.resolution) for branch in ORDER}
-    named = {
-        f"{branch}.{what}": getattr(batch, what) for branch, batch in batches.items() for what in pictures_of(settings)
-    }
-    latents = encode_pictures(vae, torch.cat(list(named.values())).to(vae.device))
-    return dict(zip(named, latents, strict=True))
+    start = settings.states == "visited"
+    batches = {branch: make_batch(branch, [view], settings.resolution, start=start) for branch in ORDER}
+    return {name: latent[0] for name, latent in encode_batches(vae, batches, settings).items()}
 
 
 def encode_latents(

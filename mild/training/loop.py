@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
-from dataset_tools.schema import Sample, encode_png
+from dataset_tools.schema import encode_png
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Samples
 from dataset_tools.storage import local_place, remove_partials
@@ -37,18 +37,19 @@ from mild.model.backbone import (
     Branch,
     adapter_parameters,
     check_resolution,
-    encode_pictures,
     load_base,
     time_ids_of,
 )
+from mild.model.cues import Cue
 from mild.model.layered import LayeredUNet
 from mild.model.saved import CONFIG
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
-from mild.training.batches import Batch, View, draw_fixed_view, draw_person, draw_view, make_batch, make_cues
+from mild.training.batches import Batch
 from mild.training.checkpoints import Checkpoint, Checkpoints
+from mild.training.data import Drawn, TrainingData, Work, fed
 from mild.training.journal import Journal, SamplePictures, check_trackers, logs_of, numbers_of, peak_memory
-from mild.training.latents import Latents, encode_view, pictures_of
+from mild.training.latents import Latents, encode_batches, encode_fixed
 from mild.training.mixture import usable
 from mild.training.objective import (
     background_loss,
@@ -146,7 +147,9 @@ def train(
     Args:
         samples: of any configuration; `mild.training.batches` says what each teaches. Those that cannot be trained on
             (nobody is seen, smaller than ``resolution``) are set aside before the first step
-            (`mild.training.mixture.usable`): a warning, the card and ``mild.json`` say how many.
+            (`mild.training.mixture.usable`): a warning, the card and ``mild.json`` say how many. With ``workers`` they
+            are pickled for each, as ``latents`` are, and a script that calls this needs its ``if __name__ ==
+            "__main__"``.
         base: folder or hub id of an SDXL inpainting pipeline.
         output: the directory to write; an older one is replaced.
         log: called every ``log_every`` steps and after the last with what the trackers get: of this step alone
@@ -154,8 +157,9 @@ def train(
             loss is on, its weighted terms ``loss/core``, ``loss/boundary`` and ``loss/gradient``), ``lambda``,
             ``gradient_norm`` (of all, before they are clipped) and ``learning_rate/`` ``adapters``, ``sma`` and
             ``guidance``; the weights as `mild.training.journal.numbers_of` has them; ``samples_per_second`` since the
-            last call, without the time that pictures and checkpoints take; and ``memory/peak_gib``. Called by the
-            first process only.
+            last call, without the time that pictures and checkpoints take; ``waiting_for_data``, the share of that time
+            in which it waited for samples to be read and drawn (more ``workers`` lower it); and ``memory/peak_gib``.
+            Called by the first process only.
         dataset_digest: named in the card and in ``mild.json``.
         base_digest: of the base's files, where known: the run may then be resumed with the base in another place.
         checkpoints: folder for them; by default ``{output}.work/checkpoints``.
@@ -307,30 +311,34 @@ def _optimize(
     """Take the steps that are left, saving and, in the process that has the journal, showing how it goes."""
     settings = run.settings
     seen, seconds = 0, 0.0
-    while (step := len(run.losses)) < settings.steps:
-        began = time.monotonic()
-        asked_to_end = run.step(step, stop())
-        seen, seconds = seen + settings.batch_size, seconds + time.monotonic() - began
-        done = step + 1
-        if journal is not None and (done % settings.log_every == 0 or done == settings.steps):
-            speed = {"samples_per_second": seen / max(seconds, 1e-9)}
-            memory = {"memory/peak_gib": peak_memory(run.accelerator.device)}
-            values = run.measured | numbers_of(run.layered) | speed | memory
-            journal.numbers(done, values, run.layered)
-            log(done, values)
-            seen, seconds = 0, 0.0
-        if pictures is not None and pictures.due(done):
-            # By every process: a UNet that is sharded computes in all of them or not at all.
-            with run.averaged():
-                sheet = pictures.draw()
-            if journal is not None:
-                journal.picture(done, sheet)
-        asked_to_end = asked_to_end and done < settings.steps
-        if journal is not None and (done % settings.checkpoint_every == 0 or asked_to_end):
-            kept.save(done, *run.state())
-        if asked_to_end:
-            run.accelerator.wait_for_everyone()
-            raise Preempted(done)
+    with contextlib.closing(run.feed()) as feed:
+        while (step := len(run.losses)) < settings.steps:
+            began = time.monotonic()
+            asked_to_end = run.step(step, stop(), feed)
+            seen, seconds = seen + settings.batch_size, seconds + time.monotonic() - began
+            done = step + 1
+            if journal is not None and (done % settings.log_every == 0 or done == settings.steps):
+                speed = {
+                    "samples_per_second": seen / max(seconds, 1e-9),
+                    "waiting_for_data": run.waited / max(seconds, 1e-9),
+                }
+                memory = {"memory/peak_gib": peak_memory(run.accelerator.device)}
+                values = run.measured | numbers_of(run.layered) | speed | memory
+                journal.numbers(done, values, run.layered)
+                log(done, values)
+                seen, seconds, run.waited = 0, 0.0, 0.0
+            if pictures is not None and pictures.due(done):
+                # By every process: a UNet that is sharded computes in all of them or not at all.
+                with run.averaged():
+                    sheet = pictures.draw()
+                if journal is not None:
+                    journal.picture(done, sheet)
+            asked_to_end = asked_to_end and done < settings.steps
+            if journal is not None and (done % settings.checkpoint_every == 0 or asked_to_end):
+                kept.save(done, *run.state())
+            if asked_to_end:
+                run.accelerator.wait_for_everyone()
+                raise Preempted(done)
 
 
 class _Run:
@@ -364,13 +372,17 @@ class _Run:
             self.unet.enable_gradient_checkpointing()
         # One graph a branch: anything that would break it, or compile it anew, is an error and no silent slowness.
         self.compute = torch.compile(self.unet, fullgraph=True, dynamic=False) if settings.compile else self.unet
-        self.branch_loss = BranchLoss(pipeline, layered, settings, latents)
-        # Pictures need the whole pipeline; training needs no text encoder any more, and the VAE only without latents.
-        if settings.samples_every is None:
-            pipeline.text_encoder = pipeline.text_encoder_2 = None
-            if latents is not None:
-                pipeline.vae = None
+        self.branch_loss = BranchLoss(pipeline, layered, settings)
+        self.data = training_data(pipeline, layered, settings, samples, latents)
+        # Nobody needs the text encoders any more; the VAE, only sample pictures and training without latents do.
+        pipeline.text_encoder = pipeline.text_encoder_2 = None
+        if settings.samples_every is None and latents is not None:
+            pipeline.vae = None
         pipeline.to(accelerator.device)
+        # Not in every step: looking for them goes through the whole UNet.
+        self.adapters: dict[Branch, list[torch.nn.Parameter]] = {
+            branch: list(adapter_parameters(self.unet, branch).values()) for branch in BRANCHES
+        }
         groups = _parameter_groups(layered, settings)
         self.trained: dict[str, torch.nn.Parameter] = {
             name: parameter for group in groups for name, parameter in zip(group["names"], group["params"], strict=True)
@@ -391,27 +403,39 @@ class _Run:
         self.average = None if settings.ema_decay is None else EMAModel(self.trained.values(), decay=settings.ema_decay)
         self.losses: list[dict[str, float]] = []
         self.measured: dict[str, float] = {}
+        self.waited = 0.0
+        """Seconds in which steps waited for their samples, since this was last set."""
 
-    def step(self, step: int, stop: bool) -> bool:
+    def feed(self) -> Generator[Drawn, None, None]:
+        """What this process's passes see, from the next step to the last."""
+        return fed(self.data, self._works())
+
+    def _works(self) -> Iterator[Work]:
+        settings, accelerator = self.settings, self.accelerator
+        shares = accelerator.num_processes * settings.gradient_accumulation
+        first = accelerator.process_index * settings.gradient_accumulation
+        for step in range(len(self.losses), settings.steps):
+            branches, indices = stage_at(settings, step).branches, _indices(self.samples, settings, step)
+            size = len(indices) // shares
+            for share in range(first, first + settings.gradient_accumulation):
+                yield Work(step, branches, tuple(indices[share * size : (share + 1) * size]))
+
+    def step(self, step: int, stop: bool, feed: Iterator[Drawn]) -> bool:
         """Take one optimizer step, counted from 0; gives whether any process wants to stop."""
         settings, accelerator = self.settings, self.accelerator
         stage = stage_at(settings, step)
         weight = stage.weight
-        branches: list[tuple[Branch, str, float]] = [("bg", "background", 1.0)]
-        if weight > 0:
-            branches.append(("fg", "foreground", weight))
+        named: dict[Branch, tuple[str, float]] = {"bg": ("background", 1.0), "fg": ("foreground", weight)}
         values = {"background": 0.0, "foreground": 0.0, "extents": 0.0}
         if settings.region_loss is not None:
             values |= dict.fromkeys(REGION_TERMS, 0.0)
-        indices = _indices(self.samples, settings, step)
-        shares = accelerator.num_processes * settings.gradient_accumulation
-        size = len(indices) // shares
-        first = accelerator.process_index * settings.gradient_accumulation
         with _seeded(derived_seed(settings.seed, "layers", step, accelerator.process_index), accelerator.device):
-            for share in range(first, first + settings.gradient_accumulation):
-                chosen = [self.samples[index] for index in indices[share * size : (share + 1) * size]]
-                examples = self.branch_loss.examples([branch for branch, _, _ in branches], chosen, step)
-                for (_, name, factor), of_branch in zip(branches, examples, strict=True):
+            for _ in range(settings.gradient_accumulation):
+                began = time.monotonic()
+                drawn = next(feed)
+                self.waited += time.monotonic() - began
+                for of_branch in self.branch_loss.examples(stage.branches, drawn, step):
+                    name, factor = named[of_branch.branch]
                     # Each branch is differentiated before the next is run (see `LayeredUNet.branch`).
                     with accelerator.autocast():
                         loss = self.branch_loss(self.compute, of_branch) / settings.gradient_accumulation
@@ -425,7 +449,7 @@ class _Run:
                     for term, part in terms.items():
                         values[term] += part
                     accelerator.backward(factor * loss)
-        freeze(self.unet, stage)
+        freeze(self.adapters, stage)
         if accelerator.num_processes > 1:
             _average_gradients(list(self.trained.values()), accelerator)
             told = torch.tensor([*values.values(), float(stop)], dtype=torch.float64, device=accelerator.device)
@@ -435,7 +459,7 @@ class _Run:
         total = values["background"] + weight * values["foreground"] + values["extents"]
         # With fp16 the scaler meets gradients that are too large now and then, and skips the step.
         if not math.isfinite(total) or not (math.isfinite(norm) or accelerator.scaler):
-            keys = ", ".join(self.samples.keys[index] for index in indices)
+            keys = ", ".join(self.samples.keys[index] for index in _indices(self.samples, settings, step))
             what = "the loss is" if not math.isfinite(total) else "the norm of the gradients is"
             value = total if not math.isfinite(total) else norm
             raise UserError(f"{what} {value} at step {step + 1} (samples {keys}): lower learning_rate, or mend them")
@@ -581,7 +605,8 @@ def _sample_pictures(run: _Run, validation: Samples | None) -> SamplePictures | 
     if run.settings.samples_every is None:
         return None
     if validation is not None:
-        pictures = SamplePictures(run.pipeline, run.layered, validation, run.settings)
+        text = run.branch_loss.text, run.branch_loss.pooled_text
+        pictures = SamplePictures(run.pipeline, run.layered, text, validation, run.settings)
         if pictures.samples:
             return pictures
     if run.accelerator.is_main_process:
@@ -593,7 +618,8 @@ def _sample_pictures(run: _Run, validation: Samples | None) -> SamplePictures | 
 
 @dataclass(frozen=True)
 class Examples:
-    """What one branch is trained on in one step, up to the UNet: B samples. Tensors are float32, without gradients."""
+    """What one branch is trained on in one step, up to the UNet: B samples. Tensors are float32, without gradients, and
+    lie where the UNet does."""
 
     branch: Branch
     noisy: torch.Tensor
@@ -611,7 +637,7 @@ class Examples:
     repainted: torch.Tensor
     """(B, 1, h, w), 1 in cells that are to be painted anew, else 0; see `mild.settings.TrainSettings.outside`."""
     extent: torch.Tensor
-    """(B, 1, H, W): see `mild.training.batches.Batch`; so is the next."""
+    """(B, 1, H, W) in 0..1: see `mild.training.batches.Batch`; so is the next."""
     extent_judged: torch.Tensor
     weight: torch.Tensor
     """(B,): see `mild.training.batches.Batch`."""
@@ -625,8 +651,8 @@ class BranchLoss:
     """The mean loss of a batch under one branch, in two stages: `examples` for all branches, then the UNet for each.
 
     Args:
-        pipeline: the base. The prompt is encoded at once; later the VAE alone is used, where the UNet is.
-        latents: of fixed views; with them the VAE is not used either.
+        pipeline: the base. The prompt is encoded at once; later the VAE alone is used, where the UNet is, and not even
+            that where latents are stored.
     """
 
     def __init__(
@@ -634,11 +660,9 @@ class BranchLoss:
         pipeline: StableDiffusionXLInpaintPipeline,
         layered: LayeredUNet,
         settings: TrainSettings,
-        latents: Latents | None = None,
     ) -> None:
+        self.pipeline = pipeline
         self.layered = layered
-        self.latents = latents
-        self.vae = pipeline.vae if latents is None else None
         self.device = pipeline.unet.device
         self.settings = settings
         # Samplers such as Euler's noise otherwise; their configuration says what the UNet was trained with.
@@ -657,83 +681,36 @@ class BranchLoss:
         self.time_ids = time_ids_of(pipeline, (side, side), self.pooled_text)[0].to(self.device)
 
     @torch.no_grad()
-    def examples(self, branches: Sequence[Branch], samples: Sequence[Sample], step: int) -> list[Examples]:
+    def examples(self, branches: Sequence[Branch], drawn: Drawn, step: int) -> list[Examples]:
         """The examples of each branch: of the same views, with the same time steps and noise.
 
-        All pictures are encoded in one call, in float32 whatever the precision of training: SDXL's VAE overflows in
-        float16.
+        Args:
+            drawn: of these branches at least; of fixed views without `Drawn.latents`, of both.
         """
-        # One generator a sample and step: view, time step, noise and which cues are withheld, in this order.
-        seed = self.settings.seed
-        draws = [np.random.default_rng(derived_seed(seed, step, sample.key)) for sample in samples]
-        if self.settings.cached_views is None:
-            views = self._new_views(samples, step, draws)
-            stored: list[dict[str, torch.Tensor]] = []
+        # All goes to the device here, once.
+        batches = {branch: batch.to(self.device) for branch, batch in drawn.batches.items()}
+        if drawn.latents:
+            latents = {name: latent.to(self.device) for name, latent in drawn.latents.items()}
         else:
-            numbers = [int(draw.integers(self.settings.cached_views)) for draw in draws]
-            views, stored = self._fixed_views(samples, numbers)
-        batches = [make_batch(branch, views, self.settings.resolution) for branch in branches]
-        kinds = pictures_of(self.settings)
-        if stored:
-            named = [f"{branch}.{what}" for branch in branches for what in kinds]
-            latents = [torch.stack([of_view[name] for of_view in stored]).to(self.device) for name in named]
-        else:
-            assert self.vae is not None
-            pictures = torch.cat([getattr(batch, what) for batch in batches for what in kinds])
-            latents = list(encode_pictures(self.vae, pictures.to(self.device)).chunk(len(kinds) * len(batches)))
-        path, timesteps = self._states(step, draws)
-        shape = tuple(latents[0].shape[1:])
-        noise = torch.stack([torch.from_numpy(draw.standard_normal(shape, np.float32)) for draw in draws])
-        noise = noise.to(self.device)
-        hmg = self.layered.settings.hmg
-        cues: dict[str, Any] = {}
-        if hmg is not None:
-            withheld = [draw.random(3) < hmg.dropout for draw in draws]
-            cues = make_cues(views, withheld, hmg)
-        encoded = [
-            dict(zip(kinds, latents[at : at + len(kinds)], strict=True)) for at in range(0, len(latents), len(kinds))
-        ]
+            encode = encode_batches if self.settings.cached_views is None else encode_fixed
+            latents = encode(self.pipeline.vae, batches, self.settings)
+        noise = drawn.noise.to(self.device)
+        path, timesteps = self._states(step, drawn)
+        cues = {
+            name: cue and Cue(cue.maps.to(self.device), cue.present.to(self.device)) for name, cue in drawn.cues.items()
+        }
         return [
-            self._examples_of(branch, batch, of_batch, path, timesteps, noise, cues)
-            for branch, batch, of_batch in zip(branches, batches, encoded, strict=True)
+            self._examples_of(branch, batches[branch], latents, path, timesteps, noise, cues) for branch in branches
         ]
 
-    def _states(self, step: int, draws: Sequence[np.random.Generator]) -> tuple[list[int], torch.Tensor]:
+    def _states(self, step: int, drawn: Drawn) -> tuple[list[int], torch.Tensor]:
         """`Examples.path` and `Examples.timesteps` of a step."""
-        count = len(draws)
-        if self.settings.states == "noised":
-            last = self.scheduler.config.num_train_timesteps
-            return [], torch.tensor([int(draw.integers(last)) for draw in draws], device=self.device)
+        if drawn.timesteps is not None:
+            return [], drawn.timesteps.to(self.device)
         visited = [int(t) for t in self.ddim.timesteps]
         # One for all samples of a step, on all processes: they go the way together.
         reached = derived_seed(self.settings.seed, "state", step) % len(visited)
-        return visited[:reached], torch.full((count,), visited[reached], device=self.device)
-
-    def _new_views(self, samples: Sequence[Sample], step: int, draws: Sequence[np.random.Generator]) -> list[View]:
-        """A view of each sample that no other step has; its person is drawn first."""
-        chosen = [draw_person(sample, draw) for draw, sample in zip(draws, samples, strict=True)]
-        # A generator of their own, for as many numbers as views take.
-        seeds = [derived_seed(self.settings.seed, step, sample.key, "view") for sample in samples]
-        return [
-            draw_view(sample, index, self.settings, np.random.default_rng(seed))
-            for sample, index, seed in zip(samples, chosen, seeds, strict=True)
-        ]
-
-    def _fixed_views(
-        self, samples: Sequence[Sample], numbers: Sequence[int]
-    ) -> tuple[list[View], list[dict[str, torch.Tensor]]]:
-        """The fixed view with a number of each sample, and its latents by name."""
-        views, latents = [], []
-        for sample, number in zip(samples, numbers, strict=True):
-            view = draw_fixed_view(sample, number, self.settings)
-            if self.latents is not None:
-                stored = self.latents.read(sample, number)
-            else:
-                assert self.vae is not None
-                stored = encode_view(self.vae, view, self.settings)
-            views.append(view)
-            latents.append(stored)
-        return views, latents
+        return visited[:reached], torch.full((len(drawn.noise),), visited[reached], device=self.device)
 
     def _examples_of(
         self,
@@ -743,33 +720,35 @@ class BranchLoss:
         path: list[int],
         timesteps: torch.Tensor,
         noise: torch.Tensor,
-        cues: dict[str, Any],
+        cues: dict[str, Cue | None],
     ) -> Examples:
-        clean = latents["picture"]
+        clean = latents[f"{branch}.picture"]
         grid = clean.shape[-2:]
+        pixels = batch.hole.to(clean)
         # As the pipeline does it: the mask channel is taken at the nearest pixel.
-        hole = F.interpolate(batch.hole, size=grid).to(clean)
+        hole = F.interpolate(pixels, size=grid)
         first = torch.full_like(timesteps, path[0]) if path else timesteps
-        noisy = self.scheduler.add_noise(latents.get("start", clean), noise, first)
+        noisy = self.scheduler.add_noise(latents.get(f"{branch}.start", clean), noise, first)
+        judged = batch.target_mask.to(clean)
         if branch == "bg":
-            judged = known_cells(batch.target_mask, grid)
+            judged = known_cells(judged, grid)
             cues = {name: cue for name, cue in cues.items() if name != "others"}
-            repainted = torch.maximum(batch.hole, batch.extent.ceil())
+            repainted = torch.maximum(pixels, batch.extent.ceil())
         else:
-            judged = F.interpolate(batch.target_mask, size=grid, mode="area")
-            repainted = batch.hole
+            judged = F.interpolate(judged, size=grid, mode="area")
+            repainted = pixels
         return Examples(
             branch=branch,
             noisy=noisy,
             path=path,
             timesteps=timesteps,
-            shown=torch.cat([hole, latents["shown"]], dim=1),
+            shown=torch.cat([hole, latents[f"{branch}.shown"]], dim=1),
             clean=clean,
-            judged=judged.to(clean),
-            repainted=F.adaptive_max_pool2d(repainted, grid).to(clean),
-            extent=batch.extent.to(self.device),
-            extent_judged=batch.extent_judged.to(self.device),
-            weight=batch.weight.to(clean),
+            judged=judged,
+            repainted=F.adaptive_max_pool2d(repainted, grid),
+            extent=batch.extent,
+            extent_judged=batch.extent_judged.to(clean),
+            weight=batch.weight,
             given_mask=batch.given_mask,
             cues=cues,
         )
@@ -820,6 +799,25 @@ class BranchLoss:
             return {}
         terms = region_terms(prediction, target, examples.judged, self.settings.region_loss)
         return {name: (examples.weight * values).mean() for name, values in terms.items()}
+
+
+def training_data(
+    pipeline: StableDiffusionXLInpaintPipeline,
+    layered: LayeredUNet,
+    settings: TrainSettings,
+    samples: Samples,
+    latents: Latents | None = None,
+) -> TrainingData:
+    """What `BranchLoss` is fed with."""
+    side = settings.resolution // pipeline.vae_scale_factor
+    return TrainingData(
+        samples,
+        settings,
+        layered.settings.hmg,
+        (int(pipeline.vae.config.latent_channels), side, side),
+        int(pipeline.scheduler.config.num_train_timesteps),
+        latents,
+    )
 
 
 def _indices(samples: Samples, settings: TrainSettings, step: int) -> list[int]:

@@ -6,13 +6,14 @@ Which adapter a step trains follows eq. 5 (sections 3.5 and G.1: the background 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from torch.nn import functional as F
 
-from mild.model.backbone import BRANCHES, Branch, adapter_parameters
+from mild.model.backbone import Branch
 from mild.settings import RegionLossSettings, TrainSettings, WarmUpSettings
 
 # Axes of a latent (batch, channels, height, width) that a loss is averaged over.
@@ -201,6 +202,11 @@ class Stage:
     adapters: tuple[Branch, ...]
     """The adapters that are trained."""
 
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The branches whose losses are computed."""
+        return ("bg", "fg") if self.weight > 0 else ("bg",)
+
 
 def stage_at(settings: TrainSettings, step: int) -> Stage:
     """The stage of training step ``step``, counted from 0.
@@ -214,15 +220,18 @@ def stage_at(settings: TrainSettings, step: int) -> Stage:
     return Stage(weight, background + foreground)
 
 
-def freeze(unet: UNet2DConditionModel, stage: Stage) -> None:
+def freeze(adapters: Mapping[Branch, Iterable[torch.nn.Parameter]], stage: Stage) -> None:
     """``FreezeLoRA`` of Algorithm 2, line 20: drop the gradients of the adapters that the stage does not train.
 
     To be called after ``backward`` and before the optimizer's step, which leaves parameters without a gradient as
     they are, weight decay included.
+
+    Args:
+        adapters: the parameters of each.
     """
-    for branch in BRANCHES:
+    for branch, parameters in adapters.items():
         if branch not in stage.adapters:
-            for parameter in adapter_parameters(unet, branch).values():
+            for parameter in parameters:
                 parameter.grad = None
 
 

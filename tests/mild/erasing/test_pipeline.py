@@ -33,9 +33,9 @@ from dataset_tools.folders import folder_written_whole
 from mild.erasing.pipeline import Erased, MILDPipeline, recompose
 from mild.erasing.regions import MARGIN, cut_soft, editable
 from mild.model.backbone import BRANCHES, adapter_parameters, load_base, precise_vae
+from mild.model.cues import map_size
 from mild.model.layered import LayeredUNet
 from mild.model.leakage import measure_leakage
-from mild.model.morphology import map_size
 from mild.settings import HmgSettings, LoraSettings, MildSettings, OffsetSettings, PrefixSettings
 
 STEPS = 2

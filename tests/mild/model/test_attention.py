@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mild.model.attention import SpatialModulation, install_sma, modulated_attention, remove_sma, token_masks
-from mild.model.backbone import activate, adapter_parameters, add_layered_lora
+from mild.model.backbone import activate, adapter_layers, adapter_parameters, add_layered_lora
 from mild.nano.architecture import build_nano_pipeline
 from mild.settings import LoraSettings
 
@@ -442,7 +442,7 @@ def test_lora_layers_under_sma_train_as_with_the_dense_bias(
     for index, parameter in enumerate(adapter_parameters(tiny_unet, "bg").values()):
         with torch.no_grad():
             parameter.copy_(0.3 * draw(*parameter.shape, seed=200 + index))
-    activate(tiny_unet, "bg")
+    activate(adapter_layers(tiny_unet), "bg")
     given_inputs = arguments((6, 10))
     mask = draw_masks(2, 1, 6, 10, soft=True)
     modulation = install_sma(tiny_unet).double()

@@ -19,6 +19,7 @@ from dataset_tools.weights import FOLDER_VARIABLE
 from mild.model.backbone import (
     BRANCHES,
     activate,
+    adapter_layers,
     adapter_parameters,
     add_layered_lora,
     check_channels,
@@ -78,7 +79,7 @@ def test_fresh_adapters_change_nothing_and_come_from_the_seed(tiny_unet: UNet2DC
     add_layered_lora(tiny_unet, LORA, seed=3)
     assert torch.equal(state, torch.random.get_rng_state())
     for branch in BRANCHES:
-        activate(tiny_unet, branch)
+        activate(adapter_layers(tiny_unet), branch)
         torch.testing.assert_close(tiny_unet(**_arguments()).sample, before, rtol=0, atol=1e-6)
     first = next(iter(adapter_parameters(tiny_unet, "fg").values()))
     other = next(iter(adapter_parameters(tiny_unet, "bg").values()))
@@ -101,7 +102,7 @@ def test_gradients_of_both_branches_are_those_of_two_plain_models(
     arguments = _arguments(torch.float64)
     weight = {"bg": 1.0, "fg": 0.25}
     for branch in BRANCHES:
-        activate(tiny_unet, branch)
+        activate(adapter_layers(tiny_unet), branch)
         (weight[branch] * tiny_unet(**arguments).sample.square().mean()).backward()
 
     for branch in BRANCHES:
@@ -127,7 +128,7 @@ def test_one_backward_for_both_branches_loses_no_gradient(tiny_unet: UNet2DCondi
     _randomize(tiny_unet)
     losses, expected = [], {}
     for branch in BRANCHES:
-        activate(tiny_unet, branch)
+        activate(adapter_layers(tiny_unet), branch)
         losses.append(tiny_unet(**_arguments()).sample.square().mean())
         parameters = adapter_parameters(tiny_unet, branch)
         found = torch.autograd.grad(losses[-1], list(parameters.values()), retain_graph=True)
@@ -142,7 +143,7 @@ def test_one_backward_for_both_branches_loses_no_gradient(tiny_unet: UNet2DCondi
 def test_one_branch_gives_the_other_no_gradient(tiny_unet: UNet2DConditionModel, branch: Any, other: Any) -> None:
     add_layered_lora(tiny_unet, LORA, seed=0)
     _randomize(tiny_unet)
-    activate(tiny_unet, branch)
+    activate(adapter_layers(tiny_unet), branch)
     tiny_unet(**_arguments()).sample.square().mean().backward()
     assert all(p.grad is None for p in adapter_parameters(tiny_unet, other).values())
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter_parameters(tiny_unet, branch).values())
@@ -175,8 +176,8 @@ def test_a_style_beside_the_branches_counts_with_its_weight(tiny_unet: UNet2DCon
         if adapter in factors:
             plain.get_submodule(layer).weight += factors[adapter] * lora[name.replace("lora_A", "lora_B")] @ down
     for _ in range(2):  # from the other branch, too
-        activate(tiny_unet, "fg" if branch == "bg" else "bg")
-        activate(tiny_unet, branch)
+        activate(adapter_layers(tiny_unet), "fg" if branch == "bg" else "bg")
+        activate(adapter_layers(tiny_unet), branch)
         torch.testing.assert_close(tiny_unet(**_arguments()).sample, plain(**_arguments()).sample)
 
 
@@ -186,7 +187,7 @@ def test_switching_leaves_trainable_what_was(tiny_unet: UNet2DConditionModel) ->
     for name, parameter in tiny_unet.named_parameters():
         parameter.requires_grad_(".fg." in name)
     for branch in ("fg", "bg", "fg"):
-        activate(tiny_unet, branch)  # type: ignore[arg-type]
+        activate(adapter_layers(tiny_unet), branch)  # type: ignore[arg-type]
         trained = {name for name, parameter in tiny_unet.named_parameters() if parameter.requires_grad}
         assert trained == set(adapter_parameters(tiny_unet, "fg"))
 
@@ -195,9 +196,9 @@ def test_adapters_that_are_fused_into_the_weights_are_refused(tiny_unet: UNet2DC
     add_layered_lora(tiny_unet, LORA, seed=0)
     tiny_unet.fuse_lora()
     with pytest.raises(UserError, match="unfuse_lora"):
-        activate(tiny_unet, "fg")
+        activate(adapter_layers(tiny_unet), "fg")
     tiny_unet.unfuse_lora()
-    activate(tiny_unet, "fg")
+    activate(adapter_layers(tiny_unet), "fg")
 
 
 def test_latents_are_scaled_by_the_mean_and_deviation_that_a_vae_names(tiny_base: str) -> None:
@@ -227,7 +228,7 @@ def test_a_stock_pipeline_loads_what_was_saved_and_computes_the_same(nano_base: 
         without = stock.unet(**_nano_arguments()).sample
         stock.load_lora_weights(str(folder))
         found = stock.unet(**_nano_arguments()).sample
-        activate(ours.unet, branch)  # type: ignore[arg-type]
+        activate(adapter_layers(ours.unet), branch)  # type: ignore[arg-type]
         torch.testing.assert_close(found, ours.unet(**_nano_arguments()).sample)
         assert (found - without).abs().max() > 1e-3
 

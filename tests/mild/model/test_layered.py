@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLInpaintPipeline, UNet2DConditionModel
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from dataset_tools.errors import UserError
 from mild.bases import NANO
-from mild.model.backbone import BRANCHES, Branch, adapter_parameters, load_base
+from mild.model.backbone import BRANCHES, Branch, adapter_layers, adapter_parameters, load_base
+from mild.model.cues import CHANNELS, Cue
 from mild.model.layered import LayeredUNet, push_to_hub
-from mild.model.morphology import CHANNELS, Cue
 from mild.model.saved import read_config
 from mild.settings import HmgSettings, LoraSettings, MildSettings, OffsetSettings, PrefixSettings
 
@@ -114,6 +115,32 @@ def _run(layered: LayeredUNet, branch: Branch, *, guidance: bool = False, **chan
 
 
 # Running
+
+
+def test_layers_are_looked_for_once_and_again_when_another_set_of_adapters_has_come(
+    tiny_unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A style on layers of its own, which were switched off with all others."""
+    found: list[int] = []
+
+    def counted(unet: UNet2DConditionModel) -> list[Any]:
+        layers = adapter_layers(unet)
+        found.append(len(layers))
+        return layers
+
+    monkeypatch.setattr("mild.model.layered.adapter_layers", counted)
+    layered = LayeredUNet.create(tiny_unet, ADAPTERS_ONLY, seed=0)
+    for branch in (*BRANCHES, *BRANCHES):
+        with layered.branch(branch, _masks(1)):
+            assert {layer.active_adapter[0] for layer in adapter_layers(tiny_unet)} == {branch}
+    tiny_unet.add_adapter(LoraConfig(r=1, target_modules=["to_v", "to_out.0"]), adapter_name="style")
+    tiny_unet.set_adapters(["bg", "style"])
+    tiny_unet.disable_adapters()
+    with layered.branch("fg", _masks(1)):
+        layers = adapter_layers(tiny_unet)
+        assert {tuple(layer.active_adapters) for layer in layers} == {("fg", "style")}
+        assert not any(layer.disable_adapters for layer in layers)
+    assert len(found) == 2 and found[0] < found[1] == len(layers)
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
@@ -368,8 +395,6 @@ def test_removing_leaves_the_unet_as_it_was_and_it_can_be_layered_again(tiny_une
 
 @pytest.mark.filterwarnings("ignore:Adapter bg was active")
 def test_another_adapter_of_the_unet_survives_removal(tiny_unet: UNet2DConditionModel) -> None:
-    from peft import LoraConfig
-
     tiny_unet.add_adapter(LoraConfig(r=1, target_modules=["to_q"]), adapter_name="style")
     _layered(tiny_unet).remove()
     assert list(tiny_unet.peft_config) == ["style"]

@@ -18,21 +18,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dataset_tools import masks as mask_tools
 from dataset_tools.errors import UserError
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
-from mild.model.backbone import BRANCHES, activate, adapter_parameters, add_layered_lora
-from mild.model.morphology import (
+from mild.model.backbone import BRANCHES, activate, adapter_layers, adapter_parameters, add_layered_lora
+from mild.model.cues import (
     CHANNELS,
     COMMON_LABELS,
     TO_COMMON,
     Cue,
-    GatedCrossAttention,
-    HumanMorphologyGuidance,
     draw_masks,
     draw_parsing,
     draw_pose,
-    install_morphology,
     map_size,
-    remove_morphology,
     stack_cue,
+)
+from mild.model.morphology import (
+    GatedCrossAttention,
+    HumanMorphologyGuidance,
+    install_morphology,
+    remove_morphology,
 )
 from mild.settings import HmgSettings, LoraSettings
 
@@ -428,7 +430,7 @@ def test_adapters_work_on_the_tokens_too(tiny_unet: UNet2DConditionModel, branch
             if ".lora_A." in name:
                 up = tiny_unet.get_parameter(name.replace(".lora_A.", ".lora_B."))
                 weights[name.split(".lora_A.")[0] + ".weight"] += 1.5 * up @ down
-    activate(tiny_unet, branch)
+    activate(adapter_layers(tiny_unet), branch)
     install_morphology(plain, other)
     arguments = _arguments(torch.float64)
     tokens = guidance(branch, 2, pose=_cues()["pose"])

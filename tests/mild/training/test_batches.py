@@ -20,8 +20,8 @@ from mild.erasing.photo import checked_photo
 from mild.erasing.pipeline import MILDPipeline
 from mild.erasing.regions import MARGIN, editable, plan_regions, prefilled
 from mild.model.backbone import BRANCHES, load_base
+from mild.model.cues import COMMON_LABELS
 from mild.model.layered import LayeredUNet
-from mild.model.morphology import COMMON_LABELS
 from mild.settings import CropSettings, HmgSettings, TrainSettings
 from mild.training.batches import (
     MOST,
@@ -48,7 +48,7 @@ def test_a_background_example_hides_all_people_by_their_faulty_masks_and_wants_t
     assert np.array_equal(batch.hole[0, 0].numpy(), hidden)
     assert sample.background is not None
     for tensor, picture in [(batch.picture, sample.background), (batch.image, sample.image)]:
-        assert np.allclose((tensor[0].permute(1, 2, 0).numpy() + 1) * 127.5, picture, atol=1e-3)
+        assert np.array_equal(tensor[0].permute(1, 2, 0), picture)
     assert batch.target_mask.min() == 1
     assert batch.weight.tolist() == [1]
 
@@ -82,11 +82,9 @@ def test_a_foreground_example_of_a_composite_wants_the_whole_person(make_sample:
     expected[complete & ~hidden.mask] = (0, 250, 50)
     soft = complete & (np.arange(32) == middle)
     expected[soft] = (80, 190, 30)  # 0.4 * (200, 100, 0) + 0.6 * (0, 250, 50)
-    found = (batch.picture[0].permute(1, 2, 0).numpy() + 1) * 127.5
-    assert np.allclose(found, expected, atol=1e-3), "what is seen of the person stays as it is"
+    assert np.array_equal(batch.picture[0].permute(1, 2, 0), expected), "what is seen of the person stays as it is"
     assert np.array_equal(batch.target_mask[0, 0].numpy(), complete)
-    shown = (batch.image[0].permute(1, 2, 0).numpy() + 1) * 127.5
-    assert np.allclose(shown, sample.image, atol=1e-3)
+    assert np.array_equal(batch.image[0].permute(1, 2, 0), sample.image)
     assert hidden.augmented_mask is not None
     assert np.array_equal(batch.given_mask[0, 0].numpy(), hidden.augmented_mask), "as inference knows it"
     in_front = make_batch("fg", [View(sample, 1)], 32)
@@ -98,9 +96,9 @@ def test_what_is_shown_is_the_image_with_a_grey_hole(make_sample: Callable[..., 
     sample = make_sample(0, height=32, width=32)
     for branch in BRANCHES:
         batch = make_batch(branch, [View(sample, 0)], 32)
-        hole = batch.hole[0, 0].bool()
-        assert hole.any() and not batch.shown[0, :, hole].any()
-        assert torch.equal(batch.shown[0, :, ~hole], batch.image[0, :, ~hole])
+        hole, shown = batch.hole[0, 0], batch.encoded("shown")[0]
+        assert hole.any() and not shown[:, hole].any()
+        torch.testing.assert_close((shown + 1)[:, ~hole] * 127.5, batch.image[0, :, ~hole].float())
 
 
 def test_a_person_alone_leaves_nothing_hidden_in_the_foreground(make_sample: Callable[..., Sample]) -> None:
@@ -142,7 +140,7 @@ def test_cues_lie_where_the_picture_shows_them(make_sample: Callable[..., Sample
     batch = make_batch("fg", [View(sample, 1)], 16)
     settings = HmgSettings(map_side=16, joint_width=0.05)
     cues = make_cues([View(sample, 1)], [np.zeros(3, bool)], settings)
-    place = int(batch.picture[0].mean(0).argmax())
+    place = int(batch.picture[0].float().mean(0).argmax())
     assert cues["pose"] is not None and cues["parsing"] is not None and cues["others"] is not None
     for maps, channel in [
         (cues["pose"].maps, KEYPOINTS.index("nose")),
@@ -199,7 +197,7 @@ def test_a_branch_is_trained_on_what_the_pipeline_shows_it(nano_base: str, make_
         batch = make_batch(job.branch, [View(sample, job.person or 0)], side)
         assert np.array_equal(batch.hole[0, 0].numpy(), job.hole)
         assert np.array_equal(batch.given_mask[0, 0].numpy(), job.mask)
-        assert np.allclose((batch.image[0].permute(1, 2, 0).numpy() + 1) * 127.5, job.picture, atol=1e-3)
+        assert np.array_equal(batch.image[0].permute(1, 2, 0), job.picture)
 
 
 def _arrays(sample: Sample) -> dict[str, np.ndarray]:
@@ -307,7 +305,10 @@ def test_mirroring_a_sample_mirrors_its_example_and_cues(branch: str, make_sampl
     sample = _parsed(make_sample(1, height=32, width=32), "lip", seed=1)
     kinds = HmgSettings(map_side=16)
     pairs = [
-        (make_batch(branch, [View(one, 0)], 16), make_cues([View(one, 0)], [np.zeros(3, bool)], kinds))  # type: ignore[arg-type]
+        (
+            make_batch(branch, [View(one, 0)], 16, start=True),  # type: ignore[arg-type]
+            make_cues([View(one, 0)], [np.zeros(3, bool)], kinds),
+        )
         for one in (sample, mirrored(sample))
     ]
     (batch, cues), (flipped_batch, flipped_cues) = pairs
@@ -485,15 +486,15 @@ def test_where_no_plate_is_known_the_background_is_judged_outside_of_all_people(
     batch = make_batch("bg", [View(real, 0)], 32)
     people = editable(masks, [0, 1])
     assert np.array_equal(batch.target_mask[0, 0].numpy(), ~people)
-    picture = (batch.picture[0].permute(1, 2, 0).numpy() + 1) * 127.5
-    assert np.allclose(picture[~people], composite.image[~people], atol=1e-3)
-    assert picture.max() <= composite.background.max() + 1e-3
-    hidden = batch.hole[0, 0].numpy() == 1
+    picture = batch.picture[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(picture[~people], composite.image[~people])
+    assert picture.max() <= composite.background.max()
+    hidden = batch.hole[0, 0].numpy()
     assert (hidden & ~people).any(), "what faulty masks hide beyond the people is learned"
     same = make_batch("bg", [View(paired, 0)], 32)
     assert torch.equal(same.hole, batch.hole)
     assert same.target_mask.min() == 1
-    assert np.allclose((same.picture[0].permute(1, 2, 0) + 1) * 127.5, composite.background, atol=1e-3)
+    assert np.array_equal(same.picture[0].permute(1, 2, 0), composite.background)
 
 
 def test_the_background_is_judged_where_its_plate_is_known_and_there_without_shadows(
@@ -514,20 +515,22 @@ def test_the_background_is_judged_where_its_plate_is_known_and_there_without_sha
     judged[5:11, 15:20] = False
     assert np.array_equal(batch.target_mask[0, 0].numpy(), judged)
     assert not batch.hole[0, 0, 30:, :4].any(), "the shadow lies beside the masks"
-    for tensor, level in [(batch.shown, 50), (batch.picture, 200)]:
-        assert torch.allclose((tensor[0, :, 30:, :4] + 1) * 127.5, torch.tensor(float(level)), atol=1e-3)
+    for tensor, level in [(batch.image, 50), (batch.picture, 200)]:
+        assert (tensor[0, :, 30:, :4] == level).all()
     assert batch.target_mask[0, 0, 30:, :4].all()
 
 
 def test_without_a_plate_the_foreground_is_trained_alike(make_sample: Callable[..., Sample]) -> None:
     view = with_faulty_masks(_as("paired", make_sample(0)), np.random.default_rng(0))
-    with_plate, without = (make_batch("fg", [View(one, 1)], 32) for one in (view, replace(view, background=None)))
+    with_plate, without = (
+        make_batch("fg", [View(one, 1)], 32, start=True) for one in (view, replace(view, background=None))
+    )
     for field in fields(without):
         assert torch.equal(getattr(with_plate, field.name), getattr(without, field.name))
 
 
 def test_without_a_plate_the_background_loss_does_not_know_what_people_look_like(
-    nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+    nano_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], examples_of: Callable[..., Any]
 ) -> None:
     """Faulty masks that miss nothing: repainting the people changes nothing; repainting the scene does."""
     sample = make_sample(0, height=32, width=32)
@@ -541,7 +544,7 @@ def test_without_a_plate_the_background_loss_does_not_know_what_people_look_like
         replace(real, image=np.where(where, 255 - real.image, real.image)) for where in (people, ~people)
     )
     before, same, changed = (
-        loss(pipeline.unet, *loss.examples(["bg"], [one], step=0)).item() for one in (real, other_people, other_scene)
+        loss(pipeline.unet, *examples_of(loss, ["bg"], [one])).item() for one in (real, other_people, other_scene)
     )
     assert before == same > 0
     assert changed != pytest.approx(before, rel=1e-3)
@@ -667,6 +670,6 @@ def test_extents_learn_what_people_left_behind_beside_the_hole_and_where_they_go
 
 def test_examples_start_where_erasing_does(make_sample: Callable[..., Sample]) -> None:
     sample = make_sample(0, height=32, width=32)
-    batch = make_batch("bg", [View(sample, 0)], 32)
-    start = np.rint((batch.start[0].permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8)
-    assert np.array_equal(start, prefilled(sample.image, batch.hole[0, 0].numpy() > 0))
+    batch = make_batch("bg", [View(sample, 0)], 32, start=True)
+    assert batch.start is not None
+    assert np.array_equal(batch.start[0].permute(1, 2, 0), prefilled(sample.image, batch.hole[0, 0].numpy()))

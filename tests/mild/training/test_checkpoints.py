@@ -225,11 +225,9 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(
 
     make = BranchLoss.examples
 
-    def spoilt(self: BranchLoss, branches: Any, chosen: Any, step: int) -> list[Examples]:
+    def spoilt(self: BranchLoss, branches: Any, drawn: Any, step: int) -> list[Examples]:
         factor = float("nan") if step == 4 else 1.0
-        return [
-            replace(of_branch, weight=factor * of_branch.weight) for of_branch in make(self, branches, chosen, step)
-        ]
+        return [replace(of_branch, weight=factor * of_branch.weight) for of_branch in make(self, branches, drawn, step)]
 
     monkeypatch.setattr(BranchLoss, "examples", spoilt)
     with pytest.raises(UserError, match=r"the loss is nan at step 5 \(samples sample-\d, sample-\d\)"):

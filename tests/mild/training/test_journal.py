@@ -9,6 +9,7 @@ import itertools
 import logging
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def test_tensorboard_and_the_callback_are_told_the_same_while_the_run_goes_on(
         *("loss/extents",),
         *("lambda", "gradient_norm", "learning_rate/adapters", "learning_rate/sma", "learning_rate/guidance"),
         *("sma/alpha_00", "sma/alpha_01", "sma/alpha_10", "sma/alpha_11", "hmg/gate"),
-        *("samples_per_second", "memory/peak_gib"),
+        *("samples_per_second", "waiting_for_data", "memory/peak_gib"),
     }  # fmt: skip
     rates = [quick.learning_rate, quick.sma_learning_rate, quick.guidance_learning_rate]
     assert [first[f"learning_rate/{name}"] for name in ("adapters", "sma", "guidance")] == rates
@@ -256,7 +257,7 @@ def test_the_sheet_shows_picture_hole_result_and_truth_of_the_first_by_key_as_th
 
     loaded = MILDPipeline.from_pretrained(tiny_base, mild=output)
     assert loaded.layered is not None
-    again = SamplePictures(loaded, loaded.layered, validation, settings)
+    again = SamplePictures(loaded, loaded.layered, _text_of(loaded), validation, settings)
     drawn = again.draw()
     assert np.array_equal(drawn.picture, sheet)
     removed = (tiles[1, 1] == HOLE).all(-1)
@@ -274,6 +275,13 @@ def test_the_sheet_shows_picture_hole_result_and_truth_of_the_first_by_key_as_th
         assert np.array_equal(decoded, np.asarray(Image.open(Path(f"{output}.work/samples") / name)))
 
 
+def _text_of(pipeline: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the empty prompt."""
+    with torch.no_grad():
+        text, _, pooled, _ = pipeline.encode_prompt("", do_classifier_free_guidance=False)
+    return text, pooled
+
+
 def test_sheets_hold_reduced_pictures(
     tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], in_memory: Callable[..., Any]
 ) -> None:
@@ -282,9 +290,39 @@ def test_sheets_hold_reduced_pictures(
     layered = LayeredUNet.create(pipeline.unet, quick.mild, seed=0)
     layered.resolution = 32
     data = in_memory([make_sample(0, height=3 * TILE, width=2 * TILE), make_sample(1)])
-    sheet = SamplePictures(pipeline, layered, data, quick).draw().picture
+    sheet = SamplePictures(pipeline, layered, _text_of(pipeline), data, quick).draw().picture
     width = round(TILE * 2 / 3)
     assert sheet.shape == (TILE + GAP + 48, 4 * width + 3 * GAP, 3)
+
+
+def test_text_encoders_are_gone_once_the_prompt_is_encoded_also_where_pictures_are_drawn(
+    samples: Any,
+    validation: Any,
+    tiny_base: str,
+    quick: TrainSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoders: list[weakref.ref[torch.nn.Module]] = []
+
+    def watched(base: str) -> Any:
+        pipeline = load_base(base)
+        encoders.extend(weakref.ref(encoder) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2))
+        return pipeline
+
+    monkeypatch.setattr("mild.training.loop.load_base", watched)
+    settings = quick.model_copy(update={"steps": 1, "samples_every": 1, "sample_pictures": 1})
+    held: list[Any] = []
+    train(
+        settings,
+        samples,
+        tiny_base,
+        str(tmp_path / "out"),
+        lambda *_: held.extend(encoder() for encoder in encoders),
+        validation=validation,
+    )
+    assert held == [None, None]
+    assert (tmp_path / "out/samples.png").is_file()
 
 
 def test_without_people_to_erase_in_a_validation_split_no_pictures_are_drawn_and_one_line_says_so(
@@ -368,12 +406,13 @@ def test_the_speed_is_that_of_all_steps_since_the_last_entry_without_what_lies_b
     entries: Entries,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Steps of 1, 3, 1 and 1 seconds, with 100 between them; two samples each."""
-    waits = iter([0, *(wait for step in (1, 3, 1, 1) for wait in (100, step)), 0])
-    clock = itertools.accumulate(waits)
+    """Steps of 1, 3, 1 and 1 seconds, with 100 between them; two samples each, for which they wait in the middle."""
+    steps = [(0, 0, 1), (1, 1, 1), (0, 1, 0), (0.5, 0, 0.5)]
+    clock = itertools.accumulate([0, *(seconds for step in steps for seconds in (100, *step)), 0])
     monkeypatch.setattr("mild.training.loop.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     train(quick, samples, tiny_base, str(tmp_path / "out"), log)
     assert [values["samples_per_second"] for _, values in entries] == [1.0, 2.0]
+    assert [values["waiting_for_data"] for _, values in entries] == [0.25, 0.5]
 
 
 def test_peak_memory_is_at_least_what_the_process_holds_now() -> None:

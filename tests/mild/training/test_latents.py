@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from dataset_tools.shards import Manifest, ShardDataset, write_shard
 from mild.model.backbone import BRANCHES, load_base
 from mild.model.layered import LayeredUNet
 from mild.settings import CropSettings, TrainSettings, WarmUpSettings
-from mild.training.latents import Latents, encode_latents
+from mild.training.batches import draw_fixed_view
+from mild.training.latents import Latents, encode_latents, encode_view
 from mild.training.loop import BranchLoss, train
 from mild.training.mixture import Mixture
 
@@ -122,22 +124,38 @@ def test_plain_webdataset_reads_the_shards_and_finds_the_vaes_latents(
 
 
 def test_a_step_sees_one_of_the_fixed_views_and_in_time_all_of_them(
-    datasets: list[ShardDataset], fixed: TrainSettings, encoded: str, tiny_base: str
+    datasets: list[ShardDataset],
+    fixed: TrainSettings,
+    encoded: str,
+    tiny_base: str,
+    examples_of: Callable[..., Any],
 ) -> None:
     pipeline = load_base(tiny_base)
     layered = LayeredUNet.create(pipeline.unet, fixed.mild, seed=0)
-    latents = Latents(encoded, fixed)
-    loss = BranchLoss(pipeline, layered, fixed, latents)
+    latents = pickle.loads(pickle.dumps(Latents(encoded, fixed)))  # as workers are given them
+    loss = BranchLoss(pipeline, layered, fixed)
     for dataset in datasets:
         sample = dataset[0]
         views = [latents.read(sample, number) for number in range(2)]
         seen = set()
         for step in range(12):
-            for examples in loss.examples(BRANCHES, [sample], step):
+            for examples in examples_of(loss, BRANCHES, [sample], step, latents):
                 shown = [torch.equal(examples.shown[0, 1:], view[f"{examples.branch}.shown"]) for view in views]
                 seen.add((examples.branch, shown.index(True)))
         assert len(seen) == 4
     layered.remove()
+
+
+def test_no_more_pixels_are_encoded_at_once_than_is_said(
+    datasets: list[ShardDataset], fixed: TrainSettings, encoded: str, tiny_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four pictures of 16 x 16, three at a time."""
+    vae, sizes = load_base(tiny_base).vae, []
+    vae.encoder.register_forward_hook(lambda module, given, made: sizes.append(len(given[0])))
+    monkeypatch.setattr("mild.training.latents.AT_ONCE", 16 * 16 * 3 + 1)
+    found = encode_view(vae, draw_fixed_view(datasets[0][0], 1, fixed), fixed)
+    assert sizes == [3, 1]
+    torch.testing.assert_close(found, Latents(encoded, fixed).read(datasets[0][0], 1))
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "no tar", "no index"])

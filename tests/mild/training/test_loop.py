@@ -154,7 +154,7 @@ def test_every_part_is_trained_at_its_own_rate(
 
 @torch.no_grad()
 def test_what_training_gives_the_parts_is_what_they_compute_with(
-    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], examples_of: Callable[..., Any]
 ) -> None:
     """Each part alone, made to matter, changes the loss of both branches."""
     pipeline = load_base(tiny_base)
@@ -168,7 +168,7 @@ def test_what_training_gives_the_parts_is_what_they_compute_with(
     sample = make_sample(0, height=32, width=32)
     sample.effects = np.zeros(sample.image.shape[:2], np.uint8)
     for branch in BRANCHES:
-        (examples,) = loss.examples([branch], [sample], step=0)
+        (examples,) = examples_of(loss, [branch], [sample])
         neutral = loss(pipeline.unet, examples).item()
         for name, part in layered.parts().items():
             before = {key: tensor.clone() for key, tensor in part.state_dict().items()}
@@ -232,13 +232,13 @@ def test_training_further_starts_from_what_is_there(
 
 @torch.no_grad()
 def test_each_sample_of_a_batch_has_its_own_copy_of_the_text(
-    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], examples_of: Callable[..., Any]
 ) -> None:
     """One text in memory for all takes a quarter of a step at full size: torch multiplies by copies of all weights."""
     pipeline = load_base(tiny_base)
     plain = MildSettings(sma=False, hmg=None, extents=None)
     loss = BranchLoss(pipeline, LayeredUNet.create(pipeline.unet, plain, seed=0), quick)
-    (examples,) = loss.examples(["bg"], [make_sample(index, height=32, width=32) for index in range(2)], step=0)
+    (examples,) = examples_of(loss, ["bg"], [make_sample(index, height=32, width=32) for index in range(2)])
     texts = []
 
     def unet(given: torch.Tensor, timesteps: torch.Tensor, **rest: Any) -> Any:
@@ -464,7 +464,11 @@ def test_the_moving_average_is_what_a_run_leaves(
 
 
 def test_how_often_cues_are_withheld_is_a_setting_that_leaves_noise_and_time_as_they_were(
-    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
+    tiny_base: str,
+    quick: TrainSettings,
+    make_sample: Callable[..., Sample],
+    monkeypatch: pytest.MonkeyPatch,
+    examples_of: Callable[..., Any],
 ) -> None:
     pipeline, seen, withheld = load_base(tiny_base), [], []
 
@@ -476,14 +480,14 @@ def test_how_often_cues_are_withheld_is_a_setting_that_leaves_noise_and_time_as_
         withheld.append(np.stack(flags))
         return {}
 
-    monkeypatch.setattr("mild.training.loop.make_cues", no_cues)
+    monkeypatch.setattr("mild.training.data.make_cues", no_cues)
     samples = [make_sample(index, height=32, width=32) for index in range(20)]
     for dropout in (0.0, 0.5, 1.0):
         parts = {"hmg": HmgSettings(dropout=dropout), "extents": None}
         settings = _changed(quick, mild=quick.mild.model_copy(update=parts))
         layered = LayeredUNet.create(pipeline.unet, settings.mild, seed=0)
         loss = BranchLoss(pipeline, layered, settings)
-        for examples in loss.examples(BRANCHES, samples, step=0):
+        for examples in examples_of(loss, BRANCHES, samples):
             loss(zeros, examples)
         layered.remove()
     for (noisy, time), (expected_noisy, expected_time) in zip(seen[2:], [*seen[:2], *seen[:2]], strict=True):
@@ -494,7 +498,7 @@ def test_how_often_cues_are_withheld_is_a_setting_that_leaves_noise_and_time_as_
 
 
 def test_a_branch_is_judged_on_what_it_alone_predicts(
-    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], examples_of: Callable[..., Any]
 ) -> None:
     """A stand-in UNet that returns zeros: the loss is then the mean square of the clean plate's latent."""
     pipeline = load_base(tiny_base)
@@ -508,7 +512,7 @@ def test_a_branch_is_judged_on_what_it_alone_predicts(
     sample = make_sample(0, height=32, width=32)
     layered = LayeredUNet.create(pipeline.unet, quick.mild.model_copy(update={"extents": None}), seed=0)
     branch_loss = BranchLoss(pipeline, layered, quick)
-    loss = branch_loss(Zeros(), *branch_loss.examples(["bg"], [sample], step=0))
+    loss = branch_loss(Zeros(), *examples_of(branch_loss, ["bg"], [sample]))
     plate = torch.from_numpy(sample.background.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]  # type: ignore[union-attr]
     latent = pipeline.vae.encode(plate).latent_dist.mean * pipeline.vae.config.scaling_factor
     assert loss.item() == pytest.approx(latent.square().mean().item(), rel=1e-4)
@@ -654,7 +658,7 @@ def test_data_that_cannot_be_trained_on_is_named_and_leaves_nothing(
 
 
 def test_states_that_are_trained_on_are_those_that_ddim_comes_by_from_the_smooth_fill(
-    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample]
+    tiny_base: str, quick: TrainSettings, make_sample: Callable[..., Sample], examples_of: Callable[..., Any]
 ) -> None:
     """A stand-in UNet answers with a multiple of what it is given; diffusers' own DDIM takes the same steps."""
     pipeline, calls = load_base(tiny_base), list[tuple[torch.Tensor, int]]()
@@ -669,7 +673,7 @@ def test_states_that_are_trained_on_are_those_that_ddim_comes_by_from_the_smooth
     scheduler, sample, reached = as_ddim(pipeline.scheduler), make_sample(0, height=32, width=32), set()
     scheduler.set_timesteps(3)
     for step in range(12):
-        (examples,) = loss.examples(["bg"], [sample], step)
+        (examples,) = examples_of(loss, ["bg"], [sample], step)
         calls.clear()
         found = loss(unet, examples)
         assert [t for _, t in calls] == scheduler.timesteps.tolist()[: len(calls)]

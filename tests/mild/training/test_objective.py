@@ -13,8 +13,8 @@ from torchmetrics.functional.classification import binary_f1_score
 
 from dataset_tools.errors import UserError
 from mild.model.backbone import BRANCHES, Branch, adapter_parameters
+from mild.model.cues import CHANNELS, Cue
 from mild.model.layered import LayeredUNet
-from mild.model.morphology import CHANNELS, Cue
 from mild.settings import (
     HmgSettings,
     LoraSettings,
@@ -250,7 +250,7 @@ def test_gradient_reaches_exactly_what_the_stage_trains(
                 total += 0 if gradient is None else gradient
         assert reached == {branch, *_PARTS}, "each branch: its own adapter, and what both share"
         (weight * _loss(layered, branch)).backward()
-    freeze(layered.unet, stage)
+    freeze({branch: groups[branch] for branch in BRANCHES}, stage)
     for name, parameters in groups.items():
         for parameter, gradient in zip(parameters, expected[name], strict=True):
             if name in adapters or name in _PARTS:
@@ -272,7 +272,7 @@ def test_a_frozen_adapter_is_not_moved_by_momentum_or_weight_decay(
         before = {name: [p.detach().clone() for p in groups[name]] for name in ("bg", "fg")}
         for branch in BRANCHES:
             _loss(layered, branch).backward()
-        freeze(layered.unet, stage)
+        freeze({branch: groups[branch] for branch in BRANCHES}, stage)
         optimizer.step()
         optimizer.zero_grad()
         moved = {name for name in before for a, b in zip(before[name], groups[name], strict=True) if not a.equal(b)}
