@@ -32,7 +32,7 @@ from dataset_tools.curated import (
     rejection_rows,
     without_folders,
 )
-from dataset_tools.donors import Cutout, CutoutRow, cut_out, cutout_rows
+from dataset_tools.donors import DONOR_COLUMNS, Cutout, CutoutRow, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators import PlateProvider
 from dataset_tools.estimators.annotated import AnnotatedSettings
@@ -52,7 +52,8 @@ from dataset_tools.records import (
 )
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.settings import digest_of
-from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, write_shard
+from dataset_tools.shard_table import read_shard_tables
+from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, tags_of, write_shard
 from dataset_tools.sources import Source
 from dataset_tools.sources.sample import SampleSettings, write_mirror
 from dataset_tools.sources.video import ClipFile, VideoSettings, write_list, write_pairs
@@ -320,6 +321,8 @@ class BuiltShard(BaseModel):
     """Result of a step that writes a shard."""
 
     shard: Shard
+    tags: dict[str, str | None]
+    """Of `dataset_tools.shards.tags_of`."""
     place: str
     """Digest of where the pictures came from."""
     unread: int
@@ -338,13 +341,13 @@ class BuiltShard(BaseModel):
         listed = opt_out_list(job.work, job.opt_out)
         if any((listed.holds(sha256, phash) or "") != kind for sha256, phash, kind in self.pictures):
             return False
-        return is_intact(job.root, self.shard)
+        return is_intact(job.root, self.shard, self.tags)
 
 
 class ShardJob(PicturesJob):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     duplicates: dict[str, str]
@@ -378,7 +381,8 @@ class ShardJob(PicturesJob):
 
         shard = write_shard(consumed(), self.root, self.path, encoding, rows)
         unread = sum(row.stage == "fetch" and row.outcome == "image-rejected" for row in rejected)
-        return BuiltShard(shard=shard, place=self.place(), unread=unread, pictures=check.seen)
+        tags = tags_of(self.root, shard)
+        return BuiltShard(shard=shard, tags=tags, place=self.place(), unread=unread, pictures=check.seen)
 
 
 class CuratedShardJob(ShardJob):
@@ -436,7 +440,7 @@ class CutoutsJob(Job):
     """List the people of a split that can be cut out."""
 
     step: ClassVar[str] = "list-cutouts"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     split: Split
     shards: list[Shard]
     settings: CompositorSettings
@@ -446,7 +450,7 @@ class CutoutsJob(Job):
         return f"{self.step}-{self.split}"
 
     def determines(self) -> Any:
-        """The shards' content, not what a store says of it."""
+        """The shards' content."""
         shards = [[shard.path, shard.sha256] for shard in self.shards]
         return [self.split, shards, self.settings.model_dump(mode="json", exclude={"samples"})]
 
@@ -468,14 +472,14 @@ class Cutouts(BaseModel):
 @cached_step
 def list_cutouts(job: CutoutsJob) -> Cutouts:
     """Write the list."""
-    dataset = ShardDataset.of_shards(job.root, job.shards)
+    told = (row for table in read_shard_tables(job.root, job.shards, DONOR_COLUMNS) for row in table.to_pylist())
     rows = [
         row.model_dump()
-        for index in range(len(dataset))
-        for row in cutout_rows(index, dataset.annotations(index), job.settings.donors)
+        for index, sample in enumerate(told)
+        for row in cutout_rows(index, sample, job.settings.donors)
         if is_tall_enough(row, job.settings)
     ]
-    document = {"shards": [shard.model_dump(exclude={"tag", "index_tag"}) for shard in job.shards], "rows": rows}
+    document = {"shards": [shard.model_dump() for shard in job.shards], "rows": rows}
     name = write_named(job, f"cutouts-{job.split}.json", json.dumps(document).encode())
     return Cutouts(files=Files.of(job, "work", [name]), name=name, people=len(rows))
 
@@ -523,7 +527,7 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
     """Fetch backgrounds -> place people of the same split on them -> write."""
     filesystem, base = open_root(job.work)
     listing = json.loads(filesystem.cat_file(f"{base}/{job.cutouts}"))
-    shards = [Shard(**shard, tag=None, index_tag=None) for shard in listing["shards"]]
+    shards = [Shard(**shard) for shard in listing["shards"]]
     donors = ShardDataset.of_shards(job.root, shards)
     people = [CutoutRow(**row) for row in listing["rows"]]
     rejected: list[Rejection] = []
@@ -593,7 +597,7 @@ class DescribeJob(Job):
     """Write what stands beside the shards."""
 
     step: ClassVar[str] = "describe"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     packages: ClassVar[tuple[str, ...]] = ("pillow", "pyarrow")
     name: str
     description: str
@@ -603,13 +607,6 @@ class DescribeJob(Job):
     opt_out: str
     """Name below ``work`` of the opt-out list; empty where there is none."""
     settings: dict[str, Any]
-
-    def determines(self) -> Any:
-        """The shards' content, not what a store says of it."""
-        return self.model_dump(
-            mode="json",
-            exclude={"root": True, "work": True, "shards": {"__all__": {"__all__": {"__all__": {"tag", "index_tag"}}}}},
-        )
 
 
 class Description(BaseModel):
