@@ -18,6 +18,7 @@ from prefect.utilities.callables import get_call_parameters
 
 from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curation import CurationSettings
+from dataset_tools.donor_windows import neighbourhoods
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.annotated import AnnotatedSettings
 from dataset_tools.estimators.network import unload_networks
@@ -169,8 +170,9 @@ def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
         build.find_duplicates(source, mirror, curated)
         shards: Shards = {settings.curated.configuration: build.curated_shards(source, mirror, curated)}
         if settings.composite is not None:
-            cutouts = build.cutouts(settings.composite, shards[settings.curated.configuration])
-            shards["composite"] = build.composite_shards(settings.composite, source, mirror, curated, cutouts)
+            chosen = shards[settings.curated.configuration]
+            cutouts = build.cutouts(settings.composite, chosen)
+            shards["composite"] = build.composite_shards(settings.composite, source, mirror, curated, chosen, cutouts)
         files = build.description(curated, shards)
         return build.publish(curated, shards, files)
 
@@ -327,7 +329,7 @@ class _Build:
         return self._shards(build_curated_shard, jobs, curated, "pictures")
 
     def cutouts(self, settings: CompositorSettings, chosen: dict[str, list[Shard]]) -> dict[Split, Cutouts]:
-        """List who can be cut out, by split.
+        """See how many can be cut out, by split.
 
         Raises:
             UserError: nobody can be in a split that is to have composites.
@@ -350,6 +352,7 @@ class _Build:
         source: PictureSource,
         mirror: str,
         curated: Curated,
+        chosen: dict[str, list[Shard]],
         cutouts: dict[Split, Cutouts],
     ) -> dict[str, list[Shard]]:
         """Build the shards of ``composite``."""
@@ -359,8 +362,11 @@ class _Build:
             samples, size = settings.samples[split], self.settings.samples_per_shard
             table = rows_of(self.work, curated.records, split, "background")
             backgrounds = len(table)
-            for number, start in enumerate(range(0, samples, size)):
-                stop = min(start + size, samples)
+            starts = range(0, samples, size)
+            sizes = [min(size, samples - start) for start in starts]
+            near = neighbourhoods(listed.pictures, sizes, f"{settings.seed}/{split}")
+            for number, start in enumerate(starts):
+                stop = start + sizes[number]
                 # Each background belongs to one shard (or few neighbours), so that it is fetched about once.
                 first = start * backgrounds // samples
                 last = max(first + 1, stop * backgrounds // samples)
@@ -381,7 +387,7 @@ class _Build:
                         table=curated.records,
                         records=digest_of_rows(table, first, last),
                         files="" if mirror else digest_of_files(table, first, last, opened),
-                        cutouts=listed.name,
+                        donors=[chosen[split][shard] for shard in near[number]],
                         instances=self.settings.instances,
                         instances_fingerprint=self.fingerprints.get("instances"),
                         anonymise=self.settings.anonymise,

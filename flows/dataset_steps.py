@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +20,7 @@ from pydantic import BaseModel
 
 from dataset_tools.anonymise import AnonymiseSettings
 from dataset_tools.card import write_card
-from dataset_tools.compositing import Background, CompositorSettings, compose, is_tall_enough
+from dataset_tools.compositing import Background, CompositorSettings, compose
 from dataset_tools.curated import (
     CuratedSettings,
     Estimators,
@@ -32,7 +31,8 @@ from dataset_tools.curated import (
     rejection_rows,
     without_folders,
 )
-from dataset_tools.donors import DONOR_COLUMNS, Cutout, CutoutRow, cut_out, cutout_rows
+from dataset_tools.donor_windows import DonorWindows, donors_of
+from dataset_tools.donors import DONOR_COLUMNS
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators import PlateProvider
 from dataset_tools.estimators.annotated import AnnotatedSettings
@@ -437,7 +437,7 @@ def build_curated_shard(job: CuratedShardJob) -> BuiltShard:
 
 
 class CutoutsJob(Job):
-    """List the people of a split that can be cut out."""
+    """See how many people of a split can be cut out."""
 
     step: ClassVar[str] = "list-cutouts"
     version: ClassVar[int] = 4
@@ -456,32 +456,27 @@ class CutoutsJob(Job):
 
 
 class Cutouts(BaseModel):
-    """Result of listing cut-outs."""
+    """Result of listing cut-outs; who they are the shards' tables say."""
 
-    files: Files
-    name: str
-    """Of the list below ``work``: the curated shards of the split, and the usable people in them."""
+    pictures: list[int]
+    """Of each shard, how many pictures hold somebody who can be cut out."""
     people: int
-    """How many there are."""
+    """How many there are in all."""
 
     def is_sound(self, job: Job) -> bool:
-        """Whether the list is as it was written."""
-        return self.files.is_sound(job)
+        """Whether the shards hold what they held, which the key says."""
+        return True
 
 
 @cached_step
 def list_cutouts(job: CutoutsJob) -> Cutouts:
-    """Write the list."""
-    told = (row for table in read_shard_tables(job.root, job.shards, DONOR_COLUMNS) for row in table.to_pylist())
-    rows = [
-        row.model_dump()
-        for index, sample in enumerate(told)
-        for row in cutout_rows(index, sample, job.settings.donors)
-        if is_tall_enough(row, job.settings)
-    ]
-    document = {"shards": [shard.model_dump() for shard in job.shards], "rows": rows}
-    name = write_named(job, f"cutouts-{job.split}.json", json.dumps(document).encode())
-    return Cutouts(files=Files.of(job, "work", [name]), name=name, people=len(rows))
+    """Count them."""
+    pictures, people = [], 0
+    for table in read_shard_tables(job.root, job.shards, DONOR_COLUMNS):
+        found = [rows for rows in donors_of(table.to_pylist(), job.settings) if rows]
+        pictures.append(len(found))
+        people += sum(map(len, found))
+    return Cutouts(pictures=pictures, people=people)
 
 
 class CompositeShardJob(ShardJob):
@@ -494,8 +489,8 @@ class CompositeShardJob(ShardJob):
     first_background: int
     last_background: int
     """Backgrounds ``first`` to ``last`` (exclusive) of the split are this shard's own."""
-    cutouts: str
-    """Name of the list of cut-outs, whose digest covers the shards that hold them."""
+    donors: list[Shard]
+    """The shards whose people may be pasted: see `dataset_tools.donor_windows.neighbourhoods`."""
     instances: InstancesSettings | None
     """Keeps pictures with people from being backgrounds."""
     instances_fingerprint: str | None
@@ -514,7 +509,7 @@ class CompositeShardJob(ShardJob):
             [self.start, self.stop],
             self.records,
             self.files,
-            self.cutouts,
+            [[shard.path, shard.sha256] for shard in self.donors],
             self.instances_fingerprint,
             self.regions_fingerprint,
             self.opted_out,
@@ -525,19 +520,14 @@ class CompositeShardJob(ShardJob):
 @cached_step
 def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
     """Fetch backgrounds -> place people of the same split on them -> write."""
-    filesystem, base = open_root(job.work)
-    listing = json.loads(filesystem.cat_file(f"{base}/{job.cutouts}"))
-    shards = [Shard(**shard) for shard in listing["shards"]]
-    donors = ShardDataset.of_shards(job.root, shards)
-    people = [CutoutRow(**row) for row in listing["rows"]]
+    tables = read_shard_tables(job.root, job.donors, DONOR_COLUMNS)
+    donors = DonorWindows(
+        donors_of((row for table in tables for row in table.to_pylist()), job.settings),
+        ShardDataset.of_shards(job.root, job.donors).__getitem__,
+        job.settings.donors,
+        f"{job.settings.seed}/{job.path}",
+    )
     rejected: list[Rejection] = []
-
-    # Neighbouring composites often draw from the same pictures; decoding is what costs.
-    decoded = lru_cache(maxsize=32)(donors.__getitem__)
-
-    def load(row: CutoutRow) -> Cutout:
-        return cut_out(decoded(row.sample), row.person, job.settings.donors)
-
     records, check = _records(job, "background", job.first_background, job.last_background), job.opt_out_check()
 
     def samples() -> Iterator[Sample]:
@@ -547,7 +537,8 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
             try:
                 if background is None:
                     raise Rejected("no-background", f"none of the {len(records)} backgrounds of {job.path} can be used")
-                yield compose(key, job.split, background, people, load, job.settings)
+                people = donors.rows(number - job.start)
+                yield compose(key, job.split, background, people, donors.load, job.settings)
             except Rejected as error:
                 why = (error.reason, error.message, error.transient)
                 rejected.append(Rejection(job.split, key, "", "composite", "image-rejected", *why))
