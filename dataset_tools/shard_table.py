@@ -22,6 +22,7 @@ from dataset_tools.donors import is_whole, sits
 from dataset_tools.errors import UserError
 from dataset_tools.fetch import map_in_order
 from dataset_tools.masks import touching
+from dataset_tools.ranges import read_whole
 from dataset_tools.schema import EffectKind, Makers
 from dataset_tools.shards import Shard, table_path
 from dataset_tools.storage import open_root
@@ -152,7 +153,7 @@ def read_shard_table(root: str, path: str, columns: Sequence[str] | None = None)
     filesystem, base = open_root(root)
     place = f"{base.rstrip('/')}/{table_path(path)}"
     try:
-        return pq.read_table(io.BytesIO(filesystem.cat_file(place)), columns=columns, use_threads=False)
+        return pq.read_table(io.BytesIO(read_whole(filesystem, place)), columns=columns, use_threads=False)
     except FileNotFoundError:
         raise UserError(f"{place} is missing: build the dataset again, only what is missing is redone") from None
     except (pa.ArrowInvalid, OSError) as error:

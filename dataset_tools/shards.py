@@ -27,7 +27,7 @@ from pycocotools import mask as coco_mask
 from pydantic import BaseModel
 
 from dataset_tools.errors import UserError, what_to_mend
-from dataset_tools.ranges import NoRanges, read_range
+from dataset_tools.ranges import NoRanges, read_range, read_whole
 from dataset_tools.schema import (
     CONFIGURATIONS,
     SEVERAL,
@@ -281,7 +281,7 @@ def read_index(root: str, path: str) -> dict[str, Any]:
     filesystem, base = _open(root)
     place = f"{base}/{index_path(path)}"
     try:
-        document: dict[str, Any] = json.loads(filesystem.cat_file(place))
+        document: dict[str, Any] = json.loads(read_whole(filesystem, place))
     except FileNotFoundError:
         raise UserError(f"{place} is missing: build the dataset again, only what is missing is redone") from None
     except ValueError:
