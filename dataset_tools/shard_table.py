@@ -153,7 +153,8 @@ def read_shard_table(root: str, path: str, columns: Sequence[str] | None = None)
     filesystem, base = open_root(root)
     place = f"{base.rstrip('/')}/{table_path(path)}"
     try:
-        return pq.read_table(io.BytesIO(read_whole(filesystem, place)), columns=columns, use_threads=False)
+        wanted = None if columns is None else list(columns)
+        return pq.read_table(io.BytesIO(read_whole(filesystem, place)), columns=wanted, use_threads=False)
     except FileNotFoundError:
         raise UserError(f"{place} is missing: build the dataset again, only what is missing is redone") from None
     except (pa.ArrowInvalid, OSError) as error:

@@ -14,7 +14,7 @@ from dataset_tools.records import IMAGE_SCHEMA, ImageRecord, record_from_row, re
 from dataset_tools.settings import digest_of
 from dataset_tools.storage import open_root
 
-ROW_GROUP = 4096
+ROW_GROUP = 1024
 """Rows that are read from storage at once."""
 BATCH = 256
 """Rows in Python at once."""
@@ -62,7 +62,7 @@ class RecordTable:
 
     def _read(self, number: int) -> pa.Table:
         if self._group is None or self._group[0] != number:
-            self._group = number, self._parquet.read_row_group(number)
+            self._group = number, self._parquet.read_row_group(number, use_threads=False)
         return self._group[1]
 
 
