@@ -18,7 +18,7 @@ from dataset_tools.credits import Credits
 from dataset_tools.errors import UserError
 from dataset_tools.schema import EffectKind, Makers
 from dataset_tools.shard_table import read_shard_tables
-from dataset_tools.shards import Shard, read_manifest
+from dataset_tools.shards import Shard, read_manifest, table_path
 from dataset_tools.storage import open_root
 
 QUANTILES = (0.25, 0.5, 0.75, 0.9, 1.0)
@@ -130,7 +130,8 @@ def survey(root: str, shards: Mapping[str, Mapping[str, list[Shard]]], credits: 
     for configuration, splits in shards.items():
         for split, listed in splits.items():
             count = _Count(configuration)
-            for shard, table in zip(listed, read_shard_tables(root, listed), strict=True):
+            tables = read_shard_tables(root, (table_path(shard.path) for shard in listed))
+            for shard, table in zip(listed, tables, strict=True):
                 count.add(table)
                 credits.add(configuration, split, shard.path, table)
             parts.append(count.part(split, listed, credits))

@@ -24,7 +24,6 @@ from dataset_tools.fetch import map_in_order
 from dataset_tools.masks import touching
 from dataset_tools.ranges import read_whole
 from dataset_tools.schema import EffectKind, Makers
-from dataset_tools.shards import Shard, table_path
 from dataset_tools.storage import open_root
 
 WORKERS = 16
@@ -142,16 +141,17 @@ def table_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def read_shard_table(root: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of the shard at ``path`` below ``root``, with one request.
+    """A table, with one request.
 
     Args:
+        path: of the file below ``root``: see `dataset_tools.shards.table_path`.
         columns: those of `TABLE_SCHEMA` that are wanted; None: all.
 
     Raises:
         UserError: the file is missing or broken.
     """
     filesystem, base = open_root(root)
-    place = f"{base.rstrip('/')}/{table_path(path)}"
+    place = f"{base.rstrip('/')}/{path}"
     try:
         wanted = None if columns is None else list(columns)
         return pq.read_table(io.BytesIO(read_whole(filesystem, place)), columns=wanted, use_threads=False)
@@ -162,7 +162,6 @@ def read_shard_table(root: str, path: str, columns: Sequence[str] | None = None)
         raise UserError(f"{place} cannot be read, build the dataset again: {why}") from None
 
 
-def read_shard_tables(root: str, shards: Iterable[Shard], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """`read_shard_table` of each shard in turn, several at once, a few ahead. Raises `UserError` as that."""
-    paths = (shard.path for shard in shards)
+def read_shard_tables(root: str, paths: Iterable[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """`read_shard_table` of each path in turn, several at once, a few ahead. Raises `UserError` as that."""
     yield from map_in_order(partial(read_shard_table, root, columns=columns), paths, WORKERS, 2 * WORKERS)

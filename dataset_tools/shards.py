@@ -512,7 +512,7 @@ def verify(root: str, workers: int = 2) -> Iterator[Problem]:
         for shard, problems in zip(listed, pool.map(lambda shard: _verify_shard(root, shard), listed), strict=True):
             yield from problems
             with contextlib.suppress(UserError):  # told of already
-                table = read_shard_table(root, shard.path, ["key", "origins"])
+                table = read_shard_table(root, table_path(shard.path), ["key", "origins"])
                 part, name = shard.path.split("/")
                 credits.add(part, name.split("-")[0], shard.path, table)
         for source, (elsewhere, seen), (where, split) in credits.in_two_splits():
@@ -536,7 +536,7 @@ def _verify_shard(root: str, shard: Shard) -> list[Problem]:
         return found
 
     table = table_path(shard.path)
-    rows = checked(table, shard.table_sha256, lambda: read_shard_table(root, shard.path).to_pylist())
+    rows = checked(table, shard.table_sha256, lambda: read_shard_table(root, table).to_pylist())
     entries = checked(index_path(shard.path), shard.index_sha256, lambda: list(read_index(root, shard.path)["samples"]))
     if rows is not None and len(rows) != shard.samples:
         problems.append(Problem(table, f"has {len(rows)} rows, the manifest says {shard.samples} samples"))

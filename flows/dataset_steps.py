@@ -55,7 +55,7 @@ from dataset_tools.records import (
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.settings import digest_of
 from dataset_tools.shard_table import read_shard_tables
-from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, tags_of, write_shard
+from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, table_path, tags_of, write_shard
 from dataset_tools.sources.sample import SampleSettings, write_mirror
 from dataset_tools.sources.video import ClipFile, VideoSettings, write_list, write_pairs
 from dataset_tools.storage import Listings, open_root, tag_of
@@ -508,7 +508,7 @@ class Cutouts(BaseModel):
 def list_cutouts(job: CutoutsJob) -> Cutouts:
     """Count them."""
     pictures, people = [], 0
-    for table in read_shard_tables(job.root, job.shards, DONOR_COLUMNS):
+    for table in read_shard_tables(job.root, [table_path(shard.path) for shard in job.shards], DONOR_COLUMNS):
         found = [rows for rows in donors_of(table.to_pylist(), job.settings) if rows]
         pictures.append(len(found))
         people += sum(map(len, found))
@@ -555,7 +555,7 @@ class CompositeShardJob(ShardJob):
 @cached_step
 def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
     """Fetch backgrounds -> place people of the same split on them -> write."""
-    tables = read_shard_tables(job.root, job.donors, DONOR_COLUMNS)
+    tables = read_shard_tables(job.root, [table_path(shard.path) for shard in job.donors], DONOR_COLUMNS)
     donors = DonorWindows(
         donors_of((row for table in tables for row in table.to_pylist()), job.settings),
         ShardDataset.of_shards(job.root, job.donors).__getitem__,
@@ -620,7 +620,8 @@ def _backgrounds(
         return (photograph.background() for photograph in fetched)
 
     def others() -> Iterator[Background]:
-        left = (row for row in range(*job.rows) if row not in at.values())
+        taken = set(places)
+        left = (row for row in range(*job.rows) if row not in taken)
         while some := list(islice(left, BATCH)):
             batch = [next(table.records(row, row + 1)) for row in some]
             at.update(zip((record.id for record in batch), some, strict=True))

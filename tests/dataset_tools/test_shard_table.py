@@ -43,7 +43,9 @@ def test_who_touches_others_is_what_growing_masks_by_a_pixel_says(
     built_dataset: Path, make_sample: Callable[..., Sample]
 ) -> None:
     told = [
-        row for n in (0, 2) for row in read_shard_table(str(built_dataset), f"composite/train-{n:06d}.tar").to_pylist()
+        row
+        for n in (0, 2)
+        for row in read_shard_table(str(built_dataset), f"composite/train-{n:06d}.parquet").to_pylist()
     ]
     for row, serial in zip(told, range(5), strict=True):
         masks = [person.mask for person in make_sample("composite", row["key"], people=1 + serial % 3).people]
@@ -75,7 +77,7 @@ def test_a_table_that_says_otherwise_is_found(
     dataset: Path, change: Callable[[list[dict[str, Any]]], Any], where: str, what: str
 ) -> None:
     """Also where its digest is right."""
-    rows = read_shard_table(str(dataset), TRAIN).to_pylist()
+    rows = read_shard_table(str(dataset), table_path(TRAIN)).to_pylist()
     change(rows)
     data = table_bytes(rows)
     (dataset / table_path(TRAIN)).write_bytes(data)
@@ -90,7 +92,7 @@ def test_what_cannot_be_read_is_said_in_one_line(dataset: Path) -> None:
     for damage, told in [(lambda path: path.write_bytes(b"PAR1"), "cannot be read"), (Path.unlink, "is missing")]:
         damage(dataset / table_path(TRAIN))
         with pytest.raises(UserError, match=rf"train-000000\.parquet {told}.*build the dataset again") as caught:
-            read_shard_table(str(dataset), TRAIN)
+            read_shard_table(str(dataset), table_path(TRAIN))
         assert "\n" not in str(caught.value)
 
 
