@@ -18,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import queue
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial, wraps
 from importlib import metadata
@@ -33,17 +34,23 @@ from prefect.filesystems import RemoteFileSystem
 from prefect.futures import PrefectFuture
 from prefect.states import State
 from prefect.task_engine import TaskRunTimeoutError
-from pydantic import BaseModel, ConfigDict
+from prefect.utilities.asyncutils import run_sync_in_worker_thread
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from dataset_tools.errors import UserError, what_to_mend
+from dataset_tools.fetch import map_in_order
+from dataset_tools.ranges import read_whole
 from dataset_tools.settings import digest_of
-from dataset_tools.storage import is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
+from dataset_tools.storage import Listings, is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
 from flows.names import short_name
 from flows.progress import Progress, run_logger
 from flows.settings import Threads
 
 LENIENCE = 60.0
 """Seconds for waits between tries, and for what takes its time to end."""
+
+LOOKERS = 16
+"""Remembered results that are looked at at once."""
 
 
 class Job(BaseModel):
@@ -122,16 +129,21 @@ class Files(BaseModel):
         digest = digest_of({path: file.sha256 for path, file in files.items()})
         return cls(below=below, files=files, digest=digest, rows=rows)
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether all files are as they were written."""
-        filesystem, base = open_root(job.root if self.below == "root" else job.work)
-        return bool(self.files) and all(
-            is_unaltered(filesystem, f"{base}/{path}", file.sha256, file.tag) for path, file in self.files.items()
-        )
+        return bool(self.files) and are_unaltered(job.root if self.below == "root" else job.work, self.files, listings)
 
     def told(self) -> str:
         """How many there are."""
         return f"files: {len(self.files)}" + (f", of {self.rows}" if self.rows else "")
+
+
+def are_unaltered(place: str, files: Mapping[str, File], listings: Listings) -> bool:
+    """Whether files, by their paths below ``place``, are as they were written."""
+    filesystem, base = open_root(place)
+    return all(
+        is_unaltered(filesystem, f"{base}/{path}", file.sha256, file.tag, listings) for path, file in files.items()
+    )
 
 
 def write_named(job: Job, name: str, data: bytes) -> str:
@@ -159,8 +171,11 @@ def folder_digest(folder: str) -> str:
 class Result(Protocol):
     """What a step returns: a small manifest of the files it wrote."""
 
-    def is_sound(self, job: Any, /) -> bool:
-        """Whether its files are as they were written, and nothing in it is worth another try."""
+    def is_sound(self, job: Any, listings: Listings, /) -> bool:
+        """Whether its files are as they were written, and nothing in it is worth another try.
+
+        ``listings``: what is known of files, of all results that are looked at together.
+        """
         ...
 
     def told(self) -> str:
@@ -234,11 +249,14 @@ def run_steps(
     stored = step.with_options(result_storage=storage, timeout_seconds=time_limit)
     run = _run_here if in_this_thread else partial(_run, progress=progress)
     outcomes = run(stored, jobs)
-    doubtful = [
-        number
-        for number, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True))
-        if outcome.cached and not outcome.result.is_sound(job)
-    ]
+    listings = Listings()
+
+    def is_doubtful(done: tuple[JobT, Outcome[ResultT]]) -> bool:
+        job, outcome = done
+        return outcome.cached and not outcome.result.is_sound(job, listings)
+
+    looked_at = map_in_order(is_doubtful, zip(jobs, outcomes, strict=True), LOOKERS, 4 * LOOKERS)
+    doubtful = [number for number, bad in enumerate(looked_at) if bad]
     if doubtful:
         again = run(stored.with_options(refresh_cache=True), [jobs[number] for number in doubtful])
         for number, outcome in zip(doubtful, again, strict=True):
@@ -250,6 +268,41 @@ def run_steps(
     return outcomes
 
 
+class ResultFolder(RemoteFileSystem):
+    """Prefect's results in a store, each written and read with one request: Prefect's own block takes up to four.
+
+    Prefect reads a result twice in a row, to see whether it is there and to have it; the second time it is at hand.
+    """
+
+    _block_type_name = "MILD results"
+    _at_hand: dict[int, tuple[str, bytes]] = PrivateAttr(default_factory=dict)
+    """By thread, what it read last."""
+
+    def read_path(self, path: str, _sync: bool | None = None) -> bytes:  # type: ignore[override]
+        """A result. Raises `FileNotFoundError`."""
+        known, content = self._at_hand.pop(threading.get_ident(), ("", b""))
+        if known == path:
+            return content
+        filesystem, place = open_root(self._resolve_path(path))
+        content = read_whole(filesystem, place)
+        self._at_hand[threading.get_ident()] = path, content
+        return content
+
+    async def aread_path(self, path: str) -> bytes:
+        """`read_path`, for Prefect's asynchronous code."""
+        return await run_sync_in_worker_thread(self.read_path, path)
+
+    def write_path(self, path: str, content: bytes, _sync: bool | None = None) -> str:  # type: ignore[override]
+        """Write a result; stores show it when it is complete."""
+        filesystem, place = open_root(self._resolve_path(path))
+        filesystem.pipe_file(place, content)
+        return path
+
+    async def awrite_path(self, path: str, content: bytes) -> str:
+        """`write_path`, for Prefect's asynchronous code."""
+        return await run_sync_in_worker_thread(self.write_path, path, content)
+
+
 def result_storage(work: str) -> Path | RemoteFileSystem:
     """Where Prefect keeps results: below ``work``, on the same filesystem.
 
@@ -257,7 +310,7 @@ def result_storage(work: str) -> Path | RemoteFileSystem:
     """
     if not is_url(work):
         return Path(work, "results")
-    block = RemoteFileSystem(basepath=f"{work}/results")
+    block = ResultFolder(basepath=f"{work}/results")
     block.save(f"mild-results-{hashlib.sha256(work.encode()).hexdigest()[:12]}", overwrite=True)
     return block
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from dataset_tools.errors import UserError
-from dataset_tools.shards import index_path, read_manifest
+from dataset_tools.shards import index_path, read_manifest, table_path
 from dataset_tools.storage import abort_uploads, is_url, open_root, remove_partials, write_bytes
 from flows.caching import Job
 
@@ -58,7 +58,7 @@ class OutputFiles:
         if all(self._made.get(path) == key for path, key in keys.items()):
             return
         new = [path for path in keys if path not in self._made and path.endswith(".tar")]
-        self._refuse_to_overwrite([place for path in new for place in (path, index_path(path))])
+        self._refuse_to_overwrite([place for path in new for place in (path, table_path(path), index_path(path))])
         filesystem, base = open_root(self._root)
         if filesystem.exists(f"{base}/manifest.json"):
             filesystem.rm_file(f"{base}/manifest.json")
@@ -69,9 +69,9 @@ class OutputFiles:
         filesystem, base = open_root(self._root)
         former = {path for path in self._made if path.endswith(".tar")} - set(listed)
         for path in sorted(former):
-            for place in (f"{base}/{path}", f"{base}/{index_path(path)}"):
-                if filesystem.exists(place):
-                    filesystem.rm_file(place)
+            for place in (path, table_path(path), index_path(path)):
+                if filesystem.exists(f"{base}/{place}"):
+                    filesystem.rm_file(f"{base}/{place}")
         if former:
             self._note({path: key for path, key in self._made.items() if path not in former})
 

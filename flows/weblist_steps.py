@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from dataset_tools.downloads import DOWNLOAD_SCHEMA, Download, are_there, download
 from dataset_tools.records import Rejection, rejections_to_table
 from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings, WebRow, rows_to_table
-from dataset_tools.storage import is_url, remove_partials
+from dataset_tools.storage import Listings, is_url, remove_partials
 from dataset_tools.web import WebSettings, host_of
 from flows.caching import Files, Job, cached_step, write_named
 from flows.dataset_steps import PICTURES, parquet_bytes, read_table
@@ -49,9 +49,9 @@ class ReadWeblist(BaseModel):
     rejected: str
     """Name of the table of rows that cannot be used."""
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether the tables are as they were written."""
-        return self.files.is_sound(job)
+        return self.files.is_sound(job, listings)
 
     def told(self) -> str:
         """How many rows can be used."""
@@ -105,9 +105,9 @@ class Downloaded(BaseModel):
     transient: int
     """How many URLs another run may fetch."""
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether table and pictures are there, and nothing is worth another try."""
-        if self.transient or not self.files.is_sound(job):
+        if self.transient or not self.files.is_sound(job, listings):
             return False
         rows = read_table(job.work, self.table).to_pylist()
         return are_there((Download(**row) for row in rows), f"{job.work}/{PICTURE_FOLDER}")

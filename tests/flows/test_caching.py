@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -221,6 +222,29 @@ def test_results_on_another_filesystem(place: dict[str, str]) -> None:
 
     assert [steps()[0].cached, steps()[0].cached] == [False, True]
     assert fsspec.filesystem("memory").exists(f"/mild-results/steps/results/{jobs[0].key()}")
+
+
+def test_on_a_store_a_remembered_result_costs_a_request_and_its_files_a_listing_together(
+    place: dict[str, str], bucket: str, object_store: Any
+) -> None:
+    """Also where listings lag: then each file is asked for by itself, and nothing is redone."""
+    jobs = [WriteJob(root=f"{bucket}/root", work=place["work"], name=name, content=name) for name in "abcdef"]
+
+    @flow(name="test-store", task_runner=Threads(max_workers=2))
+    def steps() -> list[Outcome[Files]]:
+        storage = result_storage(f"{bucket}/root.work")
+        object_store.asked.clear()
+        return run_steps(write, jobs, storage)
+
+    steps()
+    assert all(outcome.cached for outcome in steps())
+    asked = Counter("results" if "/results/" in each else each.split()[0] for each in object_store.asked)
+    assert asked == {"results": len(jobs), "GET": 1}
+    object_store.lists_nothing = True
+    assert all(outcome.cached for outcome in steps())
+    assert Counter(each.split()[0] for each in object_store.asked)["HEAD"] == len(jobs)
+    open_root(jobs[0].root)[0].pipe_file(f"{bucket}/root/a", b"x")
+    assert [outcome.cached for outcome in steps()] == [False, True, True, True, True, True]
 
 
 def test_the_digest_of_a_folder_is_of_names_and_bytes(tmp_path: Path) -> None:
