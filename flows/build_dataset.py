@@ -49,6 +49,7 @@ from flows.dataset_steps import (
     CLIPS,
     MIRROR,
     PICTURES,
+    SEEN,
     BuiltShard,
     CheckNetworksJob,
     ClipJob,
@@ -164,7 +165,7 @@ def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
     """The stages of `build_dataset`, on the task runner that the settings name."""
     with Progress(artifact_key("build-progress", root)) as progress:
         build = _Build(settings, root, progress)
-        build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS)
+        build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS, (SEEN,))
         build.read_opt_out()
         build.workers()
         build.networks()

@@ -394,6 +394,8 @@ class BuiltShard(BaseModel):
         return f"samples: {shard.samples}, people: {shard.people}, {size}, set aside or mended: {shard.rejected}"
 
 
+SEEN = "seen"
+"""Folder below the work folder of what each shard has read, by digest, for the opt-out lists to come."""
 _SEEN = pa.schema([(name, pa.string()) for name in ("sha256", "phash", "kind")])
 
 
@@ -442,7 +444,7 @@ class ShardJob(PicturesJob):
             unread=unread,
             lost=lost_rows(rejections_to_table(rejected)).num_rows,
             opt_out=self.opt_out,
-            seen=write_named(self, f"seen/{self.label()}.parquet", parquet_bytes(seen)),
+            seen=write_named(self, f"{SEEN}/{self.label().replace('/', '-')}.parquet", parquet_bytes(seen)),
         )
 
 

@@ -27,12 +27,13 @@ class OutputFiles:
         self._root, self._work = root, work
         self._made = self._made_before()
 
-    def clear(self, folders: Iterable[str], beside_shards: Sequence[str]) -> None:
+    def clear(self, folders: Iterable[str], beside_shards: Sequence[str], of_work: Iterable[str]) -> None:
         """Remove what killed runs left under construction.
 
         Args:
             folders: below the dataset, those that runs write to.
             beside_shards: files that runs write beside shards.
+            of_work: folders below the work folder that runs write to.
 
         Raises:
             UserError: there are files which no run on this output wrote and this one would overwrite.
@@ -42,9 +43,10 @@ class OutputFiles:
             for place in (self._root, self._work):
                 abort_uploads(place)
         else:
-            base = open_root(self._root)[1]
-            for folder in (base, *(f"{base}/{name}" for name in folders), open_root(self._work)[1]):
-                remove_partials(folder)
+            for place, names in ((self._root, folders), (self._work, of_work)):
+                base = open_root(place)[1]
+                for folder in (base, *(f"{base}/{name}" for name in names)):
+                    remove_partials(folder)
 
     def plan(self, jobs: Mapping[str, Job]) -> None:
         """Note what is about to be written, path to job, and what decides about it.
