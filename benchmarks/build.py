@@ -164,7 +164,7 @@ def orchestration(samples: int, scratch: Path, rounds: int) -> dict[str, Any]:
 
         return call
 
-    def directly(step: Any, jobs: Sequence[Job], *_: Any) -> list[Outcome[Any]]:
+    def directly(step: Any, jobs: Sequence[Job], *_: Any, **options: Any) -> list[Outcome[Any]]:
         return [Outcome(step.fn(job), cached=False) for job in jobs]
 
     steps = [step for step in vars(module).values() if isinstance(step, Task)]

@@ -10,18 +10,20 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet
 import yaml
+from fsspec.implementations.local import LocalFileSystem
 
 from dataset_tools.contact_sheet import contact_sheet
+from dataset_tools.credits import Credit, Credits
 from dataset_tools.inspection import (
     EFFECT_COLUMNS,
-    Credit,
     Part,
     count_rejected,
     counted,
@@ -31,9 +33,9 @@ from dataset_tools.inspection import (
 )
 from dataset_tools.opt_out import count_opted_out
 from dataset_tools.records import text_to_cell
-from dataset_tools.schema import SCHEMA_VERSION, EffectKind, encode_png
-from dataset_tools.shards import Shard, ShardDataset, read_index
-from dataset_tools.storage import open_root, write_bytes
+from dataset_tools.schema import EffectKind, encode_png
+from dataset_tools.shards import DATASET_VERSION, Shard, ShardDataset, read_index
+from dataset_tools.storage import open_root, sha256_of_file, write_bytes, written_whole
 
 SHEET_SAMPLES = 8
 SHEET_TILE = 256
@@ -63,7 +65,7 @@ def write_card(
 ) -> dict[str, str]:
     """Write ``README.md``, ``croissant.json``, ``attribution.csv``, ``rejected.parquet`` and ``card/*.png``.
 
-    Reads the annotations of every sample, and the pictures of the first few. Parts without a sample are left out.
+    Reads the table of every shard, and the first few samples of each part. Parts without a sample are left out.
 
     Args:
         name: what the dataset is called.
@@ -81,9 +83,12 @@ def write_card(
         if (kept := {split: full for split, listed in splits.items() if (full := [s for s in listed if s.samples])})
     }
     filesystem, base = open_root(root)
-    parts, credits = survey(root, shards)
-    tables = {"attribution.csv": _attribution(credits), "rejected.parquet": _parquet(rejected)}
-    files = {file: write_bytes(filesystem, f"{base}/{file}", data) for file, data in tables.items()}
+    with Credits() as credits:
+        parts = survey(root, shards, credits)
+        with written_whole(filesystem, f"{base}/attribution.csv") as partial:
+            _write_attribution(partial, credits)
+            files = {"attribution.csv": sha256_of_file(LocalFileSystem(), str(partial))}
+    files["rejected.parquet"] = write_bytes(filesystem, f"{base}/rejected.parquet", _parquet(rejected))
     held = {
         configuration: list(read_index(root, next(iter(splits.values()))[0].path)["samples"][0]["parts"])
         for configuration, splits in shards.items()
@@ -107,15 +112,14 @@ def hub_licence(licence: str) -> str:
     return found if found in HUB_LICENCES else "other"
 
 
-def _attribution(credits: list[Credit]) -> bytes:
+def _write_attribution(file: Path, credits: Iterable[Credit]) -> None:
     """CSV as RFC 4180 has it but for bare line feeds; roles are joined by semicolons, formulas are made text."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(ATTRIBUTION_COLUMNS)
-    for credit in credits:
-        row = {**vars(credit), "roles": ";".join(sorted(credit.roles))}
-        writer.writerow([text_to_cell(row[column]) for column in ATTRIBUTION_COLUMNS])
-    return text.getvalue().encode()
+    with file.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(ATTRIBUTION_COLUMNS)
+        for credit in credits:
+            row = {**vars(credit), "roles": ";".join(credit.roles)}
+            writer.writerow([text_to_cell(row[column]) for column in ATTRIBUTION_COLUMNS])
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -131,7 +135,9 @@ def _sheet_path(part: Part) -> str:
 
 
 def _sheet(root: str, listed: list[Shard]) -> bytes:
-    samples = list(islice(ShardDataset.of_shards(root, listed), SHEET_SAMPLES))
+    # Of shards that are none of the first few not even the index is read.
+    enough = next((n for n in range(1, len(listed)) if sum(s.samples for s in listed[:n]) >= SHEET_SAMPLES), None)
+    samples = list(islice(ShardDataset.of_shards(root, listed[:enough]), SHEET_SAMPLES))
     columns = 4 if samples[0].background is None else 2
     return encode_png(contact_sheet(samples, columns, SHEET_TILE))
 
@@ -445,7 +451,8 @@ def _front_matter(name: str, parts: list[Part]) -> dict[str, Any]:
 def _contents(parts: list[Part], held: Held) -> str:
     text = [
         "A WebDataset: plain tars, `{configuration}/{split}-{number}.tar`, each with an `.index.json` that says where "
-        f"every part lies. Schema version {SCHEMA_VERSION}. Splits are by source picture: none is in two of them.\n",
+        "every part lies, and a `.parquet` with a row a sample: sizes, people, sources, what is known of it besides "
+        f"pictures. Version {DATASET_VERSION}. Splits are by source picture: none is in two of them.\n",
         _table(
             ["configuration", "split", "samples", "people", "shards", "MB", "what"],
             [

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from dataset_tools.errors import Rejected
-from dataset_tools.masks import bounds, touching
-from dataset_tools.schema import KEYPOINTS, NO_PARSING, MadeBy, Makers, Origin, Sample, decode_rle
+from dataset_tools.masks import bounds
+from dataset_tools.schema import KEYPOINTS, NO_PARSING, MadeBy, Makers, Origin, Sample
 from dataset_tools.settings import Settings
 
 _HEAD, _SHOULDERS, _HIPS, _ANKLES = (
@@ -70,7 +70,7 @@ class CutoutRow(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     sample: int
-    """Index of the sample in the split's curated dataset."""
+    """Index of the sample in the dataset that it is read from."""
     person: int
     """Index within the sample's people."""
     key: str
@@ -107,45 +107,40 @@ class Cutout:
     origin: Origin
 
 
-def cutout_rows(index: int, document: dict[str, Any], settings: DonorSettings) -> list[CutoutRow]:
+DONOR_COLUMNS = ("key", "width", "height", "people")
+"""Columns of `dataset_tools.shard_table.TABLE_SCHEMA` that tell who can be cut out."""
+
+
+def cutout_rows(index: int, told: dict[str, Any], settings: DonorSettings) -> list[CutoutRow]:
     """The people of a curated sample who can be cut out: large enough, standing, whole, and apart from all others.
 
     Where the pose is known, people who sit are left out: nothing would be under them.
 
     Args:
-        index: of the sample in the split's curated dataset.
-        document: its ``annotations.json``, as `dataset_tools.schema.annotations_of` reads it.
+        index: of the sample in the dataset that it will be read from.
+        told: a row of `dataset_tools.shard_table.TABLE_SCHEMA`, `DONOR_COLUMNS` of it.
         settings: what is demanded of donors.
     """
-    width, height = document["width"], document["height"]
-    people = document["annotations"]
-    posed = document["made_by"]["pose"]["name"] != "none"
+    width, height = told["width"], told["height"]
     rows = []
-    for number, person in enumerate(people):
-        x, y, w, h = (round(v) for v in person["bbox"])
+    for number, person in enumerate(told["people"]):
+        x, y, w, h = (round(v) for v in person["box"])
         truncated = y + h >= height
         flagged = (person["occluded"] and not settings.allow_occluded) or (
             person["truncated"] and not settings.allow_truncated
         )
         cut_off = x <= 0 or y <= 0 or x + w >= width or (truncated and not settings.allow_truncated)
-        keypoints = np.array(person["keypoints"]).reshape(18, 3)
-        if flagged or cut_off or h < settings.min_height or _sits(keypoints):
+        if flagged or cut_off or h < settings.min_height or person["sits"] or person["touches"]:
             continue
-        if person["mask_by"] != "annotated":
-            if person["mask_score"] < settings.min_score:
-                continue
-            if posed and settings.whole_body and not _is_whole(keypoints, decode_rle(person["segmentation"])):
-                continue
-        neighbours = [other for other in people if other is not person and _boxes_meet(person["bbox"], other["bbox"])]
-        if neighbours:
-            mask = decode_rle(person["segmentation"])
-            if any(touching(mask, decode_rle(other["segmentation"])) for other in neighbours):
-                continue
+        if person["mask_by"] != "annotated" and (
+            person["mask_score"] < settings.min_score or (settings.whole_body and not person["whole"])
+        ):
+            continue
         rows.append(
             CutoutRow(
                 sample=index,
                 person=number,
-                key=document["key"],
+                key=told["key"],
                 height=h,
                 width=w,
                 category=person["category"],
@@ -155,8 +150,11 @@ def cutout_rows(index: int, document: dict[str, Any], settings: DonorSettings) -
     return rows
 
 
-def _sits(keypoints: np.ndarray) -> bool:
-    """Whether a thigh reaches down less than half as far as the lower leg, on a side where both are known."""
+def sits(keypoints: np.ndarray) -> bool:
+    """Whether, by a skeleton (18, 3), somebody sits.
+
+    A thigh reaches down less than half as far as the lower leg, on a side where both are known.
+    """
     sides = [[KEYPOINTS.index(f"{side}_{joint}") for joint in ("hip", "knee", "ankle")] for side in ("left", "right")]
     return any(
         (keypoints[side, 2] > 0).all() and np.diff(keypoints[side, 1])[0] < 0.5 * np.diff(keypoints[side, 1])[1]
@@ -164,7 +162,7 @@ def _sits(keypoints: np.ndarray) -> bool:
     )
 
 
-def _is_whole(keypoints: np.ndarray, mask: np.ndarray) -> bool:
+def is_whole(keypoints: np.ndarray, mask: np.ndarray) -> bool:
     """Whether a skeleton (18, 3) is whole and that of a mask (H, W), as `DonorSettings.whole_body` says."""
     top, bottom, _, _ = bounds(mask)
     third, room = (bottom - top) / 3, round(_JOINT_ERROR * (bottom - top))
@@ -179,10 +177,6 @@ def _is_whole(keypoints: np.ndarray, mask: np.ndarray) -> bool:
         mask[max(0, row - room) : row + room + 1, max(0, column - room) : column + room + 1].any()
         for column, row in np.rint(keypoints[found, :2]).astype(int)
     )
-
-
-def _boxes_meet(a: list[float], b: list[float]) -> bool:
-    return a[0] <= b[0] + b[2] + 1 and b[0] <= a[0] + a[2] + 1 and a[1] <= b[1] + b[3] + 1 and b[1] <= a[1] + a[3] + 1
 
 
 def cut_out(sample: Sample, person: int, settings: DonorSettings) -> Cutout:

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
-from dataset_tools.anonymise import regions_blurred
+from dataset_tools.credits import Credits
 from dataset_tools.errors import UserError
-from dataset_tools.masks import touching
-from dataset_tools.schema import EffectKind, decode_rle
-from dataset_tools.shards import Shard, ShardDataset, read_manifest
+from dataset_tools.schema import EffectKind, Makers
+from dataset_tools.shard_table import read_shard_tables
+from dataset_tools.shards import Shard, read_manifest, table_path
 from dataset_tools.storage import open_root
 
 QUANTILES = (0.25, 0.5, 0.75, 0.9, 1.0)
-WORKERS = 16
-"""Range requests at once: they wait for the store far more than they compute."""
 EFFECT_COLUMNS = (*get_args(EffectKind), "any")
-BATCH = 512
-"""Annotations in memory at once."""
 
 
 class Range(BaseModel):
@@ -105,31 +99,15 @@ class Inspection(BaseModel):
     rejected: list[RejectedCount]
 
 
-@dataclass
-class Credit:
-    """A source picture, to be credited: one row of ``attribution.csv``."""
-
-    source: str
-    id: str
-    split: str
-    licence: str
-    author: str
-    author_url: str
-    title: str
-    url: str
-    landing_url: str
-    sha256: str
-    roles: set[str] = field(default_factory=set)
-
-
 def inspect(root: str) -> Inspection:
-    """Count what the dataset at ``root`` holds, from its manifest and annotations; no picture is fetched.
+    """Count what the dataset at ``root`` holds, from its manifest and its shards' tables; no sample is read.
 
     Raises:
         UserError: there is no dataset, or a file that its manifest lists is missing.
     """
     manifest = read_manifest(root)
-    parts, _ = survey(root, manifest.shards)
+    with Credits() as credits:
+        parts = survey(root, manifest.shards, credits)
     rejected: list[RejectedCount] = []
     if "rejected.parquet" in manifest.files:
         filesystem, base = open_root(root)
@@ -141,19 +119,23 @@ def inspect(root: str) -> Inspection:
     return Inspection(name=manifest.name, parts=parts, rejected=rejected)
 
 
-def survey(root: str, shards: Mapping[str, Mapping[str, list[Shard]]]) -> tuple[list[Part], list[Credit]]:
-    """Read every sample's annotations once: what each part holds, and whom to credit, sorted by source and id.
+def survey(root: str, shards: Mapping[str, Mapping[str, list[Shard]]], credits: Credits) -> list[Part]:
+    """Read every shard's table once: what each part holds.
 
     Args:
         shards: configuration to split to shards, as in a manifest.
+        credits: where the source pictures of all of them are added.
     """
-    credits: dict[tuple[str, str], Credit] = {}
     parts = []
     for configuration, splits in shards.items():
         for split, listed in splits.items():
-            dataset = ShardDataset.of_shards(root, listed)
-            parts.append(_part(configuration, split, listed, _documents(dataset), credits))
-    return parts, [credits[key] for key in sorted(credits)]
+            count = _Count(configuration)
+            tables = read_shard_tables(root, (table_path(shard.path) for shard in listed))
+            for shard, table in zip(listed, tables, strict=True):
+                count.add(table)
+                credits.add(configuration, split, shard.path, table)
+            parts.append(count.part(split, listed, credits))
+    return parts
 
 
 def count_rejected(rejected: pa.Table) -> list[RejectedCount]:
@@ -225,123 +207,134 @@ def effects_row(part: Part) -> list[str]:
     return ["-" if share is None else f"{share:.0%}" for share in shares]
 
 
-def _documents(dataset: ShardDataset) -> Iterator[dict[str, Any]]:
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for start in range(0, len(dataset), BATCH):
-            yield from pool.map(dataset.annotations, range(start, min(start + BATCH, len(dataset))))
+class _Count:
+    """Counts shards' tables, one at a time."""
 
+    def __init__(self, configuration: str) -> None:
+        self.configuration = configuration
+        self.counts: dict[str, Counter[Any]] = {
+            name: Counter()
+            for name in (
+                "width", "height", "people", "stratum", "label_set", "masks_by", "pose_by", "plates_by", "effects_by",
+                "networks",
+            )
+        }  # fmt: skip
+        self.sums: Counter[str] = Counter()
+        self.occlusions: list[np.ndarray] = []
 
-def _part(
-    configuration: str,
-    split: str,
-    listed: list[Shard],
-    documents: Iterator[dict[str, Any]],
-    credits: dict[tuple[str, str], Credit],
-) -> Part:
-    blurred = samples = people = occluded = truncated = near_by = overlapping = captions = 0
-    plates: list[float] = []
-    widths, heights, occlusions = [], [], []
-    counts: dict[str, Counter[Any]] = {
-        name: Counter()
-        for name in (
-            "people", "strata", "label_sets", "masks_by", "pose_by", "plates_by", "effects_by", "effects", "networks",
-            "licences", "sources",
+    def add(self, table: pa.Table) -> None:
+        """Count the samples of a shard."""
+        people = pc.list_flatten(table["people"])
+        for name in ("width", "height", "stratum", "label_set"):
+            self.counts[name].update(_values(table[name]))
+        self.counts["people"].update(_values(pc.list_value_length(table["people"])))
+        self.counts["masks_by"].update(_values(pc.struct_field(people, "mask_by")))
+        for row in _groups(table["made_by"]):
+            self._count_makers(row, row.pop("count"))
+        touching = pc.list_parent_indices(table["people"]).filter(pc.struct_field(people, "touches"))
+        occlusion = pc.struct_field(people, "occlusion")
+        occluded = pc.coalesce(pc.greater(occlusion, 0), pc.struct_field(people, "occluded"))
+        self.occlusions += [
+            pc.drop_null(chunk).to_numpy() for chunk in occlusion.filter(pc.greater(occlusion, 0)).chunks
+        ]
+        self.sums.update(
+            {
+                "samples": len(table),
+                "people": len(people),
+                "known": _sum(table["known_share"]),
+                "any": _sum(pc.greater(table["effects_share"], 0)),
+                "occluded": _sum(occluded),
+                "truncated": _sum(pc.struct_field(people, "truncated")),
+                "touching": pc.count_distinct(touching).as_py(),
+                **{name: _sum(table[name]) for name in (*get_args(EffectKind), "captioned", "boxes_overlap")},
+            }
         )
-    }  # fmt: skip
-    seen: set[tuple[str, str]] = set()
-    for document in documents:
-        persons = document["annotations"]
-        samples += 1
-        people += len(persons)
-        widths.append(document["width"])
-        heights.append(document["height"])
-        counts["people"][len(persons)] += 1
-        counts["strata"][document["stratum"]] += 1
-        counts["label_sets"][document["label_set"]] += 1
-        counts["masks_by"].update(person["mask_by"] for person in persons)
-        made_by = document["made_by"]
-        counts["pose_by"][made_by["pose"]["name"]] += 1
-        counts["effects_by"][made_by["effects"]["name"]] += 1
+
+    def _count_makers(self, made_by: dict[str, dict[str, str]], samples: int) -> None:
+        self.counts["pose_by"][made_by["pose"]["name"]] += samples
+        self.counts["effects_by"][made_by["effects"]["name"]] += samples
         plate = made_by["plate"]
-        counts["plates_by"][f"{plate['name']} ({plate['network']})" if plate["network"] else plate["name"]] += 1
-        counts["effects"].update(kind for kind in get_args(EffectKind) if any(person[kind] for person in persons))
-        counts["effects"]["any"] += document["effects_share"] > 0
-        if configuration != "real":
-            plates.append(document["known_share"])
-        captions += bool(document["caption"])
+        named = f"{plate['name']} ({plate['network']})" if plate["network"] else plate["name"]
+        self.counts["plates_by"][named] += samples
         for cue, maker in made_by.items():
             if maker["weights"]:
                 told = (cue, maker["name"], maker["network"], maker["version"], f"sha256 {maker['weights'][:16]}")
-                counts["networks"][", ".join(told)] += 1
-        occlusions += [person["occlusion"] for person in persons if person.get("occlusion", 0) > 0]
-        occluded += sum(person["occlusion"] > 0 if "occlusion" in person else person["occluded"] for person in persons)
-        truncated += sum(person["truncated"] for person in persons)
-        near = [pair for pair in combinations(persons, 2) if _share(*pair, grown=1)]
-        overlapping += any(_share(*pair, grown=0) for pair in near)
-        near_by += any(touching(*(decode_rle(person["segmentation"]) for person in pair)) for pair in near)
-        for origin in document["origins"]:
-            place = (origin["source"], origin["id"])
-            if place not in seen:
-                seen.add(place)
-                counts["licences"][origin["licence"]] += 1
-                counts["sources"][origin["source"]] += 1
-                # Who was cut out of a picture has at most one of its faces.
-                blurred += 0 if origin["role"] == "person" else regions_blurred(origin["transform"])
-            credit = credits.setdefault(
-                place,
-                Credit(
-                    split=split,
-                    **{name: value for name, value in origin.items() if name not in ("role", "transform")},
-                ),
-            )
-            credit.roles.add(origin["role"])
-    with_effects = samples - counts["effects_by"]["none"]
-    return Part(
-        configuration=configuration,
-        split=split,
-        shards=sum(shard.samples > 0 for shard in listed),
-        samples=samples,
-        people=people,
-        bytes=sum(shard.size for shard in listed),
-        width=_range(widths),
-        height=_range(heights),
-        people_per_picture=dict(sorted(counts["people"].items())),
-        strata=_ranked(counts["strata"]),
-        occluded=occluded / max(people, 1),
-        truncated=truncated / max(people, 1),
-        occlusion_quantiles=(
-            {q: float(v) for q, v in zip(QUANTILES, np.quantile(occlusions, QUANTILES), strict=True)}
-            if occlusions
-            else None
-        ),
-        touching=near_by / max(samples, 1),
-        overlapping_boxes=overlapping / max(samples, 1),
-        label_sets=_ranked(counts["label_sets"]),
-        masks_by=_ranked(counts["masks_by"]),
-        pose_by=_ranked(counts["pose_by"]),
-        effects_known=with_effects / max(samples, 1),
-        effects={kind: counts["effects"][kind] / with_effects for kind in EFFECT_COLUMNS} if with_effects else {},
-        effects_by=_ranked(counts["effects_by"]),
-        plate_known=float(np.mean(plates)) if plates else None,
-        plates_by=_ranked(counts["plates_by"]),
-        captions=captions / max(samples, 1),
-        networks=_ranked(counts["networks"]),
-        licences=_ranked(counts["licences"]),
-        sources=_ranked(counts["sources"]),
-        blurred=blurred,
-    )
+                self.counts["networks"][", ".join(told)] += samples
+
+    def part(self, split: str, listed: list[Shard], credits: Credits) -> Part:
+        """What was counted."""
+        counts, sums = self.counts, self.sums
+        samples, people = int(sums["samples"]), int(sums["people"])
+        occlusions = np.concatenate([np.empty(0), *self.occlusions])
+        pictures = credits.counted(self.configuration, split)
+        with_effects = samples - counts["effects_by"]["none"]
+        return Part(
+            configuration=self.configuration,
+            split=split,
+            shards=sum(shard.samples > 0 for shard in listed),
+            samples=samples,
+            people=people,
+            bytes=sum(shard.size for shard in listed),
+            width=_range(counts["width"]),
+            height=_range(counts["height"]),
+            people_per_picture=dict(sorted(counts["people"].items())),
+            strata=_ranked(counts["stratum"]),
+            occluded=sums["occluded"] / max(people, 1),
+            truncated=sums["truncated"] / max(people, 1),
+            occlusion_quantiles=(
+                {q: float(v) for q, v in zip(QUANTILES, np.quantile(occlusions, QUANTILES), strict=True)}
+                if len(occlusions)
+                else None
+            ),
+            touching=sums["touching"] / max(samples, 1),
+            overlapping_boxes=sums["boxes_overlap"] / max(samples, 1),
+            label_sets=_ranked(counts["label_set"]),
+            masks_by=_ranked(counts["masks_by"]),
+            pose_by=_ranked(counts["pose_by"]),
+            effects_known=with_effects / max(samples, 1),
+            effects={kind: sums[kind] / with_effects for kind in EFFECT_COLUMNS} if with_effects else {},
+            effects_by=_ranked(counts["effects_by"]),
+            plate_known=sums["known"] / samples if samples and self.configuration != "real" else None,
+            plates_by=_ranked(counts["plates_by"]),
+            captions=sums["captioned"] / max(samples, 1),
+            networks=_ranked(counts["networks"]),
+            licences=pictures.licences,
+            sources=pictures.sources,
+            blurred=pictures.blurred,
+        )
 
 
-def _share(one: dict[str, Any], other: dict[str, Any], grown: int) -> bool:
-    """Whether the boxes of two people have pixels in common when each is ``grown`` by that many pixels."""
-    (ax, ay, aw, ah), (bx, by, bw, bh) = one["bbox"], other["bbox"]
-    wide = min(ax + aw, bx + bw) - max(ax, bx) + 2 * grown
-    high = min(ay + ah, by + bh) - max(ay, by) + 2 * grown
-    return bool(wide > 0 and high > 0)
+def _values(column: pa.ChunkedArray) -> dict[Any, int]:
+    """Each value of a column to how often it occurs."""
+    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
 
 
-def _range(values: list[int]) -> Range | None:
-    return Range(minimum=min(values), median=float(np.median(values)), maximum=max(values)) if values else None
+def _sum(column: pa.ChunkedArray) -> float:
+    return pc.sum(column).as_py() or 0
+
+
+def _groups(made_by: pa.ChunkedArray) -> Iterable[dict[str, Any]]:
+    """Each different value of the column ``made_by``, with its ``count``; most shards have one."""
+    parts = {
+        f"{cue}.{name}": pc.struct_field(made_by, [cue, name])
+        for cue in Makers.__dataclass_fields__
+        for name in ("name", "network", "version", "weights")
+    }
+    for row in pa.table(parts).group_by(list(parts)).aggregate([([], "count_all")]).to_pylist():
+        found: dict[str, Any] = {"count": row.pop("count_all")}
+        for name, value in row.items():
+            cue, _, what = name.partition(".")
+            found.setdefault(cue, {})[what] = value
+        yield found
+
+
+def _range(lengths: Counter[int]) -> Range | None:
+    if not lengths:
+        return None
+    values, counts = np.array(sorted(lengths.items())).T
+    ends, half = np.cumsum(counts), (counts.sum() - 1) / 2
+    middle = [values[np.searchsorted(ends, place, side="right")] for place in (np.floor(half), np.ceil(half))]
+    return Range(minimum=int(values[0]), median=float(np.mean(middle)), maximum=int(values[-1]))
 
 
 def _ranked(counts: Counter[str]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from dataset_tools.opt_out import OptOut
 from dataset_tools.perceptual_hash import perceptual_hash
 from dataset_tools.records import ImageRecord, cell_to_text
 from dataset_tools.schema import CONFIGURATIONS, SPLITS
-from dataset_tools.shards import Manifest, ShardDataset, index_path, read_manifest, verify
+from dataset_tools.shards import Manifest, ShardDataset, digests_of, read_manifest, verify
 from dataset_tools.storage import open_root
 from dataset_tools.weights import HUB_ID
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 OURS = re.compile(
-    rf"(?:{'|'.join(CONFIGURATIONS)})/(?:{'|'.join(SPLITS)})-\d{{6}}\.(?:tar|index\.json)"
+    rf"(?:{'|'.join(CONFIGURATIONS)})/(?:{'|'.join(SPLITS)})-\d{{6}}\.(?:tar|index\.json|parquet)"
     rf"|card/(?:{'|'.join(CONFIGURATIONS)})-(?:{'|'.join(SPLITS)})\.png"
 )
 """Files on the hub that an earlier version of a dataset may have put there. All others stay as they are."""
@@ -234,10 +234,9 @@ class _Publication:
     def _files(self) -> Iterator[_File]:
         """All files of the dataset; the manifest, by which it is complete, last."""
         listed = [s for splits in self.manifest.shards.values() for shards in splits.values() for s in shards]
-        shards = [shard for shard in listed if shard.samples]
-        digests = self.manifest.files | {shard.path: shard.sha256 for shard in shards}
-        # Of shards without a sample, the index tells why.
-        digests |= {index_path(shard.path): shard.index_sha256 for shard in listed}
+        digests = dict(self.manifest.files)
+        for shard in listed:
+            digests |= digests_of(shard)  # of those without a sample too: the index tells why
         for path in (*digests, MANIFEST):
             place = f"{self.base}/{path}"
             sha256 = digests.get(path) or hashlib.sha256(self.filesystem.cat_file(place)).hexdigest()

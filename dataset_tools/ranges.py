@@ -12,6 +12,9 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
+_LARGEST = 1 << 40
+"""Bytes: beyond the end of any file."""
+
 
 class NoRanges(OSError):
     """The server sends whole files only: it ignores ``Range`` (RFC 9110, section 14.2)."""
@@ -49,6 +52,17 @@ def read_range(filesystem: fsspec.AbstractFileSystem, path: str, start: int, end
         if error.errno == errno.EINVAL and "range" in str(error).lower():
             return b""
         raise
+
+
+def read_whole(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """All bytes of a file that is no larger than memory, with one request: file systems of stores ask for sizes first.
+
+    Raises:
+        Exception: whatever the file system raises.
+    """
+    if is_http(filesystem) or not filesystem.async_impl:
+        return bytes(filesystem.cat_file(path))
+    return read_range(filesystem, path, 0, _LARGEST)
 
 
 async def _http_bytes(filesystem: Any, url: str, start: int, end: int, discard: int) -> bytes:

@@ -32,39 +32,47 @@ class Settings(BaseModel):
             raise UserError(f"{origin}: {'; '.join(_complaints(cls, error))}") from None
 
     @classmethod
-    def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Self:
-        """Read a YAML file, apply ``changes`` (dotted key to value) over it, validate.
+    def load(cls, given: Self | str | Path, changes: dict[str, Any] | None = None) -> Self:
+        """Settings that are given, or those of a YAML file; ``changes`` (dotted key to value) over them; validated.
 
         Args:
-            path: any place (`dataset_tools.storage`).
+            given: the settings, or any place (`dataset_tools.storage`) of a file of them.
 
         Raises:
             UserError: the file is missing, is not YAML, or holds a wrong or unknown key.
         """
-        filesystem, file = open_root(path)
-        try:
-            values = yaml.safe_load(filesystem.cat_file(file).decode("utf-8")) or {}
-        except FileNotFoundError:
-            raise UserError(f"settings file {path} does not exist") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"settings file {path} cannot be read: {error}") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"settings file {path} is not valid YAML: {_place_in_yaml(error)}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"settings file {path} must hold a mapping, not a {type(values).__name__}")
+        origin = "settings" if isinstance(given, cls) else str(given)
+        values = given.model_dump() if isinstance(given, cls) else _read(origin)
         for dotted, value in (changes or {}).items():
             *parents, leaf = dotted.split(".")
             place = values
             for parent in parents:
-                place = place.setdefault(parent, {})
+                if place.get(parent) is None:
+                    place[parent] = {}
+                place = place[parent]
                 if not isinstance(place, dict):
-                    raise UserError(f"{dotted}: {parent!r} is not a group of settings in {path}")
+                    raise UserError(f"{dotted}: {parent!r} is not a group of settings in {origin}")
             place[leaf] = value
-        return cls.check(values, origin=str(path))
+        return cls.check(values, origin=origin)
 
     def digest(self) -> str:
         """sha256 (hex) of the settings as canonical JSON: equal settings, equal digest."""
         return digest_of(self.model_dump(mode="json"))
+
+
+def _read(path: str) -> dict[str, Any]:
+    filesystem, file = open_root(path)
+    try:
+        values = yaml.safe_load(filesystem.cat_file(file).decode("utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"settings file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"settings file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"settings file {path} is not valid YAML: {_place_in_yaml(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"settings file {path} must hold a mapping, not a {type(values).__name__}")
+    return values
 
 
 def digest_of(value: Any) -> str:

@@ -1,20 +1,22 @@
 """Shards: deterministic and atomic writing, the index, reading by range requests, and verification.
 
-A shard ``{configuration}/{split}-{000000}.tar`` is a plain WebDataset tar. Beside it stands
+A shard ``{configuration}/{split}-{000000}.tar`` is a plain WebDataset tar. Beside it stand
 ``{split}-{000000}.index.json`` with the offset of every part, so that one sample can be fetched with one
-range request, with the size of every sample (`Outline`), and with what was set aside while the shard was built.
+range request, with the size of every sample (`Outline`), and with what was set aside while the shard was built; and
+``{split}-{000000}.parquet`` with what is known of every sample besides its pictures (`dataset_tools.shard_table`).
 ``manifest.json`` at the root names all shards with their digests and is written last: a dataset without a manifest is
 not complete.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from typing import Any, Protocol
@@ -25,16 +27,16 @@ from pycocotools import mask as coco_mask
 from pydantic import BaseModel
 
 from dataset_tools.errors import UserError, what_to_mend
-from dataset_tools.ranges import NoRanges, read_range
+from dataset_tools.ranges import NoRanges, read_range, read_whole
 from dataset_tools.schema import (
     CONFIGURATIONS,
-    SCHEMA_VERSION,
     SEVERAL,
     EncodingSettings,
     Sample,
     annotations_of,
 )
 from dataset_tools.storage import (
+    Listings,
     files_in,
     is_unaltered,
     normal_place,
@@ -45,6 +47,8 @@ from dataset_tools.storage import (
     written_whole,
 )
 
+DATASET_VERSION = "2.1"
+"""Of manifest, indices and tables; what each sample has is `dataset_tools.schema.SCHEMA_VERSION`."""
 KEYPOINT_MARGIN = 0.1
 """Found keypoints must lie in their person's mask box grown by this share of its longer side (and 2 px)."""
 
@@ -60,10 +64,7 @@ class Shard(BaseModel):
     """Bytes."""
     sha256: str
     index_sha256: str
-    tag: str | None
-    """`dataset_tools.storage.tag_of` the tar right after it was written; None without a tar."""
-    index_tag: str | None
-    """The same of the index."""
+    table_sha256: str
     rejected: int
     transient: int
     """How many of the rejected may succeed when tried again."""
@@ -72,7 +73,7 @@ class Shard(BaseModel):
 class Manifest(BaseModel):
     """``manifest.json``: the complete list of what a dataset holds."""
 
-    schema_version: str = SCHEMA_VERSION
+    schema_version: str = DATASET_VERSION
     name: str
     shards: dict[str, dict[str, list[Shard]]]
     """Configuration to split to shards, in order."""
@@ -120,10 +121,10 @@ def write_shard(
     encoding: EncodingSettings,
     rejected: list[dict[str, Any]],
 ) -> Shard:
-    """Write samples as one tar and its index; both appear whole or not at all, the index last.
+    """Write samples as one tar, its table and its index; each appears whole or not at all, the index last.
 
-    The bytes depend on the samples and the encoding alone: times, owners and modes are fixed. No tar is
-    written where there is no sample; the index then records why.
+    The bytes depend on the samples and the encoding alone: times, owners and modes are fixed. (Those of the table
+    depend on the version of pyarrow too.) No tar is written where there is no sample; the index then records why.
 
     Args:
         samples: consumed one at a time; only the sample in hand is kept in memory.
@@ -134,19 +135,25 @@ def write_shard(
     Raises:
         ValueError: a sample breaks the schema or its key was there before; the message names the key.
     """
+    from dataset_tools.shard_table import row_of, table_bytes  # readers need no pyarrow
+
     people = 0
     outlines: list[tuple[int, ...]] = []
+    rows: list[dict[str, Any]] = []
 
     def parts() -> Iterator[tuple[str, dict[str, bytes]]]:
         nonlocal people
         for sample in samples:
             people += len(sample.people)
             outlines.append(astuple(Outline.of(sample)))
-            yield sample.key, sample.to_parts(encoding)
+            encoded = sample.to_parts(encoding)
+            rows.append(row_of(annotations_of(sample.key, encoded), [person.mask for person in sample.people]))
+            yield sample.key, encoded
 
     tar = write_tar(root, path, parts())
-    index_sha256 = write_index(root, path, tar, {"outlines": outlines, "rejected": rejected})
     filesystem, base = open_root(root)
+    table_sha256 = write_bytes(filesystem, f"{base}/{table_path(path)}", table_bytes(rows))
+    index_sha256 = write_index(root, path, tar, {"outlines": outlines, "rejected": rejected})
     return Shard(
         path=path,
         samples=len(tar.samples),
@@ -154,8 +161,7 @@ def write_shard(
         size=tar.size,
         sha256=tar.sha256,
         index_sha256=index_sha256,
-        tag=tag_of(filesystem, f"{base}/{path}"),
-        index_tag=tag_of(filesystem, f"{base}/{index_path(path)}"),
+        table_sha256=table_sha256,
         rejected=len(rejected),
         transient=sum(bool(row["transient"]) for row in rejected),
     )
@@ -221,7 +227,7 @@ def write_index(root: str, path: str, tar: Tar, more: dict[str, Any]) -> str:
     filesystem, base = open_root(root)
     name = path.rsplit("/", 1)[-1]
     document = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": DATASET_VERSION,
         "shard": name,
         "size": tar.size,
         "sha256": tar.sha256,
@@ -237,15 +243,37 @@ def index_path(shard_path: str) -> str:
     return shard_path.removesuffix(".tar") + ".index.json"
 
 
-def is_intact(root: str, shard: Shard) -> bool:
-    """Whether the shard and its index still have the bytes they had when they were written."""
+def table_path(shard_path: str) -> str:
+    """``a/train-000000.tar`` to ``a/train-000000.parquet``."""
+    return shard_path.removesuffix(".tar") + ".parquet"
+
+
+def digests_of(shard: Shard) -> dict[str, str]:
+    """The files of a shard, relative to the dataset's root, to their sha256 (hex)."""
+    tar = {shard.path: shard.sha256} if shard.samples else {}
+    return tar | {table_path(shard.path): shard.table_sha256, index_path(shard.path): shard.index_sha256}
+
+
+def tags_of(root: str, shard: Shard) -> dict[str, str | None]:
+    """`dataset_tools.storage.tag_of` each file of a shard; to be asked for right after it was written."""
     filesystem, base = open_root(root)
-    tar, index = f"{base}/{shard.path}", f"{base}/{index_path(shard.path)}"
-    if not is_unaltered(filesystem, index, shard.index_sha256, shard.index_tag):
-        return False
-    if shard.samples == 0:
-        return not filesystem.exists(tar)
-    return is_unaltered(filesystem, tar, shard.sha256, shard.tag)
+    return {path: tag_of(filesystem, f"{base}/{path}") for path in digests_of(shard)}
+
+
+def is_intact(
+    root: str, shard: Shard, tags: Mapping[str, str | None] | None = None, listings: Listings | None = None
+) -> bool:
+    """Whether the files of a shard still have the bytes they had when they were written.
+
+    Args:
+        tags: of `tags_of`; None: every byte is read.
+        listings: see `dataset_tools.storage.is_unaltered`.
+    """
+    filesystem, base = open_root(root)
+    return all(
+        is_unaltered(filesystem, f"{base}/{path}", sha256, (tags or {}).get(path), listings)
+        for path, sha256 in digests_of(shard).items()
+    ) and (shard.samples > 0 or not filesystem.exists(f"{base}/{shard.path}"))
 
 
 def read_index(root: str, path: str) -> dict[str, Any]:
@@ -253,7 +281,7 @@ def read_index(root: str, path: str) -> dict[str, Any]:
     filesystem, base = _open(root)
     place = f"{base}/{index_path(path)}"
     try:
-        document: dict[str, Any] = json.loads(filesystem.cat_file(place))
+        document: dict[str, Any] = json.loads(read_whole(filesystem, place))
     except FileNotFoundError:
         raise UserError(f"{place} is missing: build the dataset again, only what is missing is redone") from None
     except ValueError:
@@ -292,9 +320,9 @@ def read_manifest(root: str) -> Manifest:
 
 
 def _check_version(place: str, document: dict[str, Any]) -> None:
-    if (version := document.get("schema_version")) != SCHEMA_VERSION:
+    if (version := document.get("schema_version")) != DATASET_VERSION:
         raise UserError(
-            f"{place} has schema version {version}, this program reads {SCHEMA_VERSION}: build the dataset again"
+            f"{place} has schema version {version}, this program reads {DATASET_VERSION}: build the dataset again"
         )
 
 
@@ -460,10 +488,13 @@ class Problem:
 
 
 def verify(root: str, workers: int = 2) -> Iterator[Problem]:
-    """Check a dataset: digests, tar against index, schema, masks, keypoints, effects, and no source in two splits.
+    """Check a dataset: digests, tar against index and table, schema, masks, keypoints, effects, sources by split.
 
-    Reads every byte. Yields what is wrong; nothing where all is well.
+    Reads every byte of the shards once. Yields what is wrong; nothing where all is well.
     """
+    from dataset_tools.credits import Credits  # readers need no DuckDB
+    from dataset_tools.shard_table import read_shard_table
+
     filesystem, base = _open(root)
     manifest = read_manifest(root)
     for name, sha256 in manifest.files.items():
@@ -471,78 +502,108 @@ def verify(root: str, workers: int = 2) -> Iterator[Problem]:
             yield Problem(name, "is missing")
         elif sha256_of_file(filesystem, f"{base}/{name}") != sha256:
             yield Problem(name, "differs from the manifest's sha256")
-    listed = [s for splits in manifest.shards.values() for shards in splits.values() for s in shards if s.samples]
+    listed = [s for splits in manifest.shards.values() for shards in splits.values() for s in shards]
     for configuration in CONFIGURATIONS:
         names = (f"{configuration}/{name}" for name in files_in(filesystem, f"{base}/{configuration}"))
         for name in names:
-            if name.endswith(".tar") and name not in {shard.path for shard in listed}:
+            if name.endswith(".tar") and name not in {shard.path for shard in listed if shard.samples}:
                 yield Problem(name, "is not in the manifest")
-    split_of_source: dict[str, tuple[str, str]] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        for problems, sources in pool.map(lambda shard: _verify_shard(root, shard), listed):
+    with Credits() as credits, ThreadPoolExecutor(workers) as pool:
+        for shard, problems in zip(listed, pool.map(lambda shard: _verify_shard(root, shard), listed), strict=True):
             yield from problems
-            for source, (split, where) in sources.items():
-                seen, elsewhere = split_of_source.setdefault(source, (split, where))
-                if seen != split:
-                    yield Problem(
-                        where,
-                        f"source {source} is in split {split} and, in {elsewhere}, in {seen}",
-                    )
+            with contextlib.suppress(UserError):  # told of already
+                table = read_shard_table(root, table_path(shard.path), ["key", "origins"])
+                part, name = shard.path.split("/")
+                credits.add(part, name.split("-")[0], shard.path, table)
+        for source, (elsewhere, seen), (where, split) in credits.in_two_splits():
+            yield Problem(where, f"source {source} is in split {split} and, in {elsewhere}, in {seen}")
 
 
-def _verify_shard(root: str, shard: Shard) -> tuple[list[Problem], dict[str, tuple[str, str]]]:
+def _verify_shard(root: str, shard: Shard) -> list[Problem]:
+    from dataset_tools.shard_table import read_shard_table, row_of
+
     filesystem, base = _open(root)
-    place = f"{base}/{shard.path}"
-    sources: dict[str, tuple[str, str]] = {}
-    if not filesystem.exists(place):
-        return [Problem(shard.path, "is missing")], sources
-    problems = []
-    if sha256_of_file(filesystem, place) != shard.sha256:
-        problems.append(Problem(shard.path, "differs from the manifest's sha256"))
-    try:
-        entries = read_index(root, shard.path)["samples"]
-        if sha256_of_file(filesystem, f"{base}/{index_path(shard.path)}") != shard.index_sha256:
-            problems.append(Problem(index_path(shard.path), "differs from the manifest's sha256"))
-    except UserError as error:
-        return [*problems, Problem(index_path(shard.path), str(error))], sources
+    problems: list[Problem] = []
+
+    def checked(name: str, sha256: str, read: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]] | None:
+        try:
+            found = read()
+        except UserError as error:
+            problems.append(Problem(name, str(error)))
+            return None
+        if sha256_of_file(filesystem, f"{base}/{name}") != sha256:
+            problems.append(Problem(name, "differs from the manifest's sha256"))
+        return found
+
+    table = table_path(shard.path)
+    rows = checked(table, shard.table_sha256, lambda: read_shard_table(root, table).to_pylist())
+    entries = checked(index_path(shard.path), shard.index_sha256, lambda: list(read_index(root, shard.path)["samples"]))
+    if rows is not None and len(rows) != shard.samples:
+        problems.append(Problem(table, f"has {len(rows)} rows, the manifest says {shard.samples} samples"))
+    if entries is None or not shard.samples:
+        return problems
     configuration, name = shard.path.split("/")
     split = name.split("-")[0]
     expected = None
-    count = 0
+    count, before = 0, len(problems)
     try:
-        with filesystem.open(place, "rb") as file:
+        file = _Hashed(filesystem.open(f"{base}/{shard.path}", "rb"))
+    except FileNotFoundError:
+        return [*problems, Problem(shard.path, "is missing")]
+    with file:
+        try:
             for count, (entry, parts) in enumerate(_samples_of_tar(file), start=1):
                 key = entry["key"]
                 where = f"{shard.path}, sample {key}"
                 expected = expected or set(parts)
                 if set(parts) != expected:
-                    problems.append(
-                        Problem(
-                            where,
-                            f"parts {sorted(parts)} differ from the first sample's",
-                        )
-                    )
+                    problems.append(Problem(where, f"parts {sorted(parts)} differ from the first sample's"))
                 if count > len(entries) or entries[count - 1] != entry:
                     problems.append(Problem(where, "is not what the index says"))
                 try:
-                    sample = Sample.from_parts(key, parts)
-                    found = list(_faults(sample, annotations_of(key, parts)))
+                    sample, document = Sample.from_parts(key, parts), annotations_of(key, parts)
+                    found = list(_faults(sample, document))
                 except (ValueError, KeyError) as error:
                     problems.append(Problem(where, f"cannot be decoded: {error}"))
                     continue
                 if (sample.configuration, sample.split) != (configuration, split):
                     found.append(f"says it belongs to {sample.configuration}/{sample.split}")
+                if not found and rows is not None:
+                    row = row_of(document, [person.mask for person in sample.people])
+                    found += [] if rows[count - 1 : count] == [row] else ["is not what the table says"]
                 problems += [Problem(where, what) for what in found]
-                for origin in sample.origins:
-                    sources.setdefault(
-                        f"{origin.source}/{origin.id}",
-                        (split, where),
-                    )
-    except (tarfile.TarError, EOFError, OSError) as error:
-        problems.append(Problem(shard.path, f"cannot be read as a tar: {error}"))
+        except (tarfile.TarError, EOFError, OSError) as error:
+            problems.append(Problem(shard.path, f"cannot be read as a tar: {error}"))
+        if file.sha256() != shard.sha256:
+            problems.insert(before, Problem(shard.path, "differs from the manifest's sha256"))
     if count != shard.samples:
         problems.append(Problem(shard.path, f"holds {count} samples, the manifest says {shard.samples}"))
-    return problems, sources
+    return problems
+
+
+class _Hashed:
+    """A file whose digest is taken while it is read from front to back."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+
+    def __enter__(self) -> _Hashed:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, ``size`` at most."""
+        data: bytes = self._file.read(size)
+        self._digest.update(data)
+        return data
+
+    def sha256(self) -> str:
+        """sha256 (hex) of the whole file, of which the rest is read."""
+        while self.read(1 << 20):
+            pass
+        return self._digest.hexdigest()
 
 
 def _faults(sample: Sample, document: dict[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -343,25 +344,73 @@ def sha256_of_file(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
 
 
 def tag_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:
-    """What a store says of a file's content without its being read, size and ETag; None where it says nothing."""
+    """What tells a file's content without its being read: size, and time on a disk, ETag in a store; None: nothing."""
     if isinstance(filesystem, LocalFileSystem):
-        return None
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return f"{found.st_size}:{found.st_mtime_ns}"
     filesystem.invalidate_cache(str(PurePosixPath(path).parent))
     try:
-        info = filesystem.info(path)
+        return _tag(filesystem.info(path))
     except FileNotFoundError:
         return None
+
+
+def _tag(info: dict[str, Any]) -> str | None:
     tag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     return f"{info['size']}:{tag}" if tag else None
 
 
-def is_unaltered(filesystem: fsspec.AbstractFileSystem, path: str, sha256: str, tag: str | None) -> bool:
+class Listings:
+    """What stores tell of files, asked for a folder at a time: a request for a thousand files, and not for each.
+
+    For one look at files that nobody writes meanwhile. May be used by several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folders: dict[tuple[int, str], dict[str, str | None]] = {}
+
+    def tag_of(self, filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:
+        """`tag_of` a file; None also where the listing of its folder does not know it, or not yet."""
+        if isinstance(filesystem, LocalFileSystem):
+            return tag_of(filesystem, path)
+        folder, _, name = path.rpartition("/")
+        with self._lock:
+            if (key := (id(filesystem), folder)) not in self._folders:
+                self._folders[key] = _tags_in(filesystem, folder)
+            return self._folders[key].get(name)
+
+
+def _tags_in(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str, str | None]:
+    try:
+        found = filesystem.ls(folder, detail=True, refresh=True)
+    except FileNotFoundError:
+        return {}
+    return {info["name"].rpartition("/")[2]: _tag(info) for info in found if info["type"] == "file"}
+
+
+def is_unaltered(
+    filesystem: fsspec.AbstractFileSystem, path: str, sha256: str, tag: str | None, listings: Listings | None = None
+) -> bool:
     """Whether a file is there and has the content it had: by its tag where it still has that one, else by reading it.
 
-    A store gives a copy of a file another tag.
+    A copy of a file has another tag.
+
+    Args:
+        tag: of `tag_of`, right after the file was written.
+        listings: asked first; None: where many files of a folder are not asked for.
     """
-    if tag is not None and tag_of(filesystem, path) == tag:
-        return True
+    if tag is not None:
+        if listings is not None and listings.tag_of(filesystem, path) == tag:
+            return True
+        now = tag_of(filesystem, path)
+        if now == tag:
+            return True
+        if now is not None and now.split(":")[0] != tag.split(":")[0]:
+            return False  # not even as long
     try:
         return sha256_of_file(filesystem, path) == sha256
     except FileNotFoundError:

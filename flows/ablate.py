@@ -11,7 +11,8 @@ from dataset_tools.errors import UserError
 from dataset_tools.storage import local_place
 from flows.evaluate import check_evaluate, evaluate
 from flows.evaluation_report import BEFORE
-from flows.train import check_train, train
+from flows.names import flow_run_name
+from flows.train import TrainRecipe, check_train, train
 from mild.evaluation.settings import EvaluateSettings
 
 RUNGS: dict[str, dict[str, Any]] = {
@@ -26,10 +27,10 @@ RUNGS: dict[str, dict[str, Any]] = {
 parts that it lacks."""
 
 
-@flow(name="ablate", persist_result=False)
+@flow(name="ablate", flow_run_name=flow_run_name, persist_result=False)
 def ablate(
-    train_settings: str,
-    evaluate_settings: str,
+    train_settings: TrainRecipe | str,
+    evaluate_settings: EvaluateSettings | str,
     dataset: str,
     output: str,
     seeds: Sequence[int] = (0, 1, 2),
@@ -39,8 +40,8 @@ def ablate(
     """Train every rung with every seed, and compare them with the methods of an evaluation recipe but its MILD.
 
     Args:
-        train_settings: place of a YAML file of `flows.train.TrainRecipe`, of the full model.
-        evaluate_settings: place of a YAML file of `EvaluateSettings`.
+        train_settings: recipe of the full model, or the place of a YAML file of it.
+        evaluate_settings: `EvaluateSettings`, or the place of a YAML file of them.
         dataset: folder or URL of a built dataset, to train on.
         output: local folder, for ``RUNG-SEED`` (adapters) and ``evaluation``.
         seeds: of training.
@@ -71,8 +72,8 @@ def ablate(
 
 
 def check_ablate(
-    train_settings: str,
-    evaluate_settings: str,
+    train_settings: TrainRecipe | str,
+    evaluate_settings: EvaluateSettings | str,
     dataset: str,
     output: str,
     seeds: Sequence[int],

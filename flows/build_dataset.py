@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
@@ -12,21 +13,23 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, ParamSpec, TypeVar
 
-import pyarrow as pa
 from prefect import Flow, Task, flow
+from prefect.context import FlowRunContext
 from prefect.utilities.callables import get_call_parameters
 
 from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curation import CurationSettings
+from dataset_tools.donor_windows import neighbourhoods
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.annotated import AnnotatedSettings
 from dataset_tools.estimators.network import unload_networks
 from dataset_tools.opt_out import OptOut, read_opt_out
 from dataset_tools.quality import HashedPicture, near_duplicates
-from dataset_tools.records import SPLITS, Role, Split, record_from_row
+from dataset_tools.records import SPLITS, Role, Split
 from dataset_tools.schema import CONFIGURATIONS
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Manifest, Shard
+from dataset_tools.sources import Source
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
 from dataset_tools.sources.sample import SampleSettings
@@ -46,6 +49,7 @@ from flows.dataset_steps import (
     CLIPS,
     MIRROR,
     PICTURES,
+    SEEN,
     BuiltShard,
     CheckNetworksJob,
     ClipJob,
@@ -65,21 +69,21 @@ from flows.dataset_steps import (
     check_networks,
     curate,
     describe,
-    digest_of_files,
-    digest_of_rows,
     draw_sample_mirror,
     hash_pictures,
     list_cutouts,
     list_pairs,
     read_clip,
     read_table,
-    rows_of,
 )
 from flows.events import announce
+from flows.names import artifact_key, flow_run_name
 from flows.output_files import OutputFiles
 from flows.output_lock import sole_run
 from flows.pages import show_dataset
+from flows.preflight import check_workers
 from flows.progress import Progress
+from flows.record_table import RecordTable, digest_of_records
 from flows.rejected import What, check_rejected
 from flows.settings import BuildSettings, ParsingSettings, PictureSource, PoseSettings
 from flows.weblist_steps import fetch_weblist
@@ -105,12 +109,12 @@ class _CheckedFlow(Flow[P, R]):
         return super().__call__(*args, **kwargs)
 
 
-@partial(_CheckedFlow, name="build-dataset", persist_result=False)  # type: ignore[arg-type]
-def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+@partial(_CheckedFlow, name="build-dataset", flow_run_name=flow_run_name, persist_result=False)  # type: ignore[arg-type]
+def build_dataset(settings: BuildSettings | str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Build a dataset, or bring one up to date: only what is missing, altered or set otherwise is redone.
 
     Args:
-        settings: place of a YAML file of `BuildSettings`.
+        settings: `BuildSettings`, or the place of a YAML file of them.
         output: folder or fsspec URL of the dataset; intermediate files go to ``{output}.work``.
         changes: settings to change, dotted name to value, such as ``{"composite.seed": 3}``.
 
@@ -135,7 +139,7 @@ def build_dataset(settings: str, output: str, changes: dict[str, Any] | None = N
     return summary
 
 
-def check_build(settings: str, output: str, changes: dict[str, Any] | None = None) -> BuildSettings:
+def check_build(settings: BuildSettings | str, output: str, changes: dict[str, Any] | None = None) -> BuildSettings:
     """The settings, where they, the output, weights and the source's files can be used; leaves nothing behind.
 
     Raises:
@@ -156,21 +160,23 @@ def check_build(settings: str, output: str, changes: dict[str, Any] | None = Non
     return checked
 
 
-@flow(name="build-shards", persist_result=False)
+@flow(name="build-shards", flow_run_name=flow_run_name, persist_result=False)
 def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
     """The stages of `build_dataset`, on the task runner that the settings name."""
-    with Progress("build-progress") as progress:
+    with Progress(artifact_key("build-progress", root)) as progress:
         build = _Build(settings, root, progress)
-        build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS)
+        build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS, (SEEN,))
         build.read_opt_out()
+        build.workers()
         build.networks()
         source, mirror = build.source()
         curated = build.curate(source)
         build.find_duplicates(source, mirror, curated)
         shards: Shards = {settings.curated.configuration: build.curated_shards(source, mirror, curated)}
         if settings.composite is not None:
-            cutouts = build.cutouts(settings.composite, shards[settings.curated.configuration])
-            shards["composite"] = build.composite_shards(settings.composite, source, mirror, curated, cutouts)
+            chosen = shards[settings.curated.configuration]
+            cutouts = build.cutouts(settings.composite, chosen)
+            shards["composite"] = build.composite_shards(settings.composite, source, mirror, curated, chosen, cutouts)
         files = build.description(curated, shards)
         return build.publish(curated, shards, files)
 
@@ -183,7 +189,7 @@ class _Build:
         self.place = {"root": root, "work": self.work}
         self.storage = result_storage(self.work)
         self.cached = 0
-        self.fingerprints: dict[str, str] = {}
+        self.fingerprints = {name: network.open().fingerprint() for name, network in settings.networks().items()}
         """Of the networks."""
         self.output = OutputFiles(root, self.work)
         self.opt_out = OptOut()
@@ -228,10 +234,20 @@ class _Build:
         self._run(list_pairs, [ListPairsJob(**self.place, clips=digests, rejected=rejected)])
         return source.pairs(f"{self.work}/{CLIPS}")
 
+    def workers(self) -> None:
+        """See that the workers of a cluster can do their part. Raises `UserError` where one cannot."""
+        if self.settings.runner.kind == "threads":
+            return
+        self.progress.stage("workers")
+        context = FlowRunContext.get()
+        assert context is not None
+        count = check_workers(context.task_runner, self.settings, self.root, self.fingerprints)
+        self.progress.expect(count)
+        self.progress.advance(count)
+
     def networks(self) -> None:
         """See that the networks can be used, unless they were used before. Raises `UserError` where one cannot."""
         networks = self.settings.networks()
-        self.fingerprints = {name: network.open().fingerprint() for name, network in networks.items()}
         if networks:
             self.progress.stage("networks")
             self._run(
@@ -250,7 +266,7 @@ class _Build:
         job = CurateJob(**self.place, source=source, tables=tables, fingerprint=fingerprint)
         curated = self._run(curate, [job])[0]
         for split, count in self._composites().items():
-            if count and not len(rows_of(self.work, curated.records, split, "background")):
+            if count and not curated.rows(split, "background"):
                 raise _too_few(split, "person-free background")
         return curated
 
@@ -260,29 +276,22 @@ class _Build:
         if bits is None:
             return
         self.progress.stage("near duplicates")
-        opened, size, jobs = source.open(), self.settings.samples_per_shard, []
+        opened = source.open()
         roles: tuple[Role, ...] = ("people", "background")
-        for split, role in ((split, role) for split in SPLITS for role in roles):
-            table = rows_of(self.work, curated.records, split, role)
-            for start in range(0, len(table), size):
-                stop = min(start + size, len(table))
-                jobs.append(
-                    HashPicturesJob(
-                        **self.place,
-                        source=source,
-                        mirror=mirror,
-                        table=curated.records,
-                        records=digest_of_rows(table, start, stop),
-                        files="" if mirror else digest_of_files(table, start, stop, opened),
-                        split=split,
-                        role=role,
-                        start=start,
-                        stop=stop,
-                        settings=self.settings.curated,
-                        opt_out=self.opt_out_name,
-                        opted_out=self._opted_out(table, start, stop),
-                    )
+        with RecordTable(self.work, curated.records) as table:
+            jobs = [
+                HashPicturesJob(
+                    **self.place,
+                    **self._told_of(rows, table, opened, mirror),
+                    source=source,
+                    split=split,
+                    role=role,
+                    settings=self.settings.curated,
                 )
+                for split in SPLITS
+                for role in roles
+                for rows in self._slices(curated.rows(split, role))
+            ]
         pictures: list[HashedPicture] = []
         for job, hashed in zip(jobs, self._run(hash_pictures, jobs), strict=True):
             pictures += hashed.of(job)
@@ -298,36 +307,29 @@ class _Build:
         places = {} if mirror else {cue.root: cue for cue in side_cars.values()}
         read = {root: cue.open().fingerprint() for root, cue in places.items()}
         fingerprints = self.fingerprints | {name: read.get(cue.root, "") for name, cue in side_cars.items()}
-        for split in SPLITS:
-            table, size = rows_of(self.work, curated.records, split, "people"), settings.samples_per_shard
-            count = len(table)
-            for number, start in enumerate(range(0, count, size)):
-                stop = min(start + size, count)
-                jobs.append(
-                    CuratedShardJob(
-                        **self.place,
-                        path=f"{settings.curated.configuration}/{split}-{number:06d}.tar",
-                        source=source,
-                        mirror=mirror,
-                        settings=settings.curated,
-                        instances=settings.instances,
-                        **cues,
-                        anonymise=settings.anonymise,
-                        fingerprints=fingerprints,
-                        encoding=settings.curated_encoding,
-                        split=split,
-                        start=start,
-                        stop=stop,
-                        table=curated.records,
-                        records=digest_of_rows(table, start, stop),
-                        files="" if mirror else digest_of_files(table, start, stop, opened),
-                        **self._left_out(table, start, stop),
+        with RecordTable(self.work, curated.records) as table:
+            for split in SPLITS:
+                for number, rows in enumerate(self._slices(curated.rows(split, "people"))):
+                    jobs.append(
+                        CuratedShardJob(
+                            **self.place,
+                            **self._told_of(rows, table, opened, mirror),
+                            source=source,
+                            duplicates=self._duplicates(rows, table),
+                            path=f"{settings.curated.configuration}/{split}-{number:06d}.tar",
+                            settings=settings.curated,
+                            instances=settings.instances,
+                            **cues,
+                            anonymise=settings.anonymise,
+                            fingerprints=fingerprints,
+                            encoding=settings.curated_encoding,
+                            split=split,
+                        )
                     )
-                )
         return self._shards(build_curated_shard, jobs, curated, "pictures")
 
     def cutouts(self, settings: CompositorSettings, chosen: dict[str, list[Shard]]) -> dict[Split, Cutouts]:
-        """List who can be cut out, by split.
+        """See how many can be cut out, by split.
 
         Raises:
             UserError: nobody can be in a split that is to have composites.
@@ -350,45 +352,42 @@ class _Build:
         source: PictureSource,
         mirror: str,
         curated: Curated,
+        chosen: dict[str, list[Shard]],
         cutouts: dict[Split, Cutouts],
     ) -> dict[str, list[Shard]]:
         """Build the shards of ``composite``."""
         self.progress.stage("composite shards")
         opened, jobs = source.open(), []
-        for split, listed in cutouts.items():
-            samples, size = settings.samples[split], self.settings.samples_per_shard
-            table = rows_of(self.work, curated.records, split, "background")
-            backgrounds = len(table)
-            for number, start in enumerate(range(0, samples, size)):
-                stop = min(start + size, samples)
-                # Each background belongs to one shard (or few neighbours), so that it is fetched about once.
-                first = start * backgrounds // samples
-                last = max(first + 1, stop * backgrounds // samples)
-                jobs.append(
-                    CompositeShardJob(
-                        **self.place,
-                        path=f"composite/{split}-{number:06d}.tar",
-                        source=source,
-                        mirror=mirror,
-                        curated=self.settings.curated,
-                        settings=settings,
-                        encoding=self.settings.composite_encoding,
-                        split=split,
-                        start=start,
-                        stop=stop,
-                        first_background=first,
-                        last_background=last,
-                        table=curated.records,
-                        records=digest_of_rows(table, first, last),
-                        files="" if mirror else digest_of_files(table, first, last, opened),
-                        cutouts=listed.name,
-                        instances=self.settings.instances,
-                        instances_fingerprint=self.fingerprints.get("instances"),
-                        anonymise=self.settings.anonymise,
-                        regions_fingerprint=self.fingerprints.get("regions"),
-                        **self._left_out(table, first, last),
+        with RecordTable(self.work, curated.records) as table:
+            for split, listed in cutouts.items():
+                samples, backgrounds = settings.samples[split], curated.rows(split, "background")
+                slices = self._slices(range(samples))
+                near = neighbourhoods(listed.pictures, list(map(len, slices)), f"{settings.seed}/{split}")
+                for number, numbers in enumerate(slices):
+                    # Each background belongs to one shard (or few neighbours), so that it is fetched about once.
+                    first = numbers.start * len(backgrounds) // samples
+                    last = max(first + 1, numbers.stop * len(backgrounds) // samples)
+                    rows = backgrounds[first:last]
+                    jobs.append(
+                        CompositeShardJob(
+                            **self.place,
+                            **self._told_of(rows, table, opened, mirror),
+                            source=source,
+                            duplicates=self._duplicates(rows, table),
+                            path=f"composite/{split}-{number:06d}.tar",
+                            curated=self.settings.curated,
+                            settings=settings,
+                            encoding=self.settings.composite_encoding,
+                            split=split,
+                            start=numbers.start,
+                            stop=numbers.stop,
+                            donors=[chosen[split][shard] for shard in near[number]],
+                            instances=self.settings.instances,
+                            instances_fingerprint=self.fingerprints.get("instances"),
+                            anonymise=self.settings.anonymise,
+                            regions_fingerprint=self.fingerprints.get("regions"),
+                        )
                     )
-                )
         return self._shards(build_composite_shard, jobs, curated, "composites")
 
     def description(self, curated: Curated, shards: Shards) -> dict[str, str]:
@@ -405,7 +404,7 @@ class _Build:
             settings=self.settings.recorded(),
         )
         self.output.plan({BESIDE_SHARDS[0]: job})
-        return self._run(describe, [job])[0].files
+        return {name: file.sha256 for name, file in self._run(describe, [job])[0].files.items()}
 
     def publish(self, curated: Curated, shards: Shards, files: dict[str, str]) -> dict[str, Any]:
         """Write the manifest, by which the dataset is complete, and remove shards of earlier plans."""
@@ -434,7 +433,8 @@ class _Build:
         return summary
 
     def _run(self, step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:
-        outcomes = run_steps(step, jobs, self.storage, self.progress)
+        limit = self.settings.runner.time_limit
+        outcomes = run_steps(step, jobs, self.storage, self.progress, time_limit=limit)
         self.cached += sum(o.cached for o in outcomes if isinstance(o.result, BuiltShard))
         return [outcome.result for outcome in outcomes]
 
@@ -451,24 +451,39 @@ class _Build:
         shards: dict[str, list[Shard]] = {}
         for job, result in zip(jobs, built, strict=True):
             shards.setdefault(job.split, []).append(result.shard)
-        check_rejected(self.settings, self.root, jobs, [each.shard for each in built], curated.rejected, what)
+        check_rejected(self.settings, self.root, jobs, built, curated.rejected, what)
         return shards
 
-    def _left_out(self, table: pa.Table, start: int, stop: int) -> dict[str, Any]:
-        """Which pictures of some rows a shard must do without."""
-        ids = table["id"].slice(start, stop - start).to_pylist()
+    def _slices(self, numbers: range) -> list[range]:
+        """Those of one shard after another."""
+        size = self.settings.samples_per_shard
+        return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+    def _told_of(self, rows: range, table: RecordTable, source: Source, mirror: str) -> dict[str, Any]:
+        """What a job is told of the pictures that are its own. None of them is kept in memory."""
+        files, opted_out = hashlib.sha256(), []
+        if not mirror or self.opt_out.id or self.opt_out.url:
+            for number, record in enumerate(table.records(rows.start, rows.stop)):
+                # So that a file that was replaced in place is noticed; a drawn world's are covered by its mirror.
+                files.update(b"" if mirror else digest_of(source.state(record)).encode())
+                if self.opt_out.named(record):
+                    opted_out.append(number)
         return {
+            "mirror": mirror,
+            "table": table.name,
+            "rows": (rows.start, rows.stop),
+            "records": digest_of_records(table.rows(rows.start, rows.stop)),
+            "files": "" if mirror else files.hexdigest(),
             "opt_out": self.opt_out_name,
-            "opted_out": self._opted_out(table, start, stop),
-            "duplicates": {name: self.duplicates[name] for name in ids if name in self.duplicates},
+            "opted_out": tuple(opted_out),
         }
 
-    def _opted_out(self, table: pa.Table, start: int, stop: int) -> tuple[int, ...]:
-        """Numbers, from ``start`` on, of the rows that the opt-out list names by id or address."""
-        if not (self.opt_out.id or self.opt_out.url):
-            return ()
-        rows = table.slice(start, stop - start).to_pylist()
-        return tuple(number for number, row in enumerate(rows) if self.opt_out.named(record_from_row(row)))
+    def _duplicates(self, rows: range, table: RecordTable) -> dict[str, str]:
+        """Those of some pictures that are left out, and what each of them is like."""
+        if not self.duplicates:
+            return {}
+        ids = (row["id"] for row in table.rows(rows.start, rows.stop))
+        return {name: self.duplicates[name] for name in ids if name in self.duplicates}
 
     def _composites(self) -> dict[Split, int]:
         composite = self.settings.composite

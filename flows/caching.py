@@ -17,25 +17,40 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from prefect import Task, task
 from prefect.client.schemas.objects import TaskRun
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import RemoteFileSystem
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.states import State
-from pydantic import BaseModel, ConfigDict
+from prefect.task_engine import TaskRunTimeoutError
+from prefect.utilities.asyncutils import run_sync_in_worker_thread
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from dataset_tools.errors import UserError, what_to_mend
+from dataset_tools.fetch import map_in_order
+from dataset_tools.ranges import read_whole
 from dataset_tools.settings import digest_of
-from dataset_tools.storage import is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
-from flows.progress import Progress
+from dataset_tools.storage import Listings, is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
+from flows.names import short_name
+from flows.progress import Progress, run_logger
+from flows.settings import Threads
+
+LENIENCE = 60.0
+"""Seconds for waits between tries, and for what takes its time to end."""
+
+LOOKERS = 16
+"""Remembered results that are looked at at once."""
 
 
 class Job(BaseModel):
@@ -66,8 +81,12 @@ class Job(BaseModel):
         return self.key()
 
     def label(self) -> str:
-        """Name of the task run in Prefect's pages."""
-        return self.step
+        """What it works on, such as a shard; empty where the step says all."""
+        return ""
+
+    def run_name(self) -> str:
+        """Name of the task run in Prefect's pages: the output, the step, and what it works on."""
+        return " ".join(filter(None, (short_name(self.root), self.step, self.label())))
 
 
 class File(BaseModel):
@@ -110,12 +129,21 @@ class Files(BaseModel):
         digest = digest_of({path: file.sha256 for path, file in files.items()})
         return cls(below=below, files=files, digest=digest, rows=rows)
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether all files are as they were written."""
-        filesystem, base = open_root(job.root if self.below == "root" else job.work)
-        return bool(self.files) and all(
-            is_unaltered(filesystem, f"{base}/{path}", file.sha256, file.tag) for path, file in self.files.items()
-        )
+        return bool(self.files) and are_unaltered(job.root if self.below == "root" else job.work, self.files, listings)
+
+    def told(self) -> str:
+        """How many there are."""
+        return f"files: {len(self.files)}" + (f", of {self.rows}" if self.rows else "")
+
+
+def are_unaltered(place: str, files: Mapping[str, File], listings: Listings) -> bool:
+    """Whether files, by their paths below ``place``, are as they were written."""
+    filesystem, base = open_root(place)
+    return all(
+        is_unaltered(filesystem, f"{base}/{path}", file.sha256, file.tag, listings) for path, file in files.items()
+    )
 
 
 def write_named(job: Job, name: str, data: bytes) -> str:
@@ -143,8 +171,15 @@ def folder_digest(folder: str) -> str:
 class Result(Protocol):
     """What a step returns: a small manifest of the files it wrote."""
 
-    def is_sound(self, job: Any, /) -> bool:
-        """Whether its files are as they were written, and nothing in it is worth another try."""
+    def is_sound(self, job: Any, listings: Listings, /) -> bool:
+        """Whether its files are as they were written, and nothing in it is worth another try.
+
+        ``listings``: what is known of files, of all results that are looked at together.
+        """
+        ...
+
+    def told(self) -> str:
+        """What it came to, for one line of the run's log."""
         ...
 
 
@@ -161,7 +196,18 @@ class Outcome(Generic[ResultT]):
 
 
 def cached_step(function: Callable[[JobT], ResultT]) -> Task[[JobT], ResultT]:
-    """Make a function of one `Job` a Prefect task: cached by the job's key, retried on errors of the machine."""
+    """Make a function of one `Job` a Prefect task: cached by the job's key, retried on errors of the machine.
+
+    What it came to, and how long that took, is a line of the run's log.
+    """
+
+    @wraps(function)
+    def logged(job: JobT) -> ResultT:
+        began = time.monotonic()
+        result = function(job)
+        run_logger().info("%s; %.1f s", result.told(), time.monotonic() - began)
+        return result
+
     decorate = task(
         cache_key_fn=_key_of_job,
         persist_result=True,
@@ -171,7 +217,7 @@ def cached_step(function: Callable[[JobT], ResultT]) -> Task[[JobT], ResultT]:
         retry_delay_seconds=[1, 10],
         retry_condition_fn=_is_worth_retrying,
     )
-    return decorate(function)
+    return decorate(logged)
 
 
 def run_steps(
@@ -181,29 +227,80 @@ def run_steps(
     progress: Progress | None = None,
     *,
     in_this_thread: bool = False,
+    time_limit: float | None = None,
 ) -> list[Outcome[ResultT]]:
     """Run jobs through Prefect's task runner; results in the order of the jobs.
 
     ``in_this_thread``: one after another without a task runner, for steps that must hear of signals: only a
     process's main thread does.
 
+    ``time_limit``: seconds for each try of a job, which is then ended and tried again like one that met a fault of the
+    machine. In the threads of task runners that ends what runs in Python, waits of fsspec's file systems among it, but
+    no call in C that does not come back: where no job has ended for so long that one must hang in such a call, the flow
+    is ended and the job left to itself.
+
     Remembered results whose files are gone or altered, or which tell of passing faults (time-outs), are
     redone. ``progress`` counts tasks; None where the step shows its own. Must be called from a flow: results
     of tasks called inside a task are kept only when that ends.
+
+    Raises:
+        UserError: a job was ended as often as it was tried, or cannot be ended.
     """
-    stored = step.with_options(result_storage=storage)
+    stored = step.with_options(result_storage=storage, timeout_seconds=time_limit)
     run = _run_here if in_this_thread else partial(_run, progress=progress)
     outcomes = run(stored, jobs)
-    doubtful = [
-        number
-        for number, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True))
-        if outcome.cached and not outcome.result.is_sound(job)
-    ]
+    listings = Listings()
+
+    def is_doubtful(done: tuple[JobT, Outcome[ResultT]]) -> bool:
+        job, outcome = done
+        return outcome.cached and not outcome.result.is_sound(job, listings)
+
+    looked_at = map_in_order(is_doubtful, zip(jobs, outcomes, strict=True), LOOKERS, 4 * LOOKERS)
+    doubtful = [number for number, bad in enumerate(looked_at) if bad]
     if doubtful:
         again = run(stored.with_options(refresh_cache=True), [jobs[number] for number in doubtful])
         for number, outcome in zip(doubtful, again, strict=True):
             outcomes[number] = outcome
+    done = sum(not outcome.cached for outcome in outcomes)
+    altered = f", {len(doubtful)} of them as what was remembered is not sound" if doubtful else ""
+    for name in {job.step for job in jobs}:
+        run_logger().info("%s: %d done%s, %d remembered", name, done, altered, len(outcomes) - done)
     return outcomes
+
+
+class ResultFolder(RemoteFileSystem):
+    """Prefect's results in a store, each written and read with one request: Prefect's own block takes up to four.
+
+    Prefect reads a result twice in a row, to see whether it is there and to have it; the second time it is at hand.
+    """
+
+    _block_type_name = "MILD results"
+    _at_hand: dict[int, tuple[str, bytes]] = PrivateAttr(default_factory=dict)
+    """By thread, what it read last."""
+
+    def read_path(self, path: str, _sync: bool | None = None) -> bytes:  # type: ignore[override]
+        """A result. Raises `FileNotFoundError`."""
+        known, content = self._at_hand.pop(threading.get_ident(), ("", b""))
+        if known == path:
+            return content
+        filesystem, place = open_root(self._resolve_path(path))
+        content = read_whole(filesystem, place)
+        self._at_hand[threading.get_ident()] = path, content
+        return content
+
+    async def aread_path(self, path: str) -> bytes:
+        """`read_path`, for Prefect's asynchronous code."""
+        return await run_sync_in_worker_thread(self.read_path, path)
+
+    def write_path(self, path: str, content: bytes, _sync: bool | None = None) -> str:  # type: ignore[override]
+        """Write a result; stores show it when it is complete."""
+        filesystem, place = open_root(self._resolve_path(path))
+        filesystem.pipe_file(place, content)
+        return path
+
+    async def awrite_path(self, path: str, content: bytes) -> str:
+        """`write_path`, for Prefect's asynchronous code."""
+        return await run_sync_in_worker_thread(self.write_path, path, content)
 
 
 def result_storage(work: str) -> Path | RemoteFileSystem:
@@ -213,7 +310,7 @@ def result_storage(work: str) -> Path | RemoteFileSystem:
     """
     if not is_url(work):
         return Path(work, "results")
-    block = RemoteFileSystem(basepath=f"{work}/results")
+    block = ResultFolder(basepath=f"{work}/results")
     block.save(f"mild-results-{hashlib.sha256(work.encode()).hexdigest()[:12]}", overwrite=True)
     return block
 
@@ -228,16 +325,50 @@ def forget(jobs: Iterable[Job]) -> None:
 
 def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None) -> list[Outcome[ResultT]]:
     futures: list[PrefectFuture[ResultT]] = [step.submit(job) for job in jobs]
+    ended = queue.SimpleQueue[PrefectFuture[ResultT]]()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    limit = step.timeout_seconds
+    longest = None if limit is None else (1 + step.retries) * limit + LENIENCE
     if progress is not None:
         progress.expect(len(futures))
-        for _ in as_completed(futures):
+    for count in range(len(futures)):
+        try:
+            ended.get(timeout=longest)
+        except queue.Empty:
+            left = [job.run_name() for job, future in zip(jobs, futures, strict=True) if not future.state.is_final()]
+            context = FlowRunContext.get()
+            if context is not None and isinstance(context.task_runner, Threads):
+                context.task_runner.cancel_all()
+            raise UserError(
+                f"none of {len(futures) - count} jobs has ended for {longest:g} s at a time limit of {limit:g} s, such "
+                f"as {' or '.join(left[:2])}; what is finished is kept"
+            ) from None
+        if progress is not None:
             progress.advance()
-    return [Outcome(result=future.result(), cached=future.state.name == "Cached") for future in futures]
+    return _outcomes(step, jobs, futures)
 
 
 def _run_here(step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[Outcome[ResultT]]:
     states = [step(job, return_state=True) for job in jobs]
-    return [Outcome(result=state.result(), cached=state.name == "Cached") for state in states]
+    return _outcomes(step, jobs, states)
+
+
+def _outcomes(
+    step: Task[[JobT], ResultT], jobs: Sequence[JobT], ended: Sequence[PrefectFuture[ResultT] | State[ResultT]]
+) -> list[Outcome[ResultT]]:
+    outcomes = []
+    for job, each in zip(jobs, ended, strict=True):
+        try:
+            result = each.result()
+        except TaskRunTimeoutError:
+            raise UserError(
+                f"{job.run_name()} took longer than the time limit of {step.timeout_seconds:g} s, as often as it was "
+                "tried; what is finished is kept"
+            ) from None
+        state = each if isinstance(each, State) else each.state
+        outcomes.append(Outcome(result=result, cached=state.name == "Cached"))
+    return outcomes
 
 
 @cache
@@ -254,7 +385,7 @@ def _name_of_run() -> str:
     from prefect.runtime import task_run
 
     job: Job = task_run.parameters["job"]
-    return job.label()
+    return job.run_name()
 
 
 def _is_worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

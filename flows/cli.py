@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from dataset_tools.errors import UserError, what_to_mend
 from flows.commands.ablate import ablate
 from flows.commands.build import build
+from flows.commands.deploy import deploy
 from flows.commands.erase import erase
 from flows.commands.evaluate import evaluate
 from flows.commands.inspect import inspect
@@ -66,7 +67,7 @@ app = typer.Typer(
     cls=_Commands, pretty_exceptions_enable=False, help="Erase people from pictures: build datasets, train, evaluate."
 )
 for command in (
-    *(build, train, evaluate, ablate, judge, rate, pretrain, quickstart),
+    *(build, train, evaluate, ablate, judge, rate, pretrain, quickstart, deploy),
     *(mask, erase, recompose, inspect, verify, select, review, publish),
 ):
     app.command()(command)
@@ -113,7 +114,7 @@ def main() -> None:
 def _complain(what: str) -> NoReturn:
     line = Text.assemble(("error:", "bold red"), " ", " ".join(what.split("\n")))
     new_console(stderr=True).print(line, soft_wrap=True)
-    sys.exit(2)
+    _end(2)
 
 
 @contextlib.contextmanager
@@ -136,7 +137,7 @@ def _signals_as_exits() -> Iterator[None]:
 
 
 def _end(code: int) -> NoReturn:
-    """End after a signal; where threads still work in vain, at once."""
+    """End after a signal or an error; where threads still work in vain, at once."""
     settings = sys.modules.get("flows.settings")
     if settings is not None and settings.Threads.are_left_working():
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

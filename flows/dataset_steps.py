@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from prefect.concurrency.sync import concurrency
@@ -21,7 +23,7 @@ from pydantic import BaseModel
 
 from dataset_tools.anonymise import AnonymiseSettings
 from dataset_tools.card import write_card
-from dataset_tools.compositing import Background, CompositorSettings, compose, is_tall_enough
+from dataset_tools.compositing import Background, CompositorSettings, compose
 from dataset_tools.curated import (
     CuratedSettings,
     Estimators,
@@ -32,10 +34,12 @@ from dataset_tools.curated import (
     rejection_rows,
     without_folders,
 )
-from dataset_tools.donors import Cutout, CutoutRow, cut_out, cutout_rows
+from dataset_tools.donor_windows import DonorWindows, donors_of
+from dataset_tools.donors import DONOR_COLUMNS
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators import PlateProvider
 from dataset_tools.estimators.annotated import AnnotatedSettings
+from dataset_tools.fetch import map_in_order
 from dataset_tools.opt_out import OptOut, OptOutCheck
 from dataset_tools.perceptual_hash import perceptual_hash
 from dataset_tools.quality import HashedPicture
@@ -46,18 +50,18 @@ from dataset_tools.records import (
     Rejection,
     Role,
     Split,
-    record_from_row,
-    records_to_table,
     rejections_to_table,
 )
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.settings import digest_of
-from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, write_shard
-from dataset_tools.sources import Source
+from dataset_tools.shard_table import read_shard_tables
+from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, table_path, tags_of, write_shard
 from dataset_tools.sources.sample import SampleSettings, write_mirror
 from dataset_tools.sources.video import ClipFile, VideoSettings, write_list, write_pairs
-from dataset_tools.storage import is_unaltered, open_root
-from flows.caching import Files, Job, cached_step, write_named
+from dataset_tools.storage import Listings, open_root, tag_of
+from flows.caching import LOOKERS, File, Files, Job, are_unaltered, cached_step, write_named
+from flows.progress import run_logger
+from flows.record_table import RecordTable, digest_of_records, record_table
 from flows.settings import InstancesSettings, Network, ParsingSettings, PictureSource, PoseSettings
 
 DOWNLOADS = "mild-downloads"
@@ -67,6 +71,9 @@ PICTURES = ("numpy", "opencv-python-headless", "pillow", "pycocotools")
 
 NOT_OF_READING: dict[str, Any] = {"quality": {"min_face", "near_duplicates"}}
 """Settings of `CuratedSettings` that do not matter to whoever only reads pictures."""
+
+BATCH = 256
+"""Rows of the table of chosen images that are tried at once where none of those that were picked will do."""
 
 MIRROR = "mirror"
 """Folder of the drawn sample world below the work folder. Its files have OpenImages' names, not their digests: another
@@ -105,8 +112,8 @@ class ClipJob(Job):
     instances_fingerprint: str | None
 
     def label(self) -> str:
-        """The step and clip."""
-        return f"{self.step}-{self.clip.folder}"
+        """The clip."""
+        return self.clip.folder
 
     def determines(self) -> Any:
         """The clip by name, size and time, wherever it lies; of the settings what decides about its pairs."""
@@ -121,9 +128,13 @@ class ReadClip(BaseModel):
     fetched: bool
     """Whether the clip could be read from where it lies."""
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether the files are as they were written, and another try would bring nothing."""
-        return self.fetched and self.files.is_sound(job)
+        return self.fetched and self.files.is_sound(job, listings)
+
+    def told(self) -> str:
+        """How many files, or why none."""
+        return self.files.told() if self.fetched else "could not be fetched"
 
 
 @cached_step
@@ -156,7 +167,7 @@ class CurateJob(Job):
     """Choose the images of a source."""
 
     step: ClassVar[str] = "curate"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     source: PictureSource
     tables: dict[str, list[str]]
     """Of `dataset_tools.sources.Source.tables`."""
@@ -172,7 +183,9 @@ class Curated(BaseModel):
 
     files: Files
     records: str
-    """Name of the table of chosen images (`dataset_tools.records.IMAGE_SCHEMA`), in the order of the shards."""
+    """Name of the table of chosen images (`flows.record_table`), in the order of the shards."""
+    counts: dict[str, int]
+    """How many rows of it are of each split and role, such as ``train/people``, in its order."""
     rejected: str
     """Name of the table of what was set aside (`dataset_tools.records.REJECTION_SCHEMA`)."""
     digest: str
@@ -180,9 +193,21 @@ class Curated(BaseModel):
     transient: int
     """How many of what was set aside may do when tried again."""
 
-    def is_sound(self, job: Job) -> bool:
+    def rows(self, split: Split, role: Role) -> range:
+        """Numbers of the rows of a split and role."""
+        names = list(self.counts)
+        if (name := f"{split}/{role}") not in names:
+            return range(0)
+        first = sum(self.counts[before] for before in names[: names.index(name)])
+        return range(first, first + self.counts[name])
+
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether the tables are as they were written, and nothing is worth another try."""
-        return self.transient == 0 and self.files.is_sound(job)
+        return self.transient == 0 and self.files.is_sound(job, listings)
+
+    def told(self) -> str:
+        """How many images were chosen."""
+        return f"chosen: {self.files.rows}, to be tried again: {self.transient}"
 
 
 @cached_step
@@ -191,18 +216,20 @@ def curate(job: CurateJob) -> Curated:
     source = job.source.open(job.tables)
     curation = source.curate()
     set_aside = [replace(row, message=without_folders(row.message, source.places)) for row in curation.rejected]
+    for (split, role), count in Counter((record.split, record.role) for record in curation.records).items():
+        run_logger().info("chosen for %s: %d with the role %s", split, count, role)
     # By split and role, so that the images of one shard are neighbours; within, in the order of the source.
     records = sorted(curation.records, key=lambda r: (SPLITS.index(r.split), r.role))
-    chosen, rejected = records_to_table(records), rejections_to_table(set_aside)
     names = [
-        write_named(job, name, parquet_bytes(table))
-        for name, table in (("curated.parquet", chosen), ("curated-rejected.parquet", rejected))
+        write_named(job, "curated.parquet", record_table(records)),
+        write_named(job, "curated-rejected.parquet", parquet_bytes(rejections_to_table(set_aside))),
     ]
     return Curated(
-        files=Files.of(job, "work", names),
+        files=Files.of(job, "work", names, len(records)),
         records=names[0],
+        counts=dict(Counter(f"{record.split}/{record.role}" for record in records)),
         rejected=names[1],
-        digest=digest_of([digest_of_rows(chosen, 0, len(records)), names[1]]),
+        digest=digest_of([digest_of_records(map(asdict, records)), names[1]]),
         transient=sum(row.transient for row in curation.rejected),
     )
 
@@ -215,13 +242,13 @@ class PicturesJob(Job):
     """Digest of the drawn sample world; empty for other sources."""
     table: str
     """Name below ``work`` of the table of chosen images."""
+    rows: tuple[int, int]
+    """The first of its rows that are this job's, and the first behind them: no more of it is read."""
     records: str
-    """Digest of these rows of it."""
+    """Digest of these rows."""
     files: str
     """Digest of size and time of the files that these rows name, where looking costs next to nothing."""
     split: Split
-    start: int
-    stop: int
     opt_out: str
     """Name below ``work`` of the opt-out list; empty where there is none."""
     opted_out: tuple[int, ...]
@@ -238,8 +265,8 @@ class HashPicturesJob(PicturesJob):
     settings: CuratedSettings
 
     def label(self) -> str:
-        """The step, split and role."""
-        return f"{self.step}-{self.split}-{self.role}-{self.start}"
+        """Split and role."""
+        return f"{self.split}-{self.role}-{self.rows[0]}"
 
     def determines(self) -> Any:
         """Rows of the curated table and how they are read, not their numbers."""
@@ -255,9 +282,13 @@ class HashedPictures(BaseModel):
     transient: int
     """How many more may be read when tried again."""
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether nothing is worth another try."""
         return self.transient == 0
+
+    def told(self) -> str:
+        """How many could be read."""
+        return f"pictures: {len(self.pictures)}, to be tried again: {self.transient}"
 
     def of(self, job: HashPicturesJob) -> list[HashedPicture]:
         """The pictures that the opt-out list does not name."""
@@ -272,8 +303,7 @@ class HashedPictures(BaseModel):
 @cached_step
 def hash_pictures(job: HashPicturesJob) -> HashedPictures:
     """Fetch, decode and hash; what cannot be read is told when shards are built."""
-    records = _records(job, job.role, job.start, job.stop)
-    records = [record for number, record in enumerate(records) if number not in set(job.opted_out)]
+    records = [record for number, record in enumerate(_records(job)) if number not in job.opted_out]
     # Masks are not looked at.
     plain = [replace(record, instances=(), glossy_ground="") for record in records]
     rejected: list[Rejection] = []
@@ -303,9 +333,13 @@ class CheckNetworksJob(Job):
 class CheckedNetworks(BaseModel):
     """All of them can be used."""
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether they could be loaded, which is remembered."""
         return True
+
+    def told(self) -> str:
+        """That they can."""
+        return "all networks can be used"
 
 
 @cached_step
@@ -320,14 +354,20 @@ class BuiltShard(BaseModel):
     """Result of a step that writes a shard."""
 
     shard: Shard
+    tags: dict[str, str | None]
+    """Of `dataset_tools.shards.tags_of`."""
     place: str
     """Digest of where the pictures came from."""
     unread: int
     """How many pictures could not be fetched from there."""
-    pictures: list[tuple[str, str, str]]
-    """See `dataset_tools.opt_out.OptOutCheck.seen`."""
+    lost: int
+    """How much of what was chosen had to be set aside: see `lost_rows`."""
+    opt_out: str
+    """Name below ``work`` of the opt-out list that its pictures were held against."""
+    seen: str
+    """Name below ``work`` of the table of its pictures: see `dataset_tools.opt_out.OptOutCheck.seen`."""
 
-    def is_sound(self, job: ShardJob) -> bool:
+    def is_sound(self, job: ShardJob, listings: Listings) -> bool:
         """Whether the shard is as it was written, and nothing set aside may do when tried again, or elsewhere.
 
         Nor may the opt-out list name other pictures now: so a new entry costs those shards alone that hold what it
@@ -335,16 +375,34 @@ class BuiltShard(BaseModel):
         """
         if self.shard.transient or (self.unread and self.place != job.place()):
             return False
-        listed = opt_out_list(job.work, job.opt_out)
-        if any((listed.holds(sha256, phash) or "") != kind for sha256, phash, kind in self.pictures):
+        if self.opt_out != job.opt_out and not self._is_named_alike(job):
             return False
-        return is_intact(job.root, self.shard)
+        return is_intact(job.root, self.shard, self.tags, listings)
+
+    def _is_named_alike(self, job: ShardJob) -> bool:
+        listed = opt_out_list(job.work, job.opt_out)
+        try:
+            pictures = read_table(job.work, self.seen).to_pylist()
+        except FileNotFoundError:
+            return False
+        return all((listed.holds(each["sha256"], each["phash"]) or "") == each["kind"] for each in pictures)
+
+    def told(self) -> str:
+        """What is in the shard, and how much was set aside."""
+        shard = self.shard
+        size = f"{shard.size / 1e6:.1f} MB"
+        return f"samples: {shard.samples}, people: {shard.people}, {size}, set aside or mended: {shard.rejected}"
+
+
+SEEN = "seen"
+"""Folder below the work folder of what each shard has read, by digest, for the opt-out lists to come."""
+_SEEN = pa.schema([(name, pa.string()) for name in ("sha256", "phash", "kind")])
 
 
 class ShardJob(PicturesJob):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     duplicates: dict[str, str]
@@ -378,11 +436,20 @@ class ShardJob(PicturesJob):
 
         shard = write_shard(consumed(), self.root, self.path, encoding, rows)
         unread = sum(row.stage == "fetch" and row.outcome == "image-rejected" for row in rejected)
-        return BuiltShard(shard=shard, place=self.place(), unread=unread, pictures=check.seen)
+        seen = pa.Table.from_pylist([dict(zip(_SEEN.names, row, strict=True)) for row in check.seen], schema=_SEEN)
+        return BuiltShard(
+            shard=shard,
+            tags=tags_of(self.root, shard),
+            place=self.place(),
+            unread=unread,
+            lost=lost_rows(rejections_to_table(rejected)).num_rows,
+            opt_out=self.opt_out,
+            seen=write_named(self, f"{SEEN}/{self.label().replace('/', '-')}.parquet", parquet_bytes(seen)),
+        )
 
 
 class CuratedShardJob(ShardJob):
-    """Photographs ``start`` to ``stop`` of a split."""
+    """Some photographs of a split."""
 
     step: ClassVar[str] = "build-curated-shard"
     settings: CuratedSettings
@@ -426,72 +493,70 @@ def build_curated_shard(job: CuratedShardJob) -> BuiltShard:
         blur_faces=bool(job.anonymise and job.anonymise.faces),
         regions=job.anonymise.network.open() if job.anonymise and job.anonymise.network else None,
     )
-    records, check = _records(job, "people", job.start, job.stop), job.opt_out_check()
+    records, check = _records(job), job.opt_out_check()
     with download_slot(records):
         samples = curated_samples(records, source, job.settings, estimators, rejected, check, job.duplicates)
         return job.build(samples, job.encoding, rejected, check)
 
 
 class CutoutsJob(Job):
-    """List the people of a split that can be cut out."""
+    """See how many people of a split can be cut out."""
 
     step: ClassVar[str] = "list-cutouts"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     split: Split
     shards: list[Shard]
     settings: CompositorSettings
 
     def label(self) -> str:
-        """The step and split."""
-        return f"{self.step}-{self.split}"
+        """The split."""
+        return self.split
 
     def determines(self) -> Any:
-        """The shards' content, not what a store says of it."""
+        """The shards' content."""
         shards = [[shard.path, shard.sha256] for shard in self.shards]
         return [self.split, shards, self.settings.model_dump(mode="json", exclude={"samples"})]
 
 
 class Cutouts(BaseModel):
-    """Result of listing cut-outs."""
+    """Result of listing cut-outs; who they are the shards' tables say."""
 
-    files: Files
-    name: str
-    """Of the list below ``work``: the curated shards of the split, and the usable people in them."""
+    pictures: list[int]
+    """Of each shard, how many pictures hold somebody who can be cut out."""
     people: int
-    """How many there are."""
+    """How many there are in all."""
 
-    def is_sound(self, job: Job) -> bool:
-        """Whether the list is as it was written."""
-        return self.files.is_sound(job)
+    def is_sound(self, job: Job, listings: Listings) -> bool:
+        """Whether the shards hold what they held, which the key says."""
+        return True
+
+    def told(self) -> str:
+        """How many people can be cut out."""
+        return f"people: {self.people}"
 
 
 @cached_step
 def list_cutouts(job: CutoutsJob) -> Cutouts:
-    """Write the list."""
-    dataset = ShardDataset.of_shards(job.root, job.shards)
-    rows = [
-        row.model_dump()
-        for index in range(len(dataset))
-        for row in cutout_rows(index, dataset.annotations(index), job.settings.donors)
-        if is_tall_enough(row, job.settings)
-    ]
-    document = {"shards": [shard.model_dump(exclude={"tag", "index_tag"}) for shard in job.shards], "rows": rows}
-    name = write_named(job, f"cutouts-{job.split}.json", json.dumps(document).encode())
-    return Cutouts(files=Files.of(job, "work", [name]), name=name, people=len(rows))
+    """Count them."""
+    pictures, people = [], 0
+    for table in read_shard_tables(job.root, [table_path(shard.path) for shard in job.shards], DONOR_COLUMNS):
+        found = [rows for rows in donors_of(table.to_pylist(), job.settings) if rows]
+        pictures.append(len(found))
+        people += sum(map(len, found))
+    return Cutouts(pictures=pictures, people=people)
 
 
 class CompositeShardJob(ShardJob):
-    """Composites ``start`` to ``stop`` of a split."""
+    """Composites ``start`` to ``stop`` of a split, on the backgrounds of its rows."""
 
     step: ClassVar[str] = "build-composite-shard"
     curated: CuratedSettings
     settings: CompositorSettings
     encoding: EncodingSettings
-    first_background: int
-    last_background: int
-    """Backgrounds ``first`` to ``last`` (exclusive) of the split are this shard's own."""
-    cutouts: str
-    """Name of the list of cut-outs, whose digest covers the shards that hold them."""
+    start: int
+    stop: int
+    donors: list[Shard]
+    """The shards whose people may be pasted: see `dataset_tools.donor_windows.neighbourhoods`."""
     instances: InstancesSettings | None
     """Keeps pictures with people from being backgrounds."""
     instances_fingerprint: str | None
@@ -510,7 +575,7 @@ class CompositeShardJob(ShardJob):
             [self.start, self.stop],
             self.records,
             self.files,
-            self.cutouts,
+            [[shard.path, shard.sha256] for shard in self.donors],
             self.instances_fingerprint,
             self.regions_fingerprint,
             self.opted_out,
@@ -521,48 +586,56 @@ class CompositeShardJob(ShardJob):
 @cached_step
 def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
     """Fetch backgrounds -> place people of the same split on them -> write."""
-    filesystem, base = open_root(job.work)
-    listing = json.loads(filesystem.cat_file(f"{base}/{job.cutouts}"))
-    shards = [Shard(**shard, tag=None, index_tag=None) for shard in listing["shards"]]
-    donors = ShardDataset.of_shards(job.root, shards)
-    people = [CutoutRow(**row) for row in listing["rows"]]
+    tables = read_shard_tables(job.root, [table_path(shard.path) for shard in job.donors], DONOR_COLUMNS)
+    donors = DonorWindows(
+        donors_of((row for table in tables for row in table.to_pylist()), job.settings),
+        ShardDataset.of_shards(job.root, job.donors).__getitem__,
+        job.settings.donors,
+        f"{job.settings.seed}/{job.path}",
+    )
     rejected: list[Rejection] = []
+    check, held = job.opt_out_check(), job.rows[1] - job.rows[0]
 
-    # Neighbouring composites often draw from the same pictures; decoding is what costs.
-    decoded = lru_cache(maxsize=32)(donors.__getitem__)
-
-    def load(row: CutoutRow) -> Cutout:
-        return cut_out(decoded(row.sample), row.person, job.settings.donors)
-
-    records, check = _records(job, "background", job.first_background, job.last_background), job.opt_out_check()
-
-    def samples() -> Iterator[Sample]:
-        backgrounds = _backgrounds(job, records, rejected, check)
+    def samples(table: RecordTable, places: Sequence[int], chosen: Sequence[ImageRecord]) -> Iterator[Sample]:
+        backgrounds = _backgrounds(job, table, places, chosen, rejected, check)
         for number, background in zip(range(job.start, job.stop), backgrounds, strict=True):
             key = f"composite-{job.split}-{number:08d}"
             try:
                 if background is None:
-                    raise Rejected("no-background", f"none of the {len(records)} backgrounds of {job.path} can be used")
-                yield compose(key, job.split, background, people, load, job.settings)
+                    raise Rejected("no-background", f"none of the {held} backgrounds of {job.path} can be used")
+                people = donors.rows(number - job.start)
+                yield compose(key, job.split, background, people, donors.load, job.settings)
             except Rejected as error:
                 why = (error.reason, error.message, error.transient)
                 rejected.append(Rejection(job.split, key, "", "composite", "image-rejected", *why))
 
-    with download_slot(records):
-        return job.build(samples(), job.encoding, rejected, check)
+    # Composites are spread evenly over the backgrounds, and only those that this gives are read.
+    count = job.stop - job.start
+    places = [job.rows[0] + number * held // count for number in range(count)]
+    with RecordTable(job.work, job.table) as table:
+        chosen = [next(table.records(place, place + 1)) for place in dict.fromkeys(places)]
+        with download_slot(chosen):
+            return job.build(samples(table, places, chosen), job.encoding, rejected, check)
 
 
 def _backgrounds(
-    job: CompositeShardJob, records: Sequence[ImageRecord], rejected: list[Rejection], check: OptOutCheck
+    job: CompositeShardJob,
+    table: RecordTable,
+    places: Sequence[int],
+    chosen: Sequence[ImageRecord],
+    rejected: list[Rejection],
+    check: OptOutCheck,
 ) -> Iterator[Background | None]:
-    """The background of each composite in turn; None where not one can be used.
+    """The background of each composite in turn, fetched a few ahead; None where not one can be used.
 
-    Composites are spread evenly over the records, and only the records that this gives are fetched, a few ahead. One
-    that cannot be used gives its place to the next that can, or else to the last before it.
+    One that cannot be used gives its place to the next that can, or else to the last before it. Where none of the
+    ``chosen`` can, the others of the job's rows are tried in turn.
+
+    Args:
+        places: rows of the table, one a composite.
+        chosen: the records there, each once.
     """
-    count = job.stop - job.start
-    places = [number * len(records) // count for number in range(count)]
-    at = {record.id: place for place, record in enumerate(records)}
+    at = dict(zip((record.id for record in chosen), dict.fromkeys(places), strict=True))
     source = job.source.open()
     instances = job.instances.open() if job.instances else None
     regions = job.anonymise.network.open() if job.anonymise and job.anonymise.network else None
@@ -577,10 +650,18 @@ def _backgrounds(
             return anonymised(fetched, regions, source, rejected)
         return (photograph.background() for photograph in fetched)
 
-    stream = usable([records[place] for place in dict.fromkeys(places)])
+    def others() -> Iterator[Background]:
+        taken = set(places)
+        left = (row for row in range(*job.rows) if row not in taken)
+        while some := list(islice(left, BATCH)):
+            batch = [next(table.records(row, row + 1)) for row in some]
+            at.update(zip((record.id for record in batch), some, strict=True))
+            yield from usable(batch)
+
+    stream = usable(chosen)
     following = next(stream, None)
     if following is None:
-        stream = usable([record for place, record in enumerate(records) if place not in set(places)])
+        stream = others()
         following = next(stream, None)
     current: Background | None = None
     for place in places:
@@ -593,7 +674,7 @@ class DescribeJob(Job):
     """Write what stands beside the shards."""
 
     step: ClassVar[str] = "describe"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     packages: ClassVar[tuple[str, ...]] = ("pillow", "pyarrow")
     name: str
     description: str
@@ -604,23 +685,19 @@ class DescribeJob(Job):
     """Name below ``work`` of the opt-out list; empty where there is none."""
     settings: dict[str, Any]
 
-    def determines(self) -> Any:
-        """The shards' content, not what a store says of it."""
-        return self.model_dump(
-            mode="json",
-            exclude={"root": True, "work": True, "shards": {"__all__": {"__all__": {"__all__": {"tag", "index_tag"}}}}},
-        )
-
 
 class Description(BaseModel):
-    """The files beside the shards, as the manifest lists them."""
+    """The files beside the shards."""
 
-    files: dict[str, str]
+    files: dict[str, File]
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether every file is as it was written."""
-        filesystem, base = open_root(job.root)
-        return all(is_unaltered(filesystem, f"{base}/{name}", sha256, None) for name, sha256 in self.files.items())
+        return are_unaltered(job.root, self.files, listings)
+
+    def told(self) -> str:
+        """How many files."""
+        return f"files: {len(self.files)}"
 
 
 @cached_step
@@ -628,26 +705,39 @@ def describe(job: DescribeJob) -> Description:
     """Write card, Croissant metadata, attribution and ``rejected.parquet``."""
     listed = [shard for splits in job.shards.values() for shards in splits.values() for shard in shards]
     rejected = all_rejected(job.root, job.work, job.curated_rejected, listed)
+    files = write_card(
+        job.root,
+        name=job.name,
+        description=job.description,
+        shards=job.shards,
+        settings=job.settings,
+        rejected=opt_out_list(job.work, job.opt_out).without_named(rejected),
+    )
+    filesystem, base = open_root(job.root)
     return Description(
-        files=write_card(
-            job.root,
-            name=job.name,
-            description=job.description,
-            shards=job.shards,
-            settings=job.settings,
-            rejected=opt_out_list(job.work, job.opt_out).without_named(rejected),
-        )
+        files={name: File(sha256=sha256, tag=tag_of(filesystem, f"{base}/{name}")) for name, sha256 in files.items()}
     )
 
 
 def all_rejected(root: str, work: str, curated: str, shards: Iterable[Shard]) -> pa.Table:
     """What was set aside or mended by curation (the table of that name below ``work``) and in shards."""
-    tables = [read_table(work, curated)]
-    # Asked for after each stage of a build: most shards have nothing to tell, and each look may cost a request.
-    for shard in (each for each in shards if each.rejected):
-        rows = read_index(root, shard.path)["rejected"]
-        tables.append(pa.Table.from_pylist(rows, schema=REJECTION_SCHEMA))
-    return pa.concat_tables(tables)
+
+    def read(shard: Shard) -> pa.Table:
+        return pa.Table.from_pylist(read_index(root, shard.path)["rejected"], schema=REJECTION_SCHEMA)
+
+    telling = (shard for shard in shards if shard.rejected)  # each look may cost a request
+    return pa.concat_tables([read_table(work, curated), *map_in_order(read, telling, LOOKERS, 2 * LOOKERS)])
+
+
+def lost_rows(rejected: pa.Table) -> pa.Table:
+    """Those rows of a table of `dataset_tools.records.REJECTION_SCHEMA` that count for ``max_rejected_share``.
+
+    A picture or composite that was chosen and is not there. Not so what curation did not choose, nor what somebody
+    wants left out, nor whose quality or masks do not do, which is as good as not chosen; of these that counts which
+    could not be read.
+    """
+    chosen = ~pc.field("stage").isin(["curate", "opt-out", "quality", "mask"])
+    return rejected.filter((pc.field("outcome") == "image-rejected") & (pc.field("transient") | chosen))
 
 
 @lru_cache(maxsize=2)
@@ -666,26 +756,6 @@ def read_table(work: str, name: str, **options: Any) -> pa.Table:
         return pq.read_table(file, **options)
 
 
-def rows_of(work: str, table: str, split: str, role: str) -> pa.Table:
-    """The chosen images of one split and role."""
-    return read_table(work, table, filters=[("split", "=", split), ("role", "=", role)])
-
-
-def digest_of_rows(table: pa.Table, start: int, stop: int) -> str:
-    """Digest of what records say but where files lie: ids name pictures and masks, paths may move."""
-    rows = table.slice(start, stop - start).to_pylist()
-    for row in rows:
-        del row["image"]
-        for instance in row["instances"]:
-            del instance["mask"]
-    return digest_of(rows)
-
-
-def digest_of_files(table: pa.Table, start: int, stop: int, source: Source) -> str:
-    """Digest of size and time of the files that records name, so that one that was replaced in place is noticed."""
-    return digest_of([source.state(record_from_row(row)) for row in table.slice(start, stop - start).to_pylist()])
-
-
 def download_slot(records: Sequence[ImageRecord]) -> contextlib.AbstractContextManager[None]:
     """A slot of the limit `DOWNLOADS`, for pictures that come over a network.
 
@@ -696,9 +766,9 @@ def download_slot(records: Sequence[ImageRecord]) -> contextlib.AbstractContextM
     return concurrency(DOWNLOADS, occupy=1)
 
 
-def _records(job: ShardJob | HashPicturesJob, role: str, start: int, stop: int) -> list[ImageRecord]:
-    table = rows_of(job.work, job.table, job.split, role).slice(start, stop - start)
-    return [record_from_row(row) for row in table.to_pylist()]
+def _records(job: PicturesJob) -> list[ImageRecord]:
+    with RecordTable(job.work, job.table) as table:
+        return list(table.records(*job.rows))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -37,6 +37,7 @@ from flows.evaluation_steps import (
     take_spectrum,
 )
 from flows.events import announce
+from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
@@ -52,9 +53,9 @@ WORKERS = 2
 """Metrics and the like that are computed at once, each holding a few pictures; methods run one after another."""
 
 
-@flow(name="evaluate", persist_result=False, task_runner=Threads(max_workers=WORKERS))  # type: ignore[arg-type]
+@flow(name="evaluate", flow_run_name=flow_run_name, persist_result=False, task_runner=Threads(max_workers=WORKERS))  # type: ignore[arg-type]
 def evaluate(
-    settings: str,
+    settings: EvaluateSettings | str,
     dataset: str,
     adapters: str,
     output: str,
@@ -64,7 +65,7 @@ def evaluate(
     """Compare methods; what was done before, and lies there unaltered, is not done again.
 
     Args:
-        settings: place of a YAML file of `EvaluateSettings`.
+        settings: `EvaluateSettings`, or the place of a YAML file of them.
         dataset: folder or URL of a built dataset, for those that the settings do not name; may be empty.
         adapters: folder that the flow ``train`` wrote, or hub id; empty: none.
         output: local folder of tables, pictures and ``report.html``.
@@ -93,14 +94,14 @@ def evaluate(
         names = {read_manifest(row.place).name for row in summary.datasets}
         announce("evaluation", root, digest, dataset=", ".join(sorted(names)), payload={"evaluation": root})
     report = f"{root}/report.html"
-    Display().show(create_link_artifact, report, link_text="report", key="evaluation-report")
+    Display().show(create_link_artifact, report, link_text="report", key=artifact_key("evaluation-report", root))
     tables = Path(root, "tables.md").read_text(encoding="utf-8")
-    Display().show(create_markdown_artifact, tables, key="evaluation-tables")
+    Display().show(create_markdown_artifact, tables, key=artifact_key("evaluation-tables", root))
     return {"report": report, "summary": summary.model_dump(mode="json"), "steps": run.steps, "cached": run.cached}
 
 
 def check_evaluate(
-    settings: str,
+    settings: EvaluateSettings | str,
     dataset: str,
     adapters: str,
     output: str,
@@ -199,7 +200,7 @@ class _Evaluation:
         """Run jobs of one step side by side; those that were done before are not done again."""
         if not jobs:
             return []
-        with Progress("evaluate-progress") as progress:
+        with Progress(artifact_key("evaluate-progress", self.root)) as progress:
             progress.stage(what)
             return self._done(jobs, run_steps(step, jobs, self.storage, progress))
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Shard, ShardDataset
 from flows.caching import Files, Job, cached_step, write_named
+from flows.names import artifact_key
 from flows.progress import Progress
 from mild.evaluation.methods import Setup
 from mild.evaluation.review import ReviewSettings
@@ -89,7 +90,7 @@ class CasesJob(KeptJob):
 
     def label(self) -> str:
         """Dataset and shard."""
-        return f"{self.step}-{self.name}-{Path(self.shard.path).stem}"
+        return f"{self.name}-{Path(self.shard.path).stem}"
 
     def samples(self) -> Any:
         """The samples, one at a time."""
@@ -160,7 +161,7 @@ def erase(job: EraseJob) -> Files:
     global _BENCH
     _BENCH = _BENCH or Bench()
     shutil.rmtree(job.kept_at, ignore_errors=True)
-    with Progress("evaluate-progress") as progress:
+    with Progress(artifact_key("evaluate-progress", job.root)) as progress:
         progress.stage(job.label())
         progress.expect(len(job.cases.indices) * len(job.cases.settings.masks))
         _BENCH.erase_cases(
@@ -245,7 +246,7 @@ class FeaturesJob(KeptJob):
 
     def label(self) -> str:
         """What of what."""
-        return f"{self.step}-{self.which}-{self.of.label()}"
+        return f"{self.which}-{self.of.label()}"
 
     @property
     def of_cases(self) -> CasesJob:
@@ -336,7 +337,7 @@ class SpectrumJob(KeptJob):
 
     def label(self) -> str:
         """Of what."""
-        return f"{self.step}-{self.erased.label()}"
+        return self.erased.label()
 
 
 @cached_step

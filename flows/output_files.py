@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from dataset_tools.errors import UserError
-from dataset_tools.shards import index_path, read_manifest
+from dataset_tools.shards import index_path, read_manifest, table_path
 from dataset_tools.storage import abort_uploads, is_url, open_root, remove_partials, write_bytes
 from flows.caching import Job
 
@@ -27,12 +27,13 @@ class OutputFiles:
         self._root, self._work = root, work
         self._made = self._made_before()
 
-    def clear(self, folders: Iterable[str], beside_shards: Sequence[str]) -> None:
+    def clear(self, folders: Iterable[str], beside_shards: Sequence[str], of_work: Iterable[str]) -> None:
         """Remove what killed runs left under construction.
 
         Args:
             folders: below the dataset, those that runs write to.
             beside_shards: files that runs write beside shards.
+            of_work: folders below the work folder that runs write to.
 
         Raises:
             UserError: there are files which no run on this output wrote and this one would overwrite.
@@ -42,9 +43,10 @@ class OutputFiles:
             for place in (self._root, self._work):
                 abort_uploads(place)
         else:
-            base = open_root(self._root)[1]
-            for folder in (base, *(f"{base}/{name}" for name in folders), open_root(self._work)[1]):
-                remove_partials(folder)
+            for place, names in ((self._root, folders), (self._work, of_work)):
+                base = open_root(place)[1]
+                for folder in (base, *(f"{base}/{name}" for name in names)):
+                    remove_partials(folder)
 
     def plan(self, jobs: Mapping[str, Job]) -> None:
         """Note what is about to be written, path to job, and what decides about it.
@@ -58,7 +60,7 @@ class OutputFiles:
         if all(self._made.get(path) == key for path, key in keys.items()):
             return
         new = [path for path in keys if path not in self._made and path.endswith(".tar")]
-        self._refuse_to_overwrite([place for path in new for place in (path, index_path(path))])
+        self._refuse_to_overwrite([place for path in new for place in (path, table_path(path), index_path(path))])
         filesystem, base = open_root(self._root)
         if filesystem.exists(f"{base}/manifest.json"):
             filesystem.rm_file(f"{base}/manifest.json")
@@ -69,9 +71,9 @@ class OutputFiles:
         filesystem, base = open_root(self._root)
         former = {path for path in self._made if path.endswith(".tar")} - set(listed)
         for path in sorted(former):
-            for place in (f"{base}/{path}", f"{base}/{index_path(path)}"):
-                if filesystem.exists(place):
-                    filesystem.rm_file(place)
+            for place in (path, table_path(path), index_path(path)):
+                if filesystem.exists(f"{base}/{place}"):
+                    filesystem.rm_file(f"{base}/{place}")
         if former:
             self._note({path: key for path, key in self._made.items() if path not in former})
 

@@ -11,6 +11,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 
 from dataset_tools.shards import Shard
 from dataset_tools.storage import open_root
+from flows.names import artifact_key
 
 LONGEST_SIDE = 1040
 """Pixels of a picture: Prefect refuses events beyond 1.5 MB."""
@@ -38,6 +39,7 @@ def show_dataset(summary: dict[str, Any], shards: dict[str, dict[str, list[Shard
         summary: of `flows.build_dataset.build_dataset`.
         shards: configuration to split to shards.
     """
+    root = summary["dataset"]
     create_table_artifact(
         [
             {
@@ -51,15 +53,16 @@ def show_dataset(summary: dict[str, Any], shards: dict[str, dict[str, list[Shard
             for configuration, splits in shards.items()
             for split, held in splits.items()
         ],
-        key="dataset-shards",
-        description=f"{summary['dataset']}: {summary['cached']} of {summary['shards']} shards were cached",
+        key=artifact_key("dataset-shards", root),
+        description=f"{root}: {summary['cached']} of {summary['shards']} shards were cached",
     )
     create_table_artifact(
         [{"reason": reason, "rows": count} for reason, count in summary["rejected"].items()],
-        key="dataset-rejected",
-        description="What was set aside or mended, by reason; rejected.parquet has every row",
+        key=artifact_key("dataset-rejected", root),
+        description=f"{root}: what was set aside or mended, by reason; rejected.parquet has every row",
     )
-    filesystem, base = open_root(summary["dataset"])
+    filesystem, base = open_root(root)
     sheets = sorted(filesystem.find(f"{base}/card"))
     if sheets:
-        show_picture(filesystem.cat_file(sheets[0]), key="dataset-contact-sheet", description="First samples")
+        key = artifact_key("dataset-contact-sheet", root)
+        show_picture(filesystem.cat_file(sheets[0]), key=key, description=f"{root}: first samples")

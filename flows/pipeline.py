@@ -14,6 +14,7 @@ from flows.ablate import ablate
 from flows.build_dataset import build_dataset
 from flows.evaluate import evaluate
 from flows.evaluation_report import BEFORE
+from flows.names import flow_run_name
 from flows.train import train
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -28,7 +29,7 @@ def recipe_path(step: str, name: str) -> str:
     return str(path)
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", flow_run_name=flow_run_name, persist_result=False)
 def pipeline(recipe: str, output: str, ablation: Sequence[int] = ()) -> dict[str, Any]:
     """Build the dataset, train on it, evaluate; whatever was done before is not done again.
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from dataset_tools.settings import Settings
 from dataset_tools.storage import check_writable, local_place
 from flows.caching import Files, Job, cached_step, result_storage, run_steps
+from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
@@ -131,7 +132,7 @@ def pretrain_vae(job: VaeJob) -> Files:
     """See `mild.nano.pretraining.train_vae`."""
     from mild.nano.pretraining import train_vae
 
-    with _Curve("vae", job.settings.vae.steps) as curve:
+    with _Curve(job, "vae", job.settings.vae.steps) as curve:
         train_vae(job.settings, f"{job.work}/pictures", f"{job.work}/vae", curve.log)
     return Files.of(job, "work", ["vae"])
 
@@ -151,7 +152,7 @@ def encode(job: EncodeJob) -> Files:
     from mild.nano.pretraining import encode_examples
 
     count = job.settings.drawing.scenes * job.settings.drawing.crops
-    with _Curve("latents", count) as curve:
+    with _Curve(job, "latents", count) as curve:
         encode_examples(job.settings, f"{job.work}/pictures", f"{job.work}/vae", f"{job.work}/examples", curve.log)
     return Files.of(job, "work", ["examples"], count)
 
@@ -162,7 +163,7 @@ def pretrain_unet(job: UnetJob) -> Files:
     from mild.nano.pretraining import train_unet
 
     places = [f"{job.work}/{name}" for name in ("pictures", "vae", "examples", "trained")]
-    with _Curve("unet", job.settings.unet.steps) as curve:
+    with _Curve(job, "unet", job.settings.unet.steps) as curve:
         train_unet(job.settings, places[0], places[1], places[2], places[3], curve.log, job.base)
     return Files.of(job, "work", ["trained"])
 
@@ -190,20 +191,20 @@ def export(job: ExportJob) -> Files:
     Display().show(
         create_table_artifact,
         [{"what": name, "value": round(value, 2)} for name, value in numbers.items()],
-        key="pretrain-base-quality",
+        key=artifact_key("pretrain-base-quality", job.root),
         description=f"{job.root}: PSNR in dB, and perceptual distances",
     )
     return Files.of(job, "root", [""])
 
 
-@flow(name="pretrain-base", persist_result=False, task_runner=Threads())  # type: ignore[arg-type]
-def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+@flow(name="pretrain-base", flow_run_name=flow_run_name, persist_result=False, task_runner=Threads())  # type: ignore[arg-type]
+def pretrain_base(settings: PretrainRecipe | str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train the nano base, unless the same was trained before and lies there unaltered.
 
     Pictures, latents and checkpoints lie in ``output.work``; an interrupted run goes on from there.
 
     Args:
-        settings: place of a YAML file of `PretrainRecipe`.
+        settings: `PretrainRecipe`, or the place of a YAML file of it.
         output: local folder of the base.
         changes: settings to change, dotted name to value.
 
@@ -236,16 +237,17 @@ def pretrain_base(settings: str, output: str, changes: dict[str, Any] | None = N
         vae = vae or run(pretrain_vae, VaeJob(**place, settings=chosen, pictures=pictures))
         run(encode, EncodeJob(**place, settings=chosen, pictures=pictures, vae=vae))
         trained = run(pretrain_unet, UnetJob(**place, **began, settings=chosen, pictures=pictures, vae=vae))
-        command = " ".join(
-            ["mild pretrain", os.path.basename(settings), *(f"--set {k}={v}" for k, v in (changes or {}).items())]
-        )
+        given = os.path.basename(settings) if isinstance(settings, str) else "RECIPE"
+        command = " ".join(["mild pretrain", given, *(f"--set {k}={v}" for k, v in (changes or {}).items())])
         exported = {"recipe": recipe, "base_digest": base_digest, "trained": trained}
         run(export, ExportJob(**place, **exported, pictures=pictures, command=command))
-    Display().show(create_link_artifact, root, link_text="base", key="pretrain-base")
+    Display().show(create_link_artifact, root, link_text="base", key=artifact_key("pretrain-base", root))
     return {"base": root, "cached": cached}
 
 
-def check_pretrain(settings: str, output: str, changes: dict[str, Any] | None = None) -> PretrainRecipe:
+def check_pretrain(
+    settings: PretrainRecipe | str, output: str, changes: dict[str, Any] | None = None
+) -> PretrainRecipe:
     """The recipe, where it and the output of `pretrain_base` can be used; leaves nothing behind.
 
     Raises:
@@ -259,8 +261,9 @@ def check_pretrain(settings: str, output: str, changes: dict[str, Any] | None = 
 class _Curve(Progress):
     """Progress of one stage of training, and some points of its loss as an artifact."""
 
-    def __init__(self, stage: str, steps: int) -> None:
-        super().__init__(f"pretrain-{stage}")
+    def __init__(self, job: Job, stage: str, steps: int) -> None:
+        super().__init__(artifact_key(f"pretrain-{stage}", job.root))
+        self._key_of_loss = artifact_key(f"pretrain-{stage}-loss", job.root)
         self._stage, self._steps, self._last = stage, steps, 0
         self._rows: list[dict[str, float]] = []
 
@@ -272,7 +275,7 @@ class _Curve(Progress):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self.pages.show(create_table_artifact, self._rows, key=f"pretrain-{self._stage}-loss")
+        self.pages.show(create_table_artifact, self._rows, key=self._key_of_loss)
 
     def log(self, stage: str, step: int, loss: float) -> None:
         """To be called after every step."""

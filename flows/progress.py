@@ -44,12 +44,13 @@ class Display:
             if self._failed is None:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 what = getattr(function, "__name__", "showing it")
-                _logger().warning("the work goes on, but %s failed: %s", what, reason)
+                run_logger().warning("the work goes on, but %s failed: %s", what, reason)
             self._failed = time.monotonic()
             return None
 
 
-def _logger() -> Any:
+def run_logger() -> Any:
+    """The logger of the current run, whose lines its page shows; outside a run a plain one."""
     try:
         return get_run_logger()
     except MissingContextError:

@@ -39,6 +39,7 @@ from flows.evaluation_steps import (
     prepare_cases,
     setup_of,
 )
+from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Progress
 from flows.settings import Threads
@@ -54,9 +55,9 @@ WORKERS = 2
 """Shards that are prepared at once; methods run one after another."""
 
 
-@flow(name="select-plates", persist_result=False, task_runner=Threads(max_workers=WORKERS))  # type: ignore[arg-type]
+@flow(name="select-plates", flow_run_name=flow_run_name, persist_result=False, task_runner=Threads(max_workers=WORKERS))  # type: ignore[arg-type]
 def select_plates(
-    settings: str, dataset: str, adapters: str, output: str, changes: dict[str, Any] | None = None
+    settings: ReviewSettings | str, dataset: str, adapters: str, output: str, changes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Propose clean plates, wait until people have chosen (``mild review``), write the chosen ones as a list of pairs.
 
@@ -65,7 +66,7 @@ def select_plates(
     decided by then.
 
     Args:
-        settings: place of a YAML file of `ReviewSettings`.
+        settings: `ReviewSettings`, or the place of a YAML file of them.
         dataset: folder or URL of a built dataset.
         adapters: folder that the flow ``train`` wrote, or hub id; empty: none.
         output: local folder of ``pairs.jsonl`` and its pictures; decisions lie beside it.
@@ -96,7 +97,7 @@ def select_plates(
 
 
 def check_select_plates(
-    settings: str, dataset: str, adapters: str, output: str, changes: dict[str, Any] | None = None
+    settings: ReviewSettings | str, dataset: str, adapters: str, output: str, changes: dict[str, Any] | None = None
 ) -> ReviewSettings:
     """The settings, where they, dataset, adapters and output can be used; leaves nothing behind.
 
@@ -332,7 +333,7 @@ class _Selection:
 
     def _do(self, step: Any, jobs: Sequence[Job]) -> list[Files]:
         """Run jobs of one step side by side; those that were done before are not done again."""
-        with Progress("select-progress") as progress:
+        with Progress(artifact_key("select-progress", self.root)) as progress:
             progress.stage(jobs[0].step)
             return self._done(run_steps(step, jobs, self.storage, progress))
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from threading import Thread
+import atexit
+import os
+import re
+from concurrent.futures.thread import _threads_queues
+from threading import Thread, main_thread
 from typing import Annotated, Any, ClassVar, Literal
 
 from prefect.blocks.system import Secret
 from prefect.task_runners import R, TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dataset_tools.anonymise import AnonymiseSettings
 from dataset_tools.compositing import CompositorSettings
 from dataset_tools.curated import CuratedSettings
+from dataset_tools.errors import UserError
 from dataset_tools.estimators.annotated import AnnotatedSettings
 from dataset_tools.estimators.detection import DetectionSettings
 from dataset_tools.estimators.maskrcnn import MaskRCNNSettings
@@ -68,10 +73,10 @@ Network = Annotated[
 
 
 class Threads(ThreadPoolTaskRunner[R]):
-    """Prefect's threads, but a flow that is ended by a signal does not wait for what they do.
+    """Prefect's threads, but a flow that is ended by a signal, or as one of them hangs, does not wait for what they do.
 
-    Nothing is lost by that but their work, for what a step writes is whole or not there. The process, which Python does
-    not end before its threads, must then be ended otherwise: see ``flows.cli``.
+    Nothing is lost by that but their work, for what a step writes is whole or not there. Python does not end a process
+    before its threads: this one ends with its main thread, or before (see ``flows.cli``).
     """
 
     _abandoned: ClassVar[list[Thread]] = []
@@ -95,6 +100,18 @@ class Threads(ThreadPoolTaskRunner[R]):
             Threads._abandoned.extend(self._executor._threads)
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
+            if Threads.are_left_working():
+                for left in Threads._abandoned:
+                    # Whom Python waits for before the main thread ends.
+                    _threads_queues.pop(left, None)  # type: ignore[attr-defined]
+                Thread(target=_end_with_main_thread, daemon=True).start()
+
+
+def _end_with_main_thread() -> None:
+    main_thread().join()
+    if Threads.are_left_working():
+        atexit._run_exitfuncs()
+        os._exit(1)
 
 
 def _read_secret(block: str) -> Any:
@@ -112,17 +129,46 @@ register_blocks(_read_secret)
 class RunnerSettings(Settings):
     """What runs the tasks of a flow. Has no influence on the bytes of a dataset."""
 
-    kind: Literal["threads", "dask"] = "threads"
-    """``threads``: in the flow's process; ``dask``: a local Dask cluster of processes, or ``address``."""
+    kind: Literal["threads", "dask", "ray"] = "threads"
+    """``threads``: in the flow's process; ``dask`` or ``ray``: a local cluster of processes, or that at ``address``.
+    Ray is an extra: ``pip install mild[ray]``."""
     workers: int = Field(default=2, ge=1, le=1024)
-    """Tasks at once: threads, or processes of the local Dask cluster."""
-    address: Location | None = None
-    """Scheduler of a Dask cluster that runs already, such as ``tcp://scheduler:8786``."""
+    """Tasks at once: threads, or processes of a local cluster."""
+    address: str | None = None
+    """A cluster that runs already: Dask's scheduler, such as ``tcp://scheduler:8786``, or Ray's head, such as
+    ``ray://head:10001``. `flows.preflight` looks at its workers first."""
+    time_limit: float | None = Field(default=None, gt=0)
+    """Seconds that a step may take, such as building one shard. One that takes longer is ended and tried again, twice;
+    then the run fails. Null: any time."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_host_and_port(cls, address: str | None) -> str | None:
+        if address is not None and not re.fullmatch(r"([A-Za-z]+://)?[^\s/@]+:\d+", address):
+            raise ValueError("this is no address of a cluster: write it as tcp://scheduler:8786")
+        return address
+
+    @model_validator(mode="after")
+    def _is_a_cluster(self) -> RunnerSettings:
+        if self.kind == "threads" and self.address is not None:
+            raise ValueError("address is that of a cluster: set kind to dask or ray, or leave it out")
+        return self
 
     def open(self) -> TaskRunner[Any]:
-        """The task runner that the settings name."""
+        """The task runner that the settings name. Raises `UserError` where its package is missing."""
         if self.kind == "threads":
             return Threads(max_workers=self.workers)
+        if self.kind == "ray":
+            try:
+                from prefect_ray import RayTaskRunner  # type: ignore[import-untyped]
+            except ModuleNotFoundError:
+                raise UserError("runner.kind: ray is an extra of this package: pip install 'mild[ray]'") from None
+
+            # Ray's own log would repeat each line of each worker in the terminal.
+            options: dict[str, Any] = {"log_to_driver": False}
+            if self.address is None:
+                options |= {"num_cpus": self.workers, "include_dashboard": False}
+            return RayTaskRunner(address=self.address, init_kwargs=options)
         from prefect_dask import DaskTaskRunner
 
         if self.address is not None:

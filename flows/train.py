@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import AfterValidator, Field
 
@@ -17,9 +17,10 @@ from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
 from flows.events import announce
+from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.pages import show_picture
-from flows.progress import Display, Progress
+from flows.progress import Display, Progress, run_logger
 from mild.bases import NANO, digest_of_place, normal_name, place_of
 from mild.model.saved import CONFIG
 from mild.settings import TrainSettings
@@ -44,6 +45,9 @@ class TrainRecipe(Settings):
     "--nproc_per_node", "4"]`` or ``["accelerate.commands.launch", "--config_file", "fsdp.yaml"]``
     (`mild.training.sharding`); empty: one process. The result is the same up to rounding, and so is remembered whatever
     this is."""
+    time_limit: float | None = Field(default=None, gt=0)
+    """Seconds without a word of training after which it hangs: it is killed, and tried again from its last checkpoint,
+    twice. It says something every ``train.log_every`` steps, and loads the base before the first. Null: any time."""
 
 
 class LatentsJob(Job):
@@ -77,7 +81,7 @@ def encode_latents(job: LatentsJob) -> Files:
         check_shards(held[name])
     usable(Mixture(held, weights), job.recipe.train.resolution, job.recipe.train.batch_size)
     datasets = list(held.values())
-    with Progress("latents-progress") as progress:
+    with Progress(artifact_key("latents-progress", job.root)) as progress:
         progress.stage("encode latents")
         progress.expect(sum(map(len, datasets)))
         latents.encode_latents(
@@ -90,19 +94,19 @@ class TrainJob(Job):
     """Train adapters."""
 
     step: ClassVar[str] = "train-adapters"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     dataset: str
     dataset_digest: str
     base: str
     base_digest: str
-    prefix_on_digest: str | None
-    """Of the adapters on which only a prefix is trained; None where all is trained."""
+    start_from_digest: str | None
+    """Of the adapters that are trained further, or on which a prefix is; None where all is trained from the start."""
     recipe: TrainRecipe
 
     def determines(self) -> Any:
         """Settings and digests; not where dataset, base and adapters lie, nor how the result is come by."""
         data = [sorted(self.recipe.configurations.items()), self.recipe.split]
-        digests = [self.dataset_digest, self.base_digest, self.prefix_on_digest]
+        digests = [self.dataset_digest, self.base_digest, self.start_from_digest]
         return [*digests, data, self.recipe.train.determines()]
 
 
@@ -125,7 +129,7 @@ def train_adapters(job: TrainJob) -> Files:
         output=job.root,
         latents=None if recipe.train.cached_views is None else f"{job.work}/latents",
     )
-    with Progress("train-progress") as progress:
+    with Progress(artifact_key("train-progress", job.root)) as progress:
         progress.stage("train")
         progress.expect(recipe.train.steps)
 
@@ -134,42 +138,47 @@ def train_adapters(job: TrainJob) -> Files:
             progress.advance(step - done)
             done = step
             progress.describe(f"train, loss {values['loss/total']:.4g}")
-            newest = _show_samples(progress.pages, job.work, newest)
+            newest = _show_samples(progress.pages, job, newest)
             # Each artifact is a request to the server, and a version of the one before.
             if (tenth := 10 * step // recipe.train.steps) > shown:
                 shown = tenth
                 rows = [{"name": name, "value": f"{value:.4g}"} for name, value in values.items()]
                 description = f"Step {step} of {recipe.train.steps}"
-                progress.pages.show(create_table_artifact, rows, key="train-values", description=description)
+                run_logger().info("step %d of %d: loss %.4g", step, recipe.train.steps, values["loss/total"])
+                key = artifact_key("train-values", job.root)
+                progress.pages.show(create_table_artifact, rows, key=key, description=description)
 
-        launch(request, log, recipe.launcher)
-    _show_samples(progress.pages, job.work, newest)
+        launch(request, log, recipe.launcher, recipe.time_limit)
+    _show_samples(progress.pages, job, newest)
     with Path(job.root, "loss.csv").open(newline="", encoding="utf-8") as file:
         losses = list(csv.DictReader(file))
     curve = losses[:: recipe.train.log_every] + losses[-1:]
-    progress.pages.show(create_table_artifact, curve, key="train-loss", description=f"Loss while training {job.root}")
+    description = f"Loss while training {job.root}"
+    progress.pages.show(create_table_artifact, curve, key=artifact_key("train-loss", job.root), description=description)
     return Files.of(job, "root", [""])
 
 
-def _show_samples(pages: Display, work: str, shown: Path | None) -> Path | None:
+def _show_samples(pages: Display, job: TrainJob, shown: Path | None) -> Path | None:
     """Show the newest sample pictures, unless those are shown already; gives their file."""
-    newest = max(Path(work, "samples").glob("step-*.png"), default=None)
+    newest = max(Path(job.work, "samples").glob("step-*.png"), default=None)
     if newest is not None and newest != shown:
-        pages.show(_show_sheet, newest)
+        pages.show(_show_sheet, newest, artifact_key("train-samples", job.root))
     return newest
 
 
-def _show_sheet(path: Path) -> None:
+def _show_sheet(path: Path, key: str) -> None:
     description = f"{path.stem}: picture, hole, result and, where it is known, truth"
-    show_picture(path.read_bytes(), key="train-samples", description=description)
+    show_picture(path.read_bytes(), key=key, description=description)
 
 
-@flow(name="train", persist_result=False)
-def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+@flow(name="train", flow_run_name=flow_run_name, persist_result=False)
+def train(
+    settings: TrainRecipe | str, dataset: str, output: str, changes: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Train adapters, unless the same were trained before and lie there unaltered.
 
     Args:
-        settings: place of a YAML file of `TrainRecipe`.
+        settings: `TrainRecipe`, or the place of a YAML file of it.
         dataset: folder or URL of a built dataset.
         output: local folder of the adapters.
         changes: settings to change, dotted name to value.
@@ -203,21 +212,23 @@ def train(settings: str, dataset: str, output: str, changes: dict[str, Any] | No
             dataset_digest=digest,
             base=recipe.base,
             base_digest=base_digest,
-            prefix_on_digest=recipe.train.prefix_on and digest_of_place(recipe.train.prefix_on),
+            start_from_digest=recipe.train.start_from and digest_of_place(recipe.train.start_from),
             recipe=recipe,
         )
         step = train_adapters.with_options(tags=gpu)
         outcome = run_steps(step, [job], storage, in_this_thread=True)[0]
         payload = {"adapters": root, "dataset": dataset}
         announce("adapters", root, outcome.result.digest, dataset=read_manifest(dataset).name, payload=payload)
-    Display().show(create_link_artifact, root, link_text="adapters", key="train-adapters")
+    Display().show(create_link_artifact, root, link_text="adapters", key=artifact_key("train-adapters", root))
     aside = json.loads(Path(root, CONFIG).read_bytes())["set_aside"]
     if aside:
-        get_run_logger().warning(aside)
+        run_logger().warning(aside)
     return {"adapters": root, "base": recipe.base, "cached": outcome.cached, "set_aside": aside}
 
 
-def check_train(settings: str, dataset: str, output: str, changes: dict[str, Any] | None = None) -> TrainRecipe:
+def check_train(
+    settings: TrainRecipe | str, dataset: str, output: str, changes: dict[str, Any] | None = None
+) -> TrainRecipe:
     """The recipe, where it, the dataset and the output of `train` can be used; leaves nothing behind.
 
     Raises:

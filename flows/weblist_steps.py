@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from dataset_tools.downloads import DOWNLOAD_SCHEMA, Download, are_there, download
 from dataset_tools.records import Rejection, rejections_to_table
 from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings, WebRow, rows_to_table
-from dataset_tools.storage import is_url, remove_partials
+from dataset_tools.storage import Listings, is_url, remove_partials
 from dataset_tools.web import WebSettings, host_of
 from flows.caching import Files, Job, cached_step, write_named
 from flows.dataset_steps import PICTURES, parquet_bytes, read_table
@@ -49,9 +49,13 @@ class ReadWeblist(BaseModel):
     rejected: str
     """Name of the table of rows that cannot be used."""
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether the tables are as they were written."""
-        return self.files.is_sound(job)
+        return self.files.is_sound(job, listings)
+
+    def told(self) -> str:
+        """How many rows can be used."""
+        return f"rows: {self.files.rows}"
 
 
 @cached_step
@@ -66,9 +70,10 @@ def read_weblist(job: ReadWeblistJob) -> ReadWeblist:
             else:
                 yield row
 
-    rows = write_named(job, "weblist.parquet", parquet_bytes(rows_to_table(usable())))
+    table = rows_to_table(usable())
+    rows = write_named(job, "weblist.parquet", parquet_bytes(table))
     left_out = write_named(job, "weblist-rejected.parquet", parquet_bytes(rejections_to_table(rejected)))
-    return ReadWeblist(files=Files.of(job, "work", [rows, left_out]), rows=rows, rejected=left_out)
+    return ReadWeblist(files=Files.of(job, "work", [rows, left_out], len(table)), rows=rows, rejected=left_out)
 
 
 class DownloadJob(Job):
@@ -81,8 +86,8 @@ class DownloadJob(Job):
     settings: WebSettings
 
     def label(self) -> str:
-        """The step, and the first host."""
-        return f"{self.step}-{host_of(self.urls[0])}"
+        """The first host."""
+        return host_of(self.urls[0])
 
     def determines(self) -> Any:
         """What is asked for and what is taken, not how fast."""
@@ -100,12 +105,16 @@ class Downloaded(BaseModel):
     transient: int
     """How many URLs another run may fetch."""
 
-    def is_sound(self, job: Job) -> bool:
+    def is_sound(self, job: Job, listings: Listings) -> bool:
         """Whether table and pictures are there, and nothing is worth another try."""
-        if self.transient or not self.files.is_sound(job):
+        if self.transient or not self.files.is_sound(job, listings):
             return False
         rows = read_table(job.work, self.table).to_pylist()
         return are_there((Download(**row) for row in rows), f"{job.work}/{PICTURE_FOLDER}")
+
+    def told(self) -> str:
+        """How many URLs were asked for, and what is left to do."""
+        return f"URLs: {self.files.rows}, moved: {len(self.moved)}, to be tried again: {self.transient}"
 
 
 @cached_step
@@ -115,7 +124,7 @@ def download_urls(job: DownloadJob) -> Downloaded:
     table = pa.Table.from_pylist([each.model_dump() for each in given], schema=DOWNLOAD_SCHEMA)
     name = write_named(job, "downloads.parquet", parquet_bytes(table))
     return Downloaded(
-        files=Files.of(job, "work", [name]),
+        files=Files.of(job, "work", [name], len(given)),
         table=name,
         moved=sorted({each.final_url for each in given if each.status == "moved"}),
         transient=sum(each.transient for each in given),

@@ -196,14 +196,15 @@ class TrainSettings(Settings):
     filled smoothly) on over the model's own answers, each step of them equally often; the answers are computed
     without gradient, (``inference_steps`` - 1) / 2 more passes of the UNet on average."""
     outside: float = Field(1.0, gt=0, le=1)
-    """How much errors of the background branch count where nothing is to be repainted, against 1 in the hole and where
-    the picture shows shadows, reflections and what the mask misses; 1 is eq. 4."""
+    """How much errors count where nothing is to be repainted, against 1 in the hole and, for the background branch,
+    where the picture shows shadows, reflections and what the mask misses; 1 is eq. 4."""
     extents_loss: float = Field(0.1, ge=0)
     """How much the loss of `mild.model.extents` counts beside that of its branch."""
     mild: MildSettings = MildSettings()
-    prefix_on: str | None = Field(None, min_length=1)
-    """A MILD directory, folder or hub id, whose adapters and other parts are taken as they are: only a prompt prefix is
-    trained on them (section G.8), of the size that ``prefix`` of ``mild`` says. Null: all is trained from the start."""
+    start_from: str | None = Field(None, min_length=1)
+    """A MILD directory, folder or hub id, whose adapters and other parts are trained further; all of ``mild`` comes
+    from there. Where ``mild`` names a ``prefix``, only a new one of that size is trained, on the rest as it is
+    (section G.8). Null: all is trained from the start."""
     warm_up: WarmUpSettings = WarmUpSettings()
     protect_background: int = Field(0, ge=0)
     """Before this step the background's adapter is frozen, as Algorithm 2 does while the foreground is trained; 0:
@@ -243,9 +244,9 @@ class TrainSettings(Settings):
     def determines(self) -> dict[str, Any]:
         """The settings that decide about the result; the others, how it is come by, may change within a run.
 
-        Not where the directory of ``prefix_on`` lies; whoever remembers results adds its digest.
+        Not where the directory of ``start_from`` lies; whoever remembers results adds its digest.
         """
-        return self.model_dump(mode="json", exclude=HOW_NOT_WHAT | {"prefix_on"})
+        return self.model_dump(mode="json", exclude=HOW_NOT_WHAT | {"start_from"})
 
     def determines_views(self) -> dict[str, Any]:
         """The settings that decide about the fixed views (``cached_views``) of a sample."""
@@ -264,11 +265,9 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _only_a_prefix(self) -> Self:
-        if self.prefix_on is not None and self.mild.prefix is None:
-            raise ValueError("prefix_on trains a prompt prefix alone: set mild.prefix")
-        if self.prefix_on is not None and self.mild != MildSettings(prefix=self.mild.prefix):
-            raise ValueError("prefix_on: all of mild but its prefix comes from that directory: leave the rest out")
+    def _parts_come_from_one_place(self) -> Self:
+        if self.start_from is not None and self.mild != MildSettings(prefix=self.mild.prefix):
+            raise ValueError("start_from: all of mild but a new prefix comes from that directory: leave the rest out")
         return self
 
     @model_validator(mode="after")

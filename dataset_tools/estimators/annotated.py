@@ -34,7 +34,7 @@ class AnnotatedSettings(Settings):
     """Where the side-cars lie."""
 
     kind: Literal["annotated"] = "annotated"
-    root: Location = ""
+    root: Location | Literal[""] = ""
     """Folder (fsspec URL or path) that holds ``sidecar/{split}/``; empty: the root of the source itself, which is
     where the sample world has them, with the source's own options."""
     root_options: StorageOptions = Field({})

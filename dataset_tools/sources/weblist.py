@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
 from dataset_tools.downloads import Download, picture_path
@@ -108,7 +109,8 @@ class WebList:
         settings = self.settings
         filesystem, path = open_root(settings.urls)
         try:
-            content = tag_of(filesystem, path) or sha256_of_file(filesystem, path)
+            on_disk = isinstance(filesystem, LocalFileSystem)
+            content = (None if on_disk else tag_of(filesystem, path)) or sha256_of_file(filesystem, path)
         except OSError as error:
             raise self._unreadable(error) from None
         told = settings.model_dump(mode="json", include={"columns", "licence", "author"})

@@ -60,6 +60,10 @@ hardly vary."""
 PictureKind = Literal["picture", "shown", "start"]
 
 
+HIDDEN = 0.02
+"""Share of a person that must be hidden for that to count; the soft edges of those who merely touch hide less."""
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """A sample as one training step sees it."""
@@ -116,9 +120,9 @@ class Batch:
         return self._with_each(lambda part: part[number : number + 1])
 
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        given = {part.name: getattr(self, part.name) for part in fields(self)}
-        parts: dict[str, Any] = {name: None if part is None else change(part) for name, part in given.items()}
-        return Batch(**parts)
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        changed: dict[str, Any] = {name: None if part is None else change(part) for name, part in parts.items()}
+        return Batch(**changed)
 
     def encoded(self, what: PictureKind) -> torch.Tensor:
         """A picture as the VAE is given it, (B, 3, H, W) float32 in -1..1; ``shown`` is the image with its hole in
@@ -134,8 +138,12 @@ def draw_person(sample: Sample, draw: np.random.Generator) -> int:
     """Index of the person whom a view is about: one of those who touch another, or of all where nobody does.
 
     Erasing runs the foreground branch for those who touch somebody alone; drawn from all, six of ten would be of people
-    of whom nothing can be hidden, and the branch would learn that nothing ever is.
+    of whom nothing can be hidden, and the branch would learn that nothing ever is. So that it sees enough of what is
+    hidden, half of the draws are from those alone of whom something is.
     """
+    hidden = [index for index, person in enumerate(sample.people) if (person.occlusion or 0) > HIDDEN]
+    if hidden and draw.random() < 0.5:
+        return int(draw.choice(hidden))
     widened = [cv2.dilate(person.mask.astype(np.uint8), np.ones((3, 3), np.uint8)) for person in sample.people]
     crowded = np.sum(widened, axis=0, dtype=np.int64) > 1
     touching = [index for index, mask in enumerate(widened) if (crowded & (mask > 0)).any()]
@@ -250,13 +258,12 @@ def make_batch(branch: Branch, views: Sequence[View], resolution: int, *, start:
         ValueError: a person has no augmented mask.
     """
     rows = [_example(branch, view, resolution, start) for view in views]
-    parts: dict[str, Any] = {
-        name: None if part is None else torch.stack([row[name] for row in rows]) for name, part in rows[0].items()
-    }
-    return Batch(**parts)
+    parts = {name: [part for row in rows if (part := row[name]) is not None] for name in rows[0]}
+    stacked: dict[str, Any] = {name: torch.stack(values) if values else None for name, values in parts.items()}
+    return Batch(**stacked)
 
 
-def _example(branch: Branch, view: View, resolution: int, start: bool) -> dict[str, Any]:
+def _example(branch: Branch, view: View, resolution: int, start: bool) -> dict[str, torch.Tensor | None]:
     """The fields of `Batch` of one view."""
     sample, region = view.sample, Region(*view.region, (resolution, resolution))
     faulty = _faulty_masks(sample)

@@ -71,7 +71,12 @@ class Interrupted(RuntimeError):
     """Training ended before its time, by a fault of the machine; starting it again goes on from its checkpoint."""
 
 
-def launch(request: TrainRequest, log: Callable[[int, dict[str, float]], None], launcher: Sequence[str] = ()) -> None:
+def launch(
+    request: TrainRequest,
+    log: Callable[[int, dict[str, float]], None],
+    launcher: Sequence[str] = (),
+    time_limit: float | None = None,
+) -> None:
     """Train in one process, or in several, and wait for the end.
 
     Where this is interrupted (by any exception, of ``log`` or of a signal), training saves a checkpoint and ends first;
@@ -82,10 +87,11 @@ def launch(request: TrainRequest, log: Callable[[int, dict[str, float]], None], 
         launcher: what starts several processes, a module and its arguments, such as ``("torch.distributed.run",
             "--nproc_per_node", "4")`` or ``("accelerate.commands.launch", "--multi_gpu", "--num_processes", "4")``;
             empty: one process. On processors alone, with ``ACCELERATE_USE_CPU=true`` in the environment, the first.
+        time_limit: seconds without a line of training's after which it hangs, and is killed; None: it never does.
 
     Raises:
         UserError: what training found wrong, or there is no such launcher, or it refuses its arguments.
-        Interrupted: it was asked to end, crashed or was killed.
+        Interrupted: it was asked to end, crashed, was killed or hangs.
     """
     _check_launcher(launcher)
     several = ["-m", *launcher] if launcher else []
@@ -107,11 +113,16 @@ def launch(request: TrainRequest, log: Callable[[int, dict[str, float]], None], 
     ended.start()
     told: dict[str, Any] = {}
     try:
-        while (line := lines.get()) is not None:
+        while (line := lines.get(timeout=time_limit)) is not None:
             news = _parsed(line)
             if "step" in news:
                 log(news["step"], news["values"])
             told |= news
+    except queue.Empty:
+        _kill(process)
+        raise Interrupted(
+            f"training has not said a word for {time_limit:g} s and was killed; it goes on from its last checkpoint"
+        ) from None
     finally:
         try:
             process.stdin.close()

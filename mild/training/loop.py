@@ -53,6 +53,7 @@ from mild.training.latents import Latents, encode_batches, encode_fixed
 from mild.training.mixture import usable
 from mild.training.objective import (
     background_loss,
+    cell_weights,
     extents_loss,
     foreground_loss,
     freeze,
@@ -190,7 +191,7 @@ def train(
         "dataset": dataset_digest,
         "keys of samples": digest_of(list(samples.keys)),
         "base": base_digest or base,
-        "prefix on": settings.prefix_on and digest_of_place(settings.prefix_on),
+        "start from": settings.start_from and digest_of_place(settings.start_from),
     }
     kept = Checkpoints(checkpoints or work / "checkpoints", identity, settings.checkpoints_kept)
     with contextlib.ExitStack() as held:
@@ -558,12 +559,12 @@ def _average_gradients(parameters: list[torch.nn.Parameter], accelerator: Accele
 
 
 def _layered(pipeline: StableDiffusionXLInpaintPipeline, settings: TrainSettings) -> LayeredUNet:
-    """What is trained: fresh parts, or a prefix on those of ``prefix_on``."""
-    if settings.prefix_on is None:
+    """What is trained: fresh parts, those of ``start_from``, or a prefix on these."""
+    if settings.start_from is None:
         return LayeredUNet.create(pipeline.unet, settings.mild, settings.seed)
-    layered = LayeredUNet.load(pipeline.unet, settings.prefix_on)
-    assert settings.mild.prefix is not None
-    layered.train_prefix_alone(settings.mild.prefix)
+    layered = LayeredUNet.load(pipeline.unet, settings.start_from)
+    if settings.mild.prefix is not None:
+        layered.train_prefix_alone(settings.mild.prefix)
     return layered
 
 
@@ -732,8 +733,10 @@ class BranchLoss:
         if branch == "bg":
             judged = known_cells(judged, grid)
             cues = {name: cue for name, cue in cues.items() if name != "others"}
+            repainted = torch.maximum(pixels, batch.extent.ceil())
         else:
             judged = F.interpolate(judged, size=grid, mode="area")
+            repainted = pixels
         return Examples(
             branch=branch,
             noisy=noisy,
@@ -742,7 +745,7 @@ class BranchLoss:
             shown=torch.cat([hole, latents[f"{branch}.shown"]], dim=1),
             clean=clean,
             judged=judged,
-            repainted=F.adaptive_max_pool2d(torch.maximum(pixels, batch.extent.ceil()), grid),
+            repainted=F.adaptive_max_pool2d(repainted, grid),
             extent=batch.extent,
             extent_judged=batch.extent_judged.to(clean),
             weight=batch.weight,
@@ -763,10 +766,11 @@ class BranchLoss:
             logits = None if extents is None else extents.logits(examples.branch, examples.extent.shape[-2:])
         noise = implied_noise(self.scheduler, examples.clean, noisy, examples.timesteps)
         target = prediction_target(self.scheduler, examples.clean, noise, examples.timesteps)
+        weights = None if settings.outside == 1 else cell_weights(examples.repainted, settings.outside)
         if examples.branch == "bg":
-            losses = background_loss(prediction, target, examples.judged, examples.repainted, settings.outside)
+            losses = background_loss(prediction, target, examples.judged, weights)
         else:
-            losses = foreground_loss(prediction, target, examples.judged, settings.region_loss)
+            losses = foreground_loss(prediction, target, examples.judged, settings.region_loss, weights)
         self.terms = self._terms(prediction.detach(), target, examples)
         if logits is not None:
             of_extents = settings.extents_loss * extents_loss(logits, examples.extent, examples.extent_judged)

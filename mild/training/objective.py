@@ -62,8 +62,7 @@ def background_loss(
     prediction: torch.Tensor,
     target: torch.Tensor,
     known: torch.Tensor | None = None,
-    repainted: torch.Tensor | None = None,
-    outside: float = 1.0,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """L_bg of eq. 4, a value a sample: (B,) from two (B, C, h, w).
 
@@ -72,19 +71,19 @@ def background_loss(
 
     Args:
         known: (B, 1, h, w), 1 where the background is known and so judged, else 0; None: everywhere, as in eq. 4.
-        repainted: (B, 1, h, w), 1 where the background is to be painted anew, else 0.
-        outside: weight of the squared errors elsewhere, against 1 there; weights are scaled to a mean of 1 a sample.
+        weights: of the squared errors, (B, 1, h, w) with a mean of 1 a sample; None: all count the same.
     """
     error = prediction.float() - target.float()
     squares = (error if known is None else known * error).square()
-    if repainted is not None and outside < 1:
-        weight = outside + (1 - outside) * repainted.float()
-        squares = squares * weight / weight.mean(_LATENT_AXES, keepdim=True)
-    return squares.mean(_LATENT_AXES)
+    return (squares if weights is None else weights * squares).mean(_LATENT_AXES)
 
 
 def foreground_loss(
-    prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, region: RegionLossSettings | None = None
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    region: RegionLossSettings | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """L_k of eq. 4 or the region-aware loss, a value a sample: (B,) from two (B, C, h, w).
 
@@ -93,10 +92,24 @@ def foreground_loss(
     Args:
         mask: the person's mask M_k, (B, 1, h, w) in 0..1.
         region: weights of `region_loss`; None: eq. 4.
+        weights: as for `background_loss`; under the region-aware loss they scale the errors from which it starts.
     """
+    if weights is not None:
+        prediction, target = weights.sqrt() * prediction.float(), weights.sqrt() * target.float()
     if region is not None:
         return region_loss(prediction, target, mask, region)
     return (mask * (prediction.float() - target.float())).square().mean(_LATENT_AXES)
+
+
+def cell_weights(repainted: torch.Tensor, outside: float) -> torch.Tensor:
+    """Weights of squared errors, of ``repainted``'s shape (B, 1, h, w), with a mean of 1 a sample.
+
+    Args:
+        repainted: 1 in cells that are to be painted anew, else 0.
+        outside: how much errors elsewhere count against those there, 0..1.
+    """
+    weights = outside + (1 - outside) * repainted.float()
+    return weights / weights.mean(_LATENT_AXES, keepdim=True)
 
 
 def known_cells(known: torch.Tensor, grid: tuple[int, int] | torch.Size) -> torch.Tensor:
@@ -114,8 +127,9 @@ def known_cells(known: torch.Tensor, grid: tuple[int, int] | torch.Size) -> torc
 def extents_loss(logits: torch.Tensor, target: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
     """Cross-entropy plus Dice loss of `mild.model.extents`, a value a sample: (B,) from three (B, 1, H, W).
 
-    Dice as Milletari et al. 2016 ("V-Net", section 3), with one pixel added above and below: where there is nothing to
-    find, every pixel found costs. Of a sample that is judged nowhere the loss is 0.
+    Dice as Milletari et al. 2016 ("V-Net", section 3), of samples in which there is something to find; in the others
+    every pixel found would cost as much as all that is missed in a hundred of these, and the head would never answer
+    yes. Of a sample that is judged nowhere the loss is 0.
 
     Args:
         target: 0..1.
@@ -123,10 +137,9 @@ def extents_loss(logits: torch.Tensor, target: torch.Tensor, judged: torch.Tenso
     """
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     found = judged * logits.sigmoid()
-    both, either = (found * target).sum(_LATENT_AXES), (found + judged * target).sum(_LATENT_AXES)
-    area = judged.sum(_LATENT_AXES)
-    dice = 1 - (2 * both + 1) / (either + 1)
-    return ((judged * entropy).sum(_LATENT_AXES) / area.clamp(min=1) + dice) * (area > 0)
+    both, there = (found * target).sum(_LATENT_AXES), (judged * target).sum(_LATENT_AXES)
+    dice = 1 - (2 * both + 1) / (found.sum(_LATENT_AXES) + there + 1)
+    return (judged * entropy).sum(_LATENT_AXES) / judged.sum(_LATENT_AXES).clamp(min=1) + dice * (there > 0)
 
 
 def region_loss(

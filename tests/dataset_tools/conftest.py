@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
@@ -27,8 +29,10 @@ from dataset_tools.schema import (
     Origin,
     Person,
     Sample,
+    annotations_of,
     effect_bits,
 )
+from dataset_tools.shard_table import row_of, table_bytes
 from dataset_tools.shards import Manifest, Shard, write_shard
 from dataset_tools.storage import write_bytes
 
@@ -253,7 +257,10 @@ def index_by_tarfile(tar: Path) -> list[dict[str, Any]]:
 
 
 def _forge(root: Path, path: str, edit: Callable[[Members], Members]) -> None:
-    """Write a shard with other members, and index and manifest to match: all digests are right again."""
+    """Write a shard with other members, and table, index and manifest to match: all digests are right again.
+
+    Of a sample that cannot be decoded the table says what it said before.
+    """
     tar = root / path
     members = edit(read_members(tar))
     with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -265,12 +272,24 @@ def _forge(root: Path, path: str, edit: Callable[[Members], Members]) -> None:
     document = json.loads(index.read_text())
     document["samples"] = index_by_tarfile(tar)
     index.write_text(json.dumps(document))
+    table = tar.with_suffix(".parquet")
+    rows = {row["key"]: row for row in pq.read_table(table).to_pylist()}
+    samples: dict[str, dict[str, bytes]] = {}
+    for name, data in members:
+        key, suffix = name.split(".", 1)
+        samples.setdefault(key, {})[suffix] = data
+    for key, parts in samples.items():
+        with contextlib.suppress(ValueError, KeyError):
+            masks = [person.mask for person in Sample.from_parts(key, parts).people]
+            rows[key] = row_of(annotations_of(key, parts), masks)
+    table.write_bytes(table_bytes([rows[key] for key in samples]))
     manifest = Manifest.model_validate_json((root / "manifest.json").read_text())
     for shards in manifest.shards[path.split("/")[0]].values():
         for shard in shards:
             if shard.path == path:
                 shard.sha256 = hashlib.sha256(tar.read_bytes()).hexdigest()
                 shard.index_sha256 = hashlib.sha256(index.read_bytes()).hexdigest()
+                shard.table_sha256 = hashlib.sha256(table.read_bytes()).hexdigest()
                 shard.samples = len(document["samples"])
     save_manifest(str(root), manifest)
 

@@ -22,6 +22,7 @@ from dataset_tools.anonymise import (
     regions_blurred,
     transform_of,
 )
+from dataset_tools.credits import Credits
 from dataset_tools.estimators import FoundRegion
 from dataset_tools.inspection import survey
 from dataset_tools.schema import KEYPOINTS, EncodingSettings, MadeBy, Person, Sample
@@ -190,5 +191,6 @@ def test_the_card_counts_what_was_blurred(tmp_path: Path, make_sample: Callable[
     sample = make_sample("composite", "sample-0")
     sample.origins = [replace(origin, transform="resize 64x48; blur 2x face") for origin in sample.origins]
     shard = write_shard([sample], str(tmp_path), "composite/train-000000.tar", EncodingSettings(), [])
-    (part,), _ = survey(str(tmp_path), {"composite": {"train": [shard]}})
+    with Credits() as credits:
+        (part,) = survey(str(tmp_path), {"composite": {"train": [shard]}}, credits)
     assert [origin.role for origin in sample.origins] == ["background", "person", "person"] and part.blurred == 2

@@ -31,6 +31,7 @@ from dataset_tools.schema import (
     Person,
     Sample,
 )
+from dataset_tools.shard_table import row_of
 
 LIP = PARSING_LABELS["lip"]
 RIGHT_ARM, LEFT_ARM = LIP.index("Right-arm"), LIP.index("Left-arm")
@@ -93,8 +94,12 @@ def document(sample: Sample) -> dict[str, object]:
     return json.loads(sample.to_parts(EncodingSettings())["annotations.json"])
 
 
+def told(sample: Sample) -> dict[str, object]:
+    return row_of(document(sample), [person.mask for person in sample.people])
+
+
 SAMPLES = [donor_sample(number) for number in range(12)]
-ROWS = [row for index, sample in enumerate(SAMPLES) for row in cutout_rows(index, document(sample), SETTINGS.donors)]
+ROWS = [row for index, sample in enumerate(SAMPLES) for row in cutout_rows(index, told(sample), SETTINGS.donors)]
 BACKGROUND = np.random.default_rng(5).integers(90, 170, (130, 150, 3), dtype=np.uint8)
 ORIGIN = origin("background", "place")
 PLACE = Background(BACKGROUND, ORIGIN, np.tile(np.arange(150) > 70, (130, 1)))
@@ -386,7 +391,7 @@ def test_augmented_masks_are_faulty_copies_of_the_visible_ones() -> None:
 def alone(sample: Sample, background: np.ndarray, key: str = "alone", **changes: object) -> Sample:
     """A composite of the one person of ``sample``."""
     settings = SETTINGS.model_copy(update={"people": {1: 1.0}, "colour_match": 0.0, **changes})
-    rows = cutout_rows(0, document(sample), settings.donors)
+    rows = cutout_rows(0, told(sample), settings.donors)
 
     def load(row: CutoutRow) -> Cutout:
         return cut_out(sample, row.person, settings.donors)

@@ -12,6 +12,7 @@ from scipy import ndimage, special
 from dataset_tools.donors import CutoutRow, DonorSettings, border_width, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
 from dataset_tools.schema import KEYPOINTS, EncodingSettings, MadeBy, Makers, Person, Sample
+from dataset_tools.shard_table import row_of
 
 MakeSample = Callable[..., Sample]
 HEAD = ("nose", "right_eye", "left_eye", "right_ear", "left_ear")
@@ -20,7 +21,8 @@ SETTINGS = DonorSettings(min_height=90)
 
 def rows_of(sample: Sample, **changes: object) -> list[CutoutRow]:
     document = json.loads(sample.to_parts(EncodingSettings())["annotations.json"])
-    return cutout_rows(7, document, SETTINGS.model_copy(update=changes))
+    told = row_of(document, [person.mask for person in sample.people])
+    return cutout_rows(7, told, SETTINGS.model_copy(update=changes))
 
 
 def box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -20,11 +20,12 @@ from hypothesis.extra import numpy as hnp
 from rich.console import Console
 from scipy.ndimage import binary_dilation
 
+from dataset_tools.credits import Credits
 from dataset_tools.errors import UserError
-from dataset_tools.inspection import Inspection, as_tables, inspect, people_columns, survey
+from dataset_tools.inspection import Inspection, Part, as_tables, inspect, people_columns, survey
 from dataset_tools.masks import stratum
 from dataset_tools.schema import EncodingSettings, MadeBy, Person, Sample
-from dataset_tools.shards import ShardDataset, read_manifest, write_shard
+from dataset_tools.shards import Shard, read_manifest, write_shard
 
 PNG = EncodingSettings(image_format="png")
 
@@ -86,7 +87,7 @@ def test_effects_plates_and_captions_are_those_of_the_samples(make_sample: Calla
     none.made_by = replace(none.made_by, plate=MadeBy("chosen", "lama"))
     nobody.known, nobody.caption = np.zeros((48, 64), bool), ""
     shard = write_shard([nobody, none, reflected, unnamed], "memory://effects", "paired/train-000000.tar", PNG, [])
-    ((part,), _) = survey("memory://effects", {"paired": {"train": [shard]}})
+    part = part_of("memory://effects", shard)
     assert part.effects_known == 0.75 and part.effects_by == {"difference": 3, "none": 1}
     assert part.effects == pytest.approx({"shadow": 0, "reflection": 1 / 3, "any": 2 / 3})
     assert part.plate_known == pytest.approx(0.75 * 62 / 64) and part.plates_by == {"video": 3, "chosen (lama)": 1}
@@ -106,6 +107,14 @@ def test_rejections_are_counted_by_reason_and_outcome(inspection: Inspection) ->
     ]
 
 
+def part_of(root: str, shard: Shard) -> Part:
+    """What inspection says of one shard of a dataset in memory."""
+    configuration, split = shard.path.split("-")[0].split("/")
+    with Credits() as credits:
+        (part,) = survey(root, {configuration: {split: [shard]}}, credits)
+    return part
+
+
 def _picture_of(masks: list[np.ndarray]) -> Sample:
     height, width = masks[0].shape
     people = [Person(id=str(i), mask=mask) for i, mask in enumerate(masks)]
@@ -120,7 +129,7 @@ def _picture_of(masks: list[np.ndarray]) -> Sample:
 def test_masks_touch_where_growing_one_by_a_pixel_meets_another(masks: list[np.ndarray]) -> None:
     masks = [mask if mask.any() else ~mask for mask in masks]
     shard = write_shard([_picture_of(masks)], "memory://touch", "real/train-000000.tar", PNG, [])
-    ((part,), _) = survey("memory://touch", {"real": {"train": [shard]}})
+    part = part_of("memory://touch", shard)
     pairs = [(one, other) for i, one in enumerate(masks) for other in masks[i + 1 :]]
     around = np.ones((3, 3), bool)
     assert part.touching == any((binary_dilation(one, around) & other).any() for one, other in pairs)
@@ -137,7 +146,7 @@ def test_two_pixels_touch_when_equal_or_neighbours(dx: int, dy: int) -> None:
     one, other = np.zeros((2, 6, 7), bool)
     one[3, 3] = other[3 + dy, 3 + dx] = True
     shard = write_shard([_picture_of([one, other])], "memory://touch", "real/train-000000.tar", PNG, [])
-    ((part,), _) = survey("memory://touch", {"real": {"train": [shard]}})
+    part = part_of("memory://touch", shard)
     assert part.touching == (max(abs(dx), abs(dy)) <= 1)
     assert part.touching == (stratum([one, other]) == "overlapping")
 
@@ -146,7 +155,7 @@ def test_sizes_are_smallest_middle_and_largest(make_sample: Callable[..., Sample
     sizes = [(40, 70), (90, 50), (60, 64), (41, 66)]
     samples = (make_sample("real", f"k{i}", size=size) for i, size in enumerate(sizes))
     shard = write_shard(samples, "memory://sizes", "real/train-000000.tar", PNG, [])
-    ((part,), _) = survey("memory://sizes", {"real": {"train": [shard]}})
+    part = part_of("memory://sizes", shard)
     assert part.width is not None and part.height is not None
     assert (part.width.minimum, part.width.median, part.width.maximum) == (50, 65, 70)
     assert (part.height.minimum, part.height.median, part.height.maximum) == (40, 50.5, 90)
@@ -157,31 +166,29 @@ def test_a_source_picture_used_twice_is_credited_once_with_all_its_roles(make_sa
     shared = replace(one.origins[0], role="person")
     two = replace(two, origins=[*two.origins, shared])
     shard = write_shard([one, two], "memory://credit", "composite/train-000000.tar", PNG, [])
-    (_, credits) = survey("memory://credit", {"composite": {"train": [shard]}})
+    with Credits() as gathered:
+        survey("memory://credit", {"composite": {"train": [shard]}}, gathered)
+        credits = list(gathered)
     places = [(credit.source, credit.id) for credit in credits]
     assert places == sorted({(origin.source, origin.id) for origin in [*one.origins, *two.origins]})
     (credit,) = (credit for credit in credits if credit.id == shared.id)
-    assert credit.roles == {"background", "person"}
+    assert credit.roles == ["background", "person"]
     assert (credit.author, credit.url, credit.split) == (shared.author, shared.url, "train")
 
 
-def test_no_picture_is_fetched(built_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched: Counter[str] = Counter()
+def test_no_sample_is_read(built_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request a shard: its table."""
+    read: Counter[str] = Counter()
     cat_file = LocalFileSystem.cat_file
 
     def counted(self: LocalFileSystem, path: str, *args: Any, **options: Any) -> bytes:
-        data = cat_file(self, path, *args, **options)
-        fetched[Path(path).suffix] += len(data)
-        return data
+        read[Path(path).suffix] += 1
+        return cat_file(self, path, *args, **options)
 
-    documents = 0
-    for configuration, splits in read_manifest(str(built_dataset)).shards.items():
-        for split in splits:
-            dataset = ShardDataset(str(built_dataset), configuration, split)
-            documents += sum(len(dataset.parts(i)["annotations.json"]) for i in range(len(dataset)))
+    splits = read_manifest(str(built_dataset)).shards.values()
     monkeypatch.setattr(LocalFileSystem, "cat_file", counted)
     inspect(str(built_dataset))
-    assert fetched[".tar"] == documents
+    assert read == {".json": 1, ".parquet": sum(len(shards) for held in splits for shards in held.values())}
 
 
 def test_it_becomes_plain_data_and_tables(inspection: Inspection) -> None:

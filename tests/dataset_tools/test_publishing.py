@@ -299,7 +299,7 @@ def test_stopped_in_the_middle_and_started_again_it_uploads_the_rest_alone(hub: 
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("step", "sent", "rest"), [("do_PUT", 2, 3), ("_commit", 5, 0)])
+@pytest.mark.parametrize(("step", "sent", "rest"), [("do_PUT", 2, 7), ("_commit", 9, 0)])
 def test_killed_and_started_again_it_uploads_the_rest_alone_and_finds_all_in_place(
     hub: Hub, write: Writer, monkeypatch: pytest.MonkeyPatch, step: str, sent: int, rest: int
 ) -> None:
@@ -353,7 +353,7 @@ def test_a_later_version_replaces_the_earlier_and_its_shards_that_are_no_more(hu
     done = published(root)
     assert len(hub.commits) == before + 1 and done.replaced
     assert done.removed == [
-        f"composite/train-{number:06d}{suffix}" for number in (1, 2) for suffix in (".index.json", ".tar")
+        f"composite/train-{number:06d}{suffix}" for number in (1, 2) for suffix in (".index.json", ".parquet", ".tar")
     ]
     assert set(hub.files()) == {*files_below(root), ".gitattributes", "LICENSE"}
     assert "composite/train-000000.tar" not in done.uploaded

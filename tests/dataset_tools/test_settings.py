@@ -131,6 +131,14 @@ def test_changes_go_over_the_file_and_an_empty_file_means_defaults(tmp_path: Pat
         Build.load(path, {"masks.smalest_area": 1})
 
 
+def test_changes_go_over_settings_as_over_their_file(tmp_path: Path) -> None:
+    (tmp_path / "build.yaml").write_text("workers: 2\n")
+    changes = {"masks.smallest_area": 0.5, "source": {"kind": "bucket"}}
+    assert Build.load(Build(workers=2), changes) == Build.load(tmp_path / "build.yaml", changes)
+    with pytest.raises(UserError, match=r"settings: unknown setting 'masks.smalest_area', did you mean"):
+        Build.load(Build(), {"masks.smalest_area": 1})
+
+
 def test_equal_settings_have_equal_digests_and_changed_ones_do_not() -> None:
     assert Build().digest() == Build(workers=4).digest() == Build.check({"workers": "4"}, origin="x").digest()
     assert Build().digest() != Build(workers=5).digest()

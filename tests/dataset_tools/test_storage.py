@@ -112,9 +112,10 @@ def test_a_file_is_unaltered_by_its_bytes_whatever_became_of_it_between(root: st
     path, one = f"{base}/x", hashlib.sha256(b"one").hexdigest()
     assert not is_unaltered(filesystem, path, one, None)
     write_bytes(filesystem, path, b"one")
-    assert is_unaltered(filesystem, path, one, tag_of(filesystem, path))
+    tag = tag_of(filesystem, path)
+    assert is_unaltered(filesystem, path, one, tag)
     write_bytes(filesystem, path, b"two")
-    assert not is_unaltered(filesystem, path, one, tag_of(filesystem, path))
+    assert not is_unaltered(filesystem, path, one, tag)
     write_bytes(filesystem, path, b"one")
     assert is_unaltered(filesystem, path, one, None)
 

@@ -159,7 +159,7 @@ def test_a_tag_that_is_no_digest_tells_what_is_unaltered_without_reading_it(
     object_store.asked.clear()
     assert is_unaltered(filesystem, path, sha256, tag)
     assert [asked.split()[0] for asked in object_store.asked] == ["HEAD"]
-    assert is_unaltered(filesystem, path, sha256, "5:of another store")
+    assert is_unaltered(filesystem, path, sha256, f"{size}:of another store")
     assert sha256_of_file(filesystem, path) == sha256
     other.pipe_file(path, b"x" * size)
     assert not is_unaltered(filesystem, path, sha256, tag)

@@ -26,8 +26,8 @@ import yaml
 from dataset_tools.errors import UserError
 from dataset_tools.records import ImageRecord
 from dataset_tools.shards import ShardDataset, read_manifest, verify
-from dataset_tools.storage import PARTIAL_SUFFIX
-from flows import cli
+from dataset_tools.storage import PARTIAL_SUFFIX, open_root
+from flows import cli, preflight
 from flows.build_dataset import build_dataset
 from flows.commands.build import build
 from flows.dataset_steps import download_slot
@@ -179,14 +179,46 @@ def test_fewer_samples_leave_no_shard_of_the_earlier_plan(recipe: Path, dataset:
     assert list(verify(str(dataset))) == []
 
 
-@pytest.mark.parametrize("runner", [{"workers": 4}, {"kind": "dask", "workers": 2}], ids=str)
+@pytest.mark.parametrize("runner", [{"workers": 4}, {"kind": "ray", "workers": 2}], ids=str)
 def test_the_task_runner_does_not_change_a_byte(
-    recipe: Path, undisturbed: Path, tmp_path: Path, runner: dict[str, Any], forked_workers: None
+    recipe: Path, undisturbed: Path, tmp_path: Path, runner: dict[str, Any]
 ) -> None:
-    """One worker, four, threads or Dask: the same dataset."""
+    """One worker, four, threads or Ray: the same dataset."""
     copy_drawn_world(undisturbed, tmp_path / "dataset")
     build_dataset(str(recipe), str(tmp_path / "dataset"), {f"runner.{key}": value for key, value in runner.items()})
     assert digests(tmp_path / "dataset") == digests(undisturbed)
+
+
+def test_workers_of_a_cluster_in_another_folder_make_the_same_bytes_and_leave_nothing_there(
+    recipe: Path, undisturbed: Path, tmp_path: Path, forked_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output is named relative to where the flow runs. What one worker of two lacks is told before any picture."""
+    from distributed import Client, LocalCluster
+
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    elsewhere.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    copy_drawn_world(undisturbed, here / "dataset")
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        runner = {"runner.kind": "dask", "runner.address": cluster.scheduler_address}
+        client.run(os.chdir, elsewhere)
+        build_dataset(str(recipe), "dataset", runner)
+        assert digests(here / "dataset") == digests(undisturbed)
+        broken, _ = client.scheduler_info(n_workers=-1)["workers"]
+        client.run(_break_worker, workers=[broken])
+        with pytest.raises(UserError, match="1 of 2 workers cannot be used") as told:
+            build_dataset(str(recipe), "other", runner)
+    assert broken in str(told.value)
+    assert "pillow is 0.1, not" in str(told.value) and "does not see what the flow wrote into" in str(told.value)
+    assert os.listdir(elsewhere) == [] and not list(here.glob("other*/preflight*")) and not (here / "other").exists()
+
+
+def _break_worker() -> None:
+    """Let this process have another version of a package, and a disk of its own."""
+    software = preflight._software()
+    preflight._software = lambda: software | {"pillow": "0.1"}  # type: ignore[assignment]
+    preflight.open_root = lambda place: open_root(f"{place}-of-this-machine")
 
 
 def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(

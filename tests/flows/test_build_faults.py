@@ -320,10 +320,10 @@ def test_a_manifest_never_stands_while_shards_change_to_others_than_it_lists(
     stood = []
     run = module.run_steps
 
-    def watched(step: Any, *rest: Any) -> Any:
+    def watched(step: Any, *rest: Any, **options: Any) -> Any:
         if step is build_curated_shard:
             stood.append((output / "manifest.json").exists())
-        return run(step, *rest)
+        return run(step, *rest, **options)
 
     monkeypatch.setattr(module, "run_steps", watched)
     build_dataset(settings, str(output), {"curated.fetch_workers": 3, "source.fetch.attempts": 2})

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
 import pytest
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from dataset_tools.errors import UserError
 from dataset_tools.storage import open_root, write_bytes
 from flows.caching import Files, Job, Outcome, cached_step, folder_digest, result_storage, run_steps
+from flows.settings import Threads
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -54,6 +56,26 @@ def stumble(job: WriteJob) -> Files:
     return write.fn(job)
 
 
+@cached_step
+def dawdle(job: WriteJob) -> Files:
+    """Wait without end, in Python, the first time."""
+    with Path(job.work, "calls").open("a") as calls:
+        calls.write("dawdle\n")
+    while len(calls_of(job.work)) == 1:
+        threading.Event().wait(0.01)
+    return write.fn(job)
+
+
+AWAITED = threading.Event()
+
+
+@cached_step
+def hang(job: WriteJob) -> Files:
+    """Wait in C."""
+    AWAITED.wait()
+    return write.fn(job)
+
+
 def calls_of(work: str) -> list[str]:
     path = Path(work, "calls")
     return path.read_text().split() if path.exists() else []
@@ -65,13 +87,15 @@ def place(tmp_path: Path) -> dict[str, str]:
     return {"root": str(tmp_path / "root"), "work": str(tmp_path / "work")}
 
 
-def run(place: dict[str, str], contents: dict[str, str], step: Any = write) -> dict[str, Outcome[Files]]:
+def run(
+    place: dict[str, str], contents: dict[str, str], step: Any = write, time_limit: float | None = None
+) -> dict[str, Outcome[Files]]:
     """Run one job a name in a flow of its own, as a process that was started again would."""
     jobs = [WriteJob(**place, name=name, content=content) for name, content in contents.items()]
 
-    @flow(name="test-caching", task_runner=ThreadPoolTaskRunner(max_workers=2))
+    @flow(name="test-caching", task_runner=Threads(max_workers=2))
     def steps() -> list[Outcome[Files]]:
-        return run_steps(step, jobs, result_storage(place["work"]))
+        return run_steps(step, jobs, result_storage(place["work"]), time_limit=time_limit)
 
     return dict(zip(contents, steps(), strict=True))
 
@@ -150,6 +174,44 @@ def test_a_fault_of_the_machine_is_retried(place: dict[str, str]) -> None:
     assert calls_of(place["work"]) == ["stumble", "stumble", "a"]
 
 
+def test_what_takes_too_long_is_ended_and_tried_again(place: dict[str, str]) -> None:
+    run(place, {"a": "1"}, dawdle, time_limit=0.5)
+    assert calls_of(place["work"]) == ["dawdle", "dawdle", "a"]
+
+
+def test_what_always_takes_too_long_ends_the_run_with_its_name(place: dict[str, str]) -> None:
+    for_ever = dawdle.with_options(retries=0)
+    with pytest.raises(UserError, match=r"root write took longer than the time limit of 0\.1 s"):
+        run(place, {"a": "1"}, for_ever, time_limit=0.1)
+
+
+def test_what_cannot_be_ended_is_left_to_itself_and_the_run_says_so(
+    place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread ends with the process; here it is let go."""
+    monkeypatch.setattr(Threads, "_abandoned", [])
+    monkeypatch.setattr("flows.caching.LENIENCE", 0.2)
+    with pytest.raises(UserError, match=r"none of 1 jobs has ended for .* such as .*root write; what"):
+        run(place, {"a": "1"}, hang.with_options(retries=0), time_limit=0.1)
+    assert Threads.are_left_working()
+    AWAITED.set()
+    for thread in Threads._abandoned:
+        thread.join()
+
+
+def test_a_step_says_what_it_came_to_in_the_log_of_its_run(
+    place: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        run(place, {"a": "1", "b": "2"})
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("prefect.")]
+    assert sum(line.startswith("files: 1; ") for line in told) == 2
+    assert [line for line in told if "remembered" in line] == [
+        "write: 2 done, 0 remembered",
+        "write: 0 done, 2 remembered",
+    ]
+
+
 def test_results_on_another_filesystem(place: dict[str, str]) -> None:
     """With an fsspec URL as work folder, Prefect's results lie there too."""
     jobs = [WriteJob(**place, name="a", content="1")]
@@ -160,6 +222,29 @@ def test_results_on_another_filesystem(place: dict[str, str]) -> None:
 
     assert [steps()[0].cached, steps()[0].cached] == [False, True]
     assert fsspec.filesystem("memory").exists(f"/mild-results/steps/results/{jobs[0].key()}")
+
+
+def test_on_a_store_a_remembered_result_costs_a_request_and_its_files_a_listing_together(
+    place: dict[str, str], bucket: str, object_store: Any
+) -> None:
+    """Also where listings lag: then each file is asked for by itself, and nothing is redone."""
+    jobs = [WriteJob(root=f"{bucket}/root", work=place["work"], name=name, content=name) for name in "abcdef"]
+
+    @flow(name="test-store", task_runner=Threads(max_workers=2))
+    def steps() -> list[Outcome[Files]]:
+        storage = result_storage(f"{bucket}/root.work")
+        object_store.asked.clear()
+        return run_steps(write, jobs, storage)
+
+    steps()
+    assert all(outcome.cached for outcome in steps())
+    asked = Counter("results" if "/results/" in each else each.split()[0] for each in object_store.asked)
+    assert asked == {"results": len(jobs), "GET": 1}
+    object_store.lists_nothing = True
+    assert all(outcome.cached for outcome in steps())
+    assert Counter(each.split()[0] for each in object_store.asked)["HEAD"] == len(jobs)
+    open_root(jobs[0].root)[0].pipe_file(f"{bucket}/root/a", b"x")
+    assert [outcome.cached for outcome in steps()] == [False, True, True, True, True, True]
 
 
 def test_the_digest_of_a_folder_is_of_names_and_bytes(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_help_names_every_command_without_loading_prefect_or_torch() -> None:
         "rate",
         "pretrain",
         "quickstart",
+        "deploy",
         "mask",
         "erase",
         "recompose",
@@ -300,6 +301,19 @@ def test_threads_that_were_left_count_while_they_work(monkeypatch: pytest.Monkey
     for thread in Threads._abandoned:
         thread.join()
     assert not Threads.are_left_working()
+
+
+@pytest.mark.process
+def test_a_process_ends_with_its_main_thread_whatever_threads_it_has_left() -> None:
+    """As that of a deployment's run does, which no command of ours ends."""
+    program = (
+        "import threading; from flows.settings import Threads; begun = threading.Event()\n"
+        "with Threads(max_workers=1) as runner:\n"
+        "    runner._executor.submit(lambda: (begun.set(), threading.Event().wait()))\n"
+        "    begun.wait()\n"
+        "    runner.cancel_all()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 1
 
 
 def test_lines_of_what_is_no_terminal_are_not_broken(tmp_path: Path) -> None:

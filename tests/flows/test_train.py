@@ -35,6 +35,7 @@ import mild.training.launch
 from dataset_tools.errors import UserError
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, ShardDataset, write_shard
+from flows.names import artifact_key
 from flows.progress import Display
 from flows.train import LatentsJob, TrainJob, TrainRecipe, train
 from mild.bases import NANO
@@ -49,7 +50,7 @@ import os, signal
 import flows.train
 from flows.cli import main
 
-def told(request, log, launcher, launch=flows.train.launch):
+def told(request, log, *how, launch=flows.train.launch):
     launch(request, lambda step, values: os.killpg(0, signal.SIGKILL) if step == {STRUCK} else log(step, values))
 
 flows.train.launch = told
@@ -87,7 +88,7 @@ def undisturbed(
 @pytest.fixture
 def in_this_process(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The flow trains where it runs: importing all that training needs anew takes far longer than training here."""
-    monkeypatch.setattr(flows.train, "launch", lambda request, log, launcher: train_here(request, log))
+    monkeypatch.setattr(flows.train, "launch", lambda request, log, *how: train_here(request, log))
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def killed(recipe: str, drawn_dataset: str, undisturbed: Path, tmp_path_factory:
     checkpoints = sorted(int(path.name[5:]) for path in work.glob("checkpoints/step-*"))
     finished, steps = output.exists(), []
 
-    def here(request: TrainRequest, log: Any, launcher: Any) -> None:
+    def here(request: TrainRequest, log: Any, *how: Any) -> None:
         train_here(request, lambda step, values: (steps.append(step), log(step, values)))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -244,7 +245,7 @@ def test_a_server_that_refuses_what_it_is_shown_does_not_end_training(
         monkeypatch.setattr(f"flows.{module}.create_{kind}_artifact", refuse)
     steps: list[int] = []
 
-    def launch(request: TrainRequest, log: Any, launcher: Any) -> None:
+    def launch(request: TrainRequest, log: Any, *how: Any) -> None:
         for step in range(1, STEPS + 1):
             log(step, {"loss/total": 1 / step})
             steps.append(step)
@@ -255,7 +256,7 @@ def test_a_server_that_refuses_what_it_is_shown_does_not_end_training(
     monkeypatch.setattr(flows.train, "launch", launch)
     assert not train(recipe, drawn_dataset, str(output))["cached"]
     assert steps == list(range(1, STEPS + 1))
-    assert asked == ["train-progress", "train-adapters"]
+    assert asked == [artifact_key(what, str(output)) for what in ("train-progress", "train-adapters")]
     told = [record.getMessage() for record in caplog.records if "the work goes on" in record.getMessage()]
     assert len(told) == 2 and "All connection attempts failed" in told[0]
 
@@ -408,7 +409,7 @@ def test_another_vae_dataset_or_other_views_are_encoded_anew(recipe: str) -> Non
 def test_another_base_or_dataset_is_trained_anew(recipe: str) -> None:
     settings = TrainRecipe.load(recipe)
     places = {"root": "r", "work": "w", "dataset": "d", "base": "b", "recipe": settings}
-    digests = {"dataset_digest": "1", "base_digest": "1", "prefix_on_digest": "1"}
+    digests = {"dataset_digest": "1", "base_digest": "1", "start_from_digest": "1"}
     key = TrainJob(**places, **digests).key()
     assert key == TrainJob(**{**places, "root": "other"}, **digests).key()
     for name in digests:
@@ -433,7 +434,7 @@ def test_the_flow_shows_values_and_sample_pictures_as_artifacts(
 
         monkeypatch.setattr(module, f"create_{kind}_artifact", counted)
 
-    def launch(request: TrainRequest, log: Any, launcher: Any) -> None:
+    def launch(request: TrainRequest, log: Any, *how: Any) -> None:
         for step in range(1, 5):
             log(step, {"loss/total": 1 / step, "memory/peak_gib": 2.0})
             if step in drawn:
@@ -446,16 +447,16 @@ def test_the_flow_shows_values_and_sample_pictures_as_artifacts(
 
     monkeypatch.setattr(flows.train, "launch", launch)
     train(str(recipe), drawn_dataset, str(output))
-    values = [data for key, data in made if key == "train-values"]
+    values = [data for key, data in made if key == artifact_key("train-values", str(output))]
     assert len(values) == 4
     assert values[-1] == [{"name": "loss/total", "value": "0.25"}, {"name": "memory/peak_gib", "value": "2"}]
-    pictures = [data for key, data in made if key == "train-samples"]
+    pictures = [data for key, data in made if key == artifact_key("train-samples", str(output))]
     for url, colour in zip(pictures, ["red", "blue"], strict=True):
         kind, _, data = url.partition(";base64,")
         assert kind == "data:image/jpeg"
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
         assert np.abs(shown - np.asarray(Image.new("RGB", (40, 30), colour))).max() < 5
-    kept = Artifact.get("train-samples")
+    kept = Artifact.get(artifact_key("train-samples", str(output)))
     assert kept is not None and kept.data == pictures[-1]  # type: ignore[union-attr]
 
 

@@ -27,10 +27,9 @@ def test_a_warm_up_that_ends_before_it_starts_is_refused() -> None:
             {"batch_size": 4, "gradient_accumulation": 3},
             r"batch_size \(4\) must be a multiple of gradient_accumulation",
         ),
-        ({"prefix_on": "mild-nano-adapters"}, "trains a prompt prefix alone: set mild.prefix"),
         (
-            {"prefix_on": "mild-nano-adapters", "mild": {"prefix": {}, "sma": False}},
-            "all of mild but its prefix comes from that directory",
+            {"start_from": "mild-nano-adapters", "mild": {"prefix": {}, "sma": False}},
+            "all of mild but a new prefix comes from that directory",
         ),
         ({"lr_warmup_steps": 10}, "would do nothing with lr_scheduler constant: use constant_with_warmup"),
     ],

@@ -616,6 +616,15 @@ def test_views_are_of_people_who_touch_where_there_are_such(make_sample: Callabl
     assert (apart, touching) == ({0, 1, 2, 3}, {1, 2})
 
 
+def test_half_of_the_views_are_of_people_of_whom_something_is_hidden_where_there_are_such(
+    make_sample: Callable[..., Sample],
+) -> None:
+    sample = make_sample(0, people=4)
+    sample.people[3].occlusion = 0.3
+    drawn = [draw_person(sample, np.random.default_rng(seed)) for seed in range(400)]
+    assert drawn.count(3) / 400 == pytest.approx(0.5 + 0.5 / 4, abs=0.08)
+
+
 def test_in_half_of_the_views_some_of_the_others_stay_and_never_all(make_sample: Callable[..., Sample]) -> None:
     sample, asked = make_sample(0, people=3), TrainSettings(resolution=16)
     views = [draw_view(sample, 1, asked, np.random.default_rng(seed)) for seed in range(300)]

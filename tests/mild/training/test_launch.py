@@ -47,6 +47,8 @@ elif what == "does not end":
     until_asked()
     os.kill(os.getppid(), signal.SIGINT)
     signal.pause()
+elif what == "hangs":
+    signal.pause()
 elif what == "prints bytes":
     os.write(1, b"caf\\xe9\\n")
     tell(step=2, values={})
@@ -178,6 +180,13 @@ def test_interrupted_a_second_time_it_kills_all_that_train(request_of: TrainRequ
         launch(request_of, interrupt, ("stand_in", "does not end"))
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
+
+
+def test_training_that_says_nothing_for_too_long_is_killed(request_of: TrainRequest) -> None:
+    """Asked to end it would not."""
+    with pytest.raises(Interrupted, match="not said a word for 1 s"):
+        launch(request_of, lambda step, values: None, ("stand_in", "hangs"), time_limit=1)
+    assert not children()
 
 
 def test_what_libraries_print_need_not_be_utf_8(request_of: TrainRequest, capfd: pytest.CaptureFixture[str]) -> None:

@@ -202,7 +202,7 @@ def test_a_prefix_alone_is_trained_on_adapters_that_stay_as_they_are(
 ) -> None:
     settings = _changed(
         quick,
-        prefix_on=str(adapters),
+        start_from=str(adapters),
         mild=MildSettings(prefix=PrefixSettings(tokens=3)),
         warm_up=WarmUpSettings(start=0, end=0),
         mixed_precision=precision,
@@ -215,6 +215,19 @@ def test_a_prefix_alone_is_trained_on_adapters_that_stay_as_they_are(
     assert load_file(tmp_path / "prefixed" / "prefix.safetensors")["delta"].abs().amin(1).min() > 0
     layered = LayeredUNet.load(load_base(nano_base).unet, tmp_path / "prefixed")
     assert layered.settings == quick.mild.model_copy(update={"prefix": PrefixSettings(tokens=3)})
+
+
+def test_training_further_starts_from_what_is_there(
+    nano_base: str, adapters: Path, quick: TrainSettings, samples: Any, tmp_path: Path
+) -> None:
+    """AdamW's first step moves a parameter by its rate at most, where decay has next to nothing to take."""
+    rates = dict.fromkeys(("learning_rate", "sma_learning_rate", "guidance_learning_rate"), 1e-6)
+    further = {"start_from": str(adapters), "mild": MildSettings(), "warm_up": WarmUpSettings(start=0, end=0)}
+    train(_changed(quick, **rates, **further, steps=1), samples, nano_base, str(tmp_path / "further"), _silent)
+    for name in (WEIGHTS, f"fg/{WEIGHTS}", *PARTS):
+        before, after = load_file(adapters / name), load_file(tmp_path / "further" / name)
+        moved = [(after[key] - before[key]).abs().max().item() for key in before]
+        assert 0 < max(moved) < 1.1e-6 and before.keys() == after.keys()
 
 
 @torch.no_grad()

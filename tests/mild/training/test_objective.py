@@ -28,6 +28,7 @@ from mild.settings import (
 from mild.training.objective import (
     Stage,
     background_loss,
+    cell_weights,
     extents_loss,
     foreground_loss,
     foreground_weight,
@@ -339,10 +340,14 @@ def test_what_is_not_repainted_counts_as_little_as_is_said_and_weights_have_a_me
     prediction, target = torch.zeros(2, 4, 4, 4), torch.ones(2, 4, 4, 4)
     repainted = torch.zeros(2, 1, 4, 4)
     repainted[0, :, :2] = 1
-    torch.testing.assert_close(background_loss(prediction, target, None, repainted, 0.25), torch.ones(2))
+    weights = cell_weights(repainted, 0.25)
+    everywhere = torch.ones(2, 1, 4, 4)
+    torch.testing.assert_close(background_loss(prediction, target, None, weights), torch.ones(2))
+    torch.testing.assert_close(foreground_loss(prediction, target, everywhere, None, weights), torch.ones(2))
     target[:, :, :2] = 0
-    found = background_loss(prediction, target, None, repainted, 0.25)
-    torch.testing.assert_close(found, torch.tensor([0.5 * 0.25 / 0.625, 0.5]))
+    expected = torch.tensor([0.5 * 0.25 / 0.625, 0.5])
+    torch.testing.assert_close(background_loss(prediction, target, None, weights), expected)
+    torch.testing.assert_close(foreground_loss(prediction, target, everywhere, None, weights), expected)
 
 
 def test_the_loss_of_extents_is_cross_entropy_and_dice_where_they_are_judged() -> None:
@@ -360,4 +365,7 @@ def test_the_loss_of_extents_is_cross_entropy_and_dice_where_they_are_judged() -
         dice = binary_f1_score((answers > 0).float(), truth.int())
         assert found[row].item() == pytest.approx(entropy.item() + 1 - dice.item(), abs=5e-3)
     assert found[2] == 0
+    found_nothing = extents_loss(logits, 0 * target, judged)[1]
+    entropy = F.binary_cross_entropy_with_logits(logits[1], 0 * target[1])
+    torch.testing.assert_close(found_nothing, entropy, msg="what is found where nothing is counts once, a pixel each")
     torch.testing.assert_close(extents_loss(torch.where(judged > 0, logits, -logits), target, judged), found)
