@@ -1,7 +1,9 @@
-"""Shards over a network, read by torch's DataLoader in processes that were forked."""
+"""Shards over a network, read by torch's DataLoader in processes that were forked, and trained on."""
 
 from __future__ import annotations
 
+import filecmp
+import itertools
 import os
 import shutil
 import subprocess
@@ -16,6 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from dataset_tools.errors import UserError
 from dataset_tools.schema import annotations_of
 from dataset_tools.shards import ShardDataset, verify
+from dataset_tools.storage import open_root
+from mild.settings import TrainSettings
+from mild.training.launch import TrainRequest, train_here
 
 
 class Keys(Dataset[str]):
@@ -75,6 +80,30 @@ def read_in_workers(root: str, same: str) -> None:
         assert dataset[1] == f"{keys[1]} {keys[1]}"
     assert read == [f"{key} {key}" for key in keys]
     assert samples[2].key == keys[2]
+
+
+def test_training_from_a_store_that_is_busy_now_and_then_gives_the_bytes_of_training_from_a_disk(
+    drawn_dataset: str, bucket: str, object_store: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path
+) -> None:
+    open_root(bucket)[0].put(drawn_dataset, f"{bucket}/dataset", recursive=True)
+    asked = itertools.count()
+    object_store.refuse = lambda what: (503, "SlowDown") if ".tar" in what and next(asked) % 3 == 1 else None
+    for name, dataset in (("disk", drawn_dataset), ("store", f"{bucket}/dataset")):
+        request = TrainRequest(
+            settings=quick.model_copy(update={"steps": 2}),
+            dataset=dataset,
+            configurations={"composite": 1.0},
+            split="train",
+            dataset_digest="d",
+            base=tiny_base,
+            base_digest="b",
+            output=str(tmp_path / name),
+        )
+        train_here(request, lambda step, values: None)
+    assert next(asked) > 3
+    files = sorted(str(path.relative_to(tmp_path / "disk")) for path in (tmp_path / "disk").rglob("*.safetensors"))
+    assert len(files) == 5
+    assert filecmp.cmpfiles(tmp_path / "disk", tmp_path / "store", files, shallow=False)[0] == files
 
 
 def test_a_server_without_ranges_is_told_as_such(drawn_dataset: str, serve_files: Callable[..., Any]) -> None:
