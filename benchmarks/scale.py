@@ -1,6 +1,6 @@
 """What a build costs as it grows: seconds, requests to the store, memory and Prefect's database, each a sample.
 
-    python benchmarks/scale.py [--samples 1000 10000] [--workers 1 2] [--store s3]
+    python benchmarks/scale.py [--samples 1000 10000] [--workers 1 2] [--store s3] [--kills 10]
 
 A synthetic source stands for the real one: it draws its pictures (64 x 64, one person each) when they are asked for, so
 that nothing is fetched. Half of the samples are ``real``, half composites, 256 a shard. Each build runs in a process of
@@ -9,8 +9,9 @@ store is a folder, or moto's S3 server on loopback, which counts what it is aske
 not in it.
 
 ``orchestration`` is the share of the workers' time in which no step runs, from the first shard's start to the last
-one's end. A straight line through the sizes says what a sample costs; ``docs/scale.md`` says what follows from it.
-Writes ``benchmarks/results/scale.json``.
+one's end. A straight line through the sizes says what a sample costs; ``docs/scale.md`` says what follows from it. With
+``--kills``, the smallest size is also built on a cluster of three workers, of which one at random is killed (SIGKILL)
+so many times, and compared with what nobody disturbed. Writes ``benchmarks/results/scale.json``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import json
 import logging
 import os
 import platform
+import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -119,7 +122,7 @@ class Timed:
         try:
             return self.function(job)
         finally:
-            row = {"step": job.step, "start": started, "end": time.time(), "process": os.getpid(), "mb": peak_mb()}
+            row = {"step": job.step, "of": job.label(), "start": started, "end": time.time(), "mb": peak_mb()}
             with open(self.notes, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -129,8 +132,12 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
-def build_once(count: int, workers: int, output: str, notes: str) -> dict[str, Any]:
-    """Build, or build again, in this process; what it took."""
+def build_once(count: int, workers: int | str, output: str, notes: str) -> dict[str, Any]:
+    """Build, or build again, in this process; what it took.
+
+    Args:
+        workers: of a local cluster, or the address of one.
+    """
     from prefect import Task
 
     from flows import build_dataset as module
@@ -146,7 +153,7 @@ def build_once(count: int, workers: int, output: str, notes: str) -> dict[str, A
                 "donors": {"min_height": 16, "max_border_width": 1},
             },
             "samples_per_shard": SHARD,
-            "runner": {"kind": "dask", "workers": workers},
+            "runner": {"kind": "dask", ("address" if isinstance(workers, str) else "workers"): workers},
         }
     )
     stages: dict[str, float] = {}
@@ -254,6 +261,54 @@ def measure(count: int, workers: int, store: CountingStore | None) -> dict[str, 
     return row
 
 
+def killed(count: int, kills: int) -> dict[str, Any]:
+    """A build whose workers are killed again and again, against one that nobody disturbs."""
+    from distributed import LocalCluster
+
+    chance, done = random.Random(0), 0
+    with tempfile.TemporaryDirectory() as folder, prefect_server(Path(folder)) as (server, _):
+        environment = {**os.environ, **server, "PYTHONPATH": str(Path(__file__).parents[1])}
+        notes = Path(folder, "notes.jsonl")
+        command = [sys.executable, __file__, "--one", str(count)]
+        subprocess.run([*command, "2", f"{folder}/whole", os.devnull], env=environment, check=True, capture_output=True)
+        os.environ.update(environment)  # workers inherit it
+        with LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster:
+            words = [*command, cluster.scheduler_address, f"{folder}/killed", str(notes)]
+            build = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+            while build.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    build.wait(chance.uniform(1, 3))
+                if done < kills and notes.exists():
+                    done += kill_worker(cluster, chance)
+        digests = [digest_of_folder(Path(folder, name)) for name in ("whole", "killed")]
+        rows = [json.loads(line) for line in notes.read_text().splitlines()]
+    shards = [row["of"] for row in rows if row["step"].startswith("build-")]
+    return {
+        "kills": done,
+        "ended_well": build.returncode == 0,
+        "files_that_differ": sum(digests[0].get(name) != digests[1].get(name) for name in {*digests[0], *digests[1]}),
+        "shards": len(set(shards)),
+        "shards_done_more_than_once": len(shards) - len(set(shards)),
+    }
+
+
+def kill_worker(cluster: Any, chance: random.Random) -> int:
+    """Kill the process of a worker, which its nanny will start anew; gives how many were killed."""
+    processes = [nanny.process.pid for nanny in cluster.workers.values() if nanny.process and nanny.process.pid]
+    if not processes:
+        return 0
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(chance.choice(processes), signal.SIGKILL)
+        return 1
+    return 0
+
+
+def digest_of_folder(folder: Path) -> dict[str, str]:
+    """sha256 of every file."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def of_steps(rows: list[dict[str, Any]], workers: int) -> dict[str, Any]:
     """What the notes of the steps say."""
     shards = [row for row in rows if row["step"].startswith("build-")]
@@ -299,27 +354,29 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--store", choices=["disk", "s3"], default="s3")
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         count, workers, output, notes = given.one
         # By its name, so that workers find the same classes.
         own = importlib.import_module("benchmarks.scale")
-        print(json.dumps(own.build_once(int(count), int(workers), output, notes)))
+        print(json.dumps(own.build_once(int(count), int(workers) if workers.isdigit() else workers, output, notes)))
         return
     store = CountingStore() if given.store == "s3" else None
     rows = [measure(count, workers, store) for workers in given.workers for count in given.samples]
     result = {
         "command": f"python benchmarks/scale.py --samples {' '.join(map(str, given.samples))} --workers "
-        f"{' '.join(map(str, given.workers))} --store {given.store}",
+        f"{' '.join(map(str, given.workers))} --store {given.store} --kills {given.kills}",
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "software": software_versions(),
         "settings": {"side": SIDE, "samples_per_shard": SHARD, "backgrounds": BACKGROUNDS},
         "rows": rows,
         "lines": fits(rows),
+        "killed": killed(min(given.samples), given.kills) if given.kills else None,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result["lines"], indent=2))
+    print(json.dumps({name: result[name] for name in ("lines", "killed")}, indent=2))
 
 
 if __name__ == "__main__":

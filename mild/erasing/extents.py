@@ -14,16 +14,21 @@ import numpy as np
 REACH = 2.0
 """How far from a person's mask they are followed at most, as a share of the square root of its area: shadows are about
 as long as people are tall."""
-LIKELY = 0.7
-"""Probability from which a pixel counts. On drawn scenes 0.5 to 0.7 are alike; on photographs, of which the nano base
-knows little, 0.7 repaints two thirds of what 0.5 does where nobody left anything."""
+LEFT_BEHIND = 0.7
+"""Probability from which a pixel beside the masks is repainted. On drawn scenes 0.5 to 0.7 are alike; on photographs,
+of which the nano base knows little, 0.7 repaints two thirds of what 0.5 does where nobody left anything."""
+HIDDEN = 0.5
+"""Probability from which a pixel of a hole is somebody's who stays. On drawn scenes 0.7 completes people less well."""
 
 
-def followed(likely: np.ndarray, people: np.ndarray, passable: np.ndarray, limits: Sequence[float]) -> np.ndarray:
+def followed(
+    likely: np.ndarray, least: float, people: np.ndarray, passable: np.ndarray, limits: Sequence[float]
+) -> np.ndarray:
     """Whose each pixel is, of those where the model sees somebody: followed from people outwards, the nearest first.
 
     Args:
         likely: (h, w) float32, probabilities.
+        least: probability from which a pixel counts.
         people: (h, w) uint16, 0 nobody, k + 1 the person of index k.
         passable: (h, w) bool, where people are followed whatever the model says.
         limits: how far each person is followed, in pixels.
@@ -31,7 +36,7 @@ def followed(likely: np.ndarray, people: np.ndarray, passable: np.ndarray, limit
     Returns:
         (h, w) uint16 as ``people``, which it continues.
     """
-    open_to = passable | (likely > LIKELY)
+    open_to = passable | (likely > least)
     owners, reach = people.copy(), np.array([0.0, *limits])
     for way in range(1, math.ceil(reach.max()) + 1):
         # Square and cross in turn: together nearly a circle.

@@ -41,7 +41,7 @@ from PIL import Image
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from mild.bases import SUGGESTED_BASE
-from mild.erasing.extents import REACH, enlarged, followed
+from mild.erasing.extents import HIDDEN, LEFT_BEHIND, REACH, enlarged, followed
 from mild.erasing.isolation import Protect
 from mild.erasing.layers import Layer, LayeredPicture
 from mild.erasing.photo import Photo, checked_photo, checked_photos
@@ -704,7 +704,7 @@ def _left_behind(photo: Photo, painted: _Painted, reach: float, goes: np.ndarray
     size = painted.likely.shape
     people = cv2.resize(seen, size[::-1], interpolation=cv2.INTER_NEAREST)
     limits = _limits(photo, region, reach)
-    owners = np.where(painted.job.hole, 0, followed(painted.likely, people, painted.job.hole, limits))
+    owners = np.where(painted.job.hole, 0, followed(painted.likely, LEFT_BEHIND, people, painted.job.hole, limits))
     near = np.where(owners > 0, owners, cv2.dilate(owners, np.ones((3, 3), np.uint8)))
     found = (enlarged(np.where(painted.job.hole, 0, one), seen.shape) for one in (owners, near))
     surely, about = (np.where(goes[one], one, 0).astype(np.uint16) for one in found)
@@ -740,7 +740,7 @@ def _alpha_behind(photo: Photo, person: int, painted: _Painted, reach: float) ->
         return np.zeros(shown.shape, np.uint8)
     likely = np.where(painted.job.hole, painted.likely, 0)
     seen = cv2.resize(shown.astype(np.uint16), likely.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    owners = followed(likely, seen, np.zeros_like(painted.job.hole), [_limits(photo, region, reach)[person]])
+    owners = followed(likely, HIDDEN, seen, np.zeros_like(painted.job.hole), [_limits(photo, region, reach)[person]])
     # An edge is soft: half a probability more or less beside 1/2.
     soft = np.clip(2 * likely - 0.5, 0, 1) * (cv2.dilate(owners, np.ones((3, 3), np.uint8)) > 0)
     return np.rint(255 * cv2.resize(soft, shown.shape[::-1], interpolation=cv2.INTER_LINEAR)).astype(np.uint8)
