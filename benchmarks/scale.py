@@ -271,7 +271,9 @@ def killed(count: int, kills: int) -> dict[str, Any]:
         notes = Path(folder, "notes.jsonl")
         command = [sys.executable, __file__, "--one", str(count)]
         subprocess.run([*command, "2", f"{folder}/whole", os.devnull], env=environment, check=True, capture_output=True)
-        os.environ.update(environment)  # workers inherit it
+        # Workers inherit both.
+        os.environ.update(environment)
+        sys.path.insert(0, environment["PYTHONPATH"])
         with LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster:
             words = [*command, cluster.scheduler_address, f"{folder}/killed", str(notes)]
             build = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
@@ -373,8 +375,11 @@ def main() -> None:
         "settings": {"side": SIDE, "samples_per_shard": SHARD, "backgrounds": BACKGROUNDS},
         "rows": rows,
         "lines": fits(rows),
-        "killed": killed(min(given.samples), given.kills) if given.kills else None,
+        "killed": None,
     }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if given.kills:
+        result["killed"] = killed(min(given.samples), given.kills)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({name: result[name] for name in ("lines", "killed")}, indent=2))
 
