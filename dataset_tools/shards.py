@@ -492,7 +492,7 @@ def verify(root: str, workers: int = 2) -> Iterator[Problem]:
 
     Reads every byte of the shards once. Yields what is wrong; nothing where all is well.
     """
-    from dataset_tools.credits import Credits  # readers need no DuckDB
+    from dataset_tools.credits import Credits  # readers need no pyarrow
     from dataset_tools.shard_table import read_shard_table
 
     filesystem, base = _open(root)

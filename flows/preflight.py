@@ -22,9 +22,10 @@ from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.sources.sample import SampleSettings
 from dataset_tools.sources.video import VideoSettings
 from dataset_tools.sources.weblist import WeblistSettings
-from dataset_tools.storage import check_writable, is_url, open_root
+from dataset_tools.storage import check_writable, is_url, open_root, write_bytes
 from flows.dataset_steps import PICTURES
 from flows.settings import BuildSettings
+from mild.model.saved import one_line
 
 PATIENCE = 60
 """Seconds in which the first worker of a cluster has to come."""
@@ -59,8 +60,7 @@ def check_workers(runner: TaskRunner[Any], settings: BuildSettings, root: str, f
     """
     filesystem, work = open_root(f"{root}.work")
     token = f"preflight-{uuid.uuid4().hex}"
-    filesystem.makedirs(work, exist_ok=True)
-    filesystem.pipe_file(f"{work}/{token}", token.encode())
+    write_bytes(filesystem, f"{work}/{token}", token.encode())
     needs = Needs(settings=settings, root=root, token=token, software=_software(), fingerprints=fingerprints)
     try:
         ask = _ask_dask if settings.runner.kind == "dask" else _ask_ray
@@ -94,7 +94,7 @@ def _tried(check: Callable[..., None], *arguments: Any) -> list[str]:
     except PackageNotFoundError as error:
         return [f"the package {error.name} is missing"]
     except Exception as error:  # whatever a store or library says
-        return [what_to_mend(error) or " ".join(f"{type(error).__name__}: {error}".split())]
+        return [what_to_mend(error) or one_line(error)]
     return []
 
 
@@ -183,8 +183,7 @@ def _answer(get: Callable[[], Any]) -> Any:
 def _complaint(answers: dict[str, Any]) -> str:
     """One message about all workers; empty where nothing is wrong."""
     lines = {
-        worker: [" ".join(f"{type(answer).__name__}: {answer}".split())] if isinstance(answer, Exception) else answer
-        for worker, answer in answers.items()
+        worker: [one_line(answer)] if isinstance(answer, Exception) else answer for worker, answer in answers.items()
     }
     told = Counter(lack for lacks in lines.values() for lack in lacks)
     if not told:
