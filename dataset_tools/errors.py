@@ -33,6 +33,11 @@ class Rejected(Exception):
         self.transient = transient
 
 
+def one_line(error: BaseException) -> str:
+    """The error's kind and message, as a part of another's."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(":")
+
+
 MENDABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room

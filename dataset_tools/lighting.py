@@ -282,9 +282,14 @@ class _Caster:
         for index, level in enumerate(levels):
             share = np.interp(radii, levels, np.eye(len(levels))[index]).astype(np.float32)[:, None] / 255
             part = np.flatnonzero(share)
-            if part.size:
-                rows = np.s_[part[0] : part[-1] + 1]
-                soft[rows] += share[rows] * _blurred(alpha, int(level))[rows]
+            # Only where there is a share of it, and as far as it reaches.
+            first = max(part[0], pad - level) if part.size else 0
+            end = min(part[-1] + 1, len(alpha) - pad + level) if part.size else 0
+            if end > first:
+                rows, columns = np.s_[first:end], np.s_[pad - level : alpha.shape[1] - pad + level]
+                above = max(0, first - level)
+                blurred = _blurred(alpha[above : end + level, columns], int(level))
+                soft[rows, columns] += share[rows] * blurred[first - above : end - above]
         to_array = np.array(
             [[scale_x, 0, pad - self.left * scale_x], [0, scale_y, pad - self.top * scale_y], [0, 0, 1]]
         )

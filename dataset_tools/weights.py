@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dataset_tools.errors import UserError, what_to_mend
+from dataset_tools.errors import UserError, one_line, what_to_mend
 from dataset_tools.networks import NETWORKS, Network, WeightsFile
 from dataset_tools.storage import held, local_place
 
@@ -173,7 +173,7 @@ def pull(name: str, to: Path | None, progress: Progress) -> None:
             if what_to_mend(error):
                 raise
             raise UserError(
-                f"{name}: {file.path} could not be fetched whole: {_one_line(error)}; what came is kept, start again "
+                f"{name}: {file.path} could not be fetched whole: {one_line(error)}; what came is kept, start again "
                 "to go on from there"
             ) from None
 
@@ -266,7 +266,7 @@ def _from_hub(name: str, patterns: Sequence[str], download: bool) -> Path:
             raise
         raise UserError(
             f"weights {name} are no network of the table and no folder here, and cannot be fetched from the hub: "
-            f"{_one_line(error)}; check the name and the connection"
+            f"{one_line(error)}; check the name and the connection"
         ) from None
 
 
@@ -400,7 +400,3 @@ def _bar(name: str, progress: Progress) -> Any:
             progress(name, self._done, self._total)
 
     return Bar
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

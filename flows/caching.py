@@ -10,7 +10,8 @@ A step must read nothing but what its key covers. Files that one step writes for
 (`write_named`), and the next step's job holds that name: another run cannot put other bytes under it.
 
 Prefect does not look whether the files that a remembered result names are still there. `run_steps` does, and
-redoes those whose files are gone or altered, alone.
+redoes those whose files are gone or altered, alone. It looks before anything is handed to a task runner: a task run
+that finds its result costs a fifth of a second of Prefect's time, and a dataset has thousands of shards.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial, wraps
+from functools import cache, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -30,14 +30,15 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 from prefect import Task, task
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.filesystems import RemoteFileSystem
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.futures import PrefectFuture
+from prefect.results import ResultStore
 from prefect.states import State
 from prefect.task_engine import TaskRunTimeoutError
 from prefect.utilities.asyncutils import run_sync_in_worker_thread
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict
 
-from dataset_tools.errors import UserError, what_to_mend
+from dataset_tools.errors import Rejected, UserError, one_line, what_to_mend
 from dataset_tools.fetch import map_in_order
 from dataset_tools.ranges import read_whole
 from dataset_tools.settings import digest_of
@@ -51,6 +52,11 @@ LENIENCE = 60.0
 
 LOOKERS = 16
 """Remembered results that are looked at at once."""
+
+SUBMISSIONS = 3
+"""Times that a job is handed to a cluster, as often as a step is tried: Dask gives up a job whose worker has died four
+times (``distributed.scheduler.allowed-failures``), whatever it died of, Ray one whose worker has died as often
+(``max_retries``)."""
 
 
 class Job(BaseModel):
@@ -239,54 +245,65 @@ def run_steps(
     no call in C that does not come back: where no job has ended for so long that one must hang in such a call, the flow
     is ended and the job left to itself.
 
-    Remembered results whose files are gone or altered, or which tell of passing faults (time-outs), are
-    redone. ``progress`` counts tasks; None where the step shows its own. Must be called from a flow: results
-    of tasks called inside a task are kept only when that ends.
+    Jobs whose results are remembered make no task run. Remembered results whose files are gone or altered, or which
+    tell of passing faults (time-outs), are redone. ``progress`` counts jobs; None where the step shows its own. Must be
+    called from a flow: results of tasks called inside a task are kept only when that ends.
 
     Raises:
         UserError: a job was ended as often as it was tried, or cannot be ended.
     """
+    block = LocalFileSystem(basepath=str(storage)) if isinstance(storage, Path) else storage
+    store, listings = ResultStore(result_storage=block, cache_result_in_memory=False), Listings()
+    unsound = []
+
+    def look(job: JobT) -> ResultT | None:
+        result: ResultT | None = _remembered(store, job)
+        if result is None or result.is_sound(job, listings):
+            return result
+        forget([job])
+        unsound.append(job)
+        return None
+
+    if progress is not None:
+        progress.expect(len(jobs))
+    found: list[ResultT | None] = []
+    for result in map_in_order(look, jobs, LOOKERS, 4 * LOOKERS):
+        assert not isinstance(result, Rejected)
+        found.append(result)
+        if progress is not None and result is not None:
+            progress.advance()
+    missing = [job for job, result in zip(jobs, found, strict=True) if result is None]
     stored = step.with_options(result_storage=storage, timeout_seconds=time_limit)
-    run = _run_here if in_this_thread else partial(_run, progress=progress)
-    outcomes = run(stored, jobs)
-    listings = Listings()
-
-    def is_doubtful(done: tuple[JobT, Outcome[ResultT]]) -> bool:
-        job, outcome = done
-        return outcome.cached and not outcome.result.is_sound(job, listings)
-
-    looked_at = map_in_order(is_doubtful, zip(jobs, outcomes, strict=True), LOOKERS, 4 * LOOKERS)
-    doubtful = [number for number, bad in enumerate(looked_at) if bad]
-    if doubtful:
-        again = run(stored.with_options(refresh_cache=True), [jobs[number] for number in doubtful])
-        for number, outcome in zip(doubtful, again, strict=True):
-            outcomes[number] = outcome
-    done = sum(not outcome.cached for outcome in outcomes)
-    altered = f", {len(doubtful)} of them as what was remembered is not sound" if doubtful else ""
+    done = iter(_run_here(stored, missing) if in_this_thread else _run(stored, missing, progress))
+    altered = f", {len(unsound)} of them as what was remembered is not sound" if unsound else ""
     for name in {job.step for job in jobs}:
-        run_logger().info("%s: %d done%s, %d remembered", name, done, altered, len(outcomes) - done)
-    return outcomes
+        run_logger().info("%s: %d done%s, %d remembered", name, len(missing), altered, len(jobs) - len(missing))
+    return [Outcome(next(done), False) if result is None else Outcome(result, True) for result in found]
+
+
+def _remembered(store: ResultStore, job: Job) -> Any:
+    """What Prefect's engine would find for a job; None where that is nothing, or was cut short by a kill.
+
+    Raises:
+        UserError, OSError: as the store does that cannot be asked.
+    """
+    try:
+        return store.read(job.key()).result
+    except UserError:
+        raise
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 class ResultFolder(RemoteFileSystem):
-    """Prefect's results in a store, each written and read with one request: Prefect's own block takes up to four.
-
-    Prefect reads a result twice in a row, to see whether it is there and to have it; the second time it is at hand.
-    """
+    """Prefect's results in a store, each written and read with one request: Prefect's own block takes up to four."""
 
     _block_type_name = "MILD results"
-    _at_hand: dict[int, tuple[str, bytes]] = PrivateAttr(default_factory=dict)
-    """By thread, what it read last."""
 
     def read_path(self, path: str, _sync: bool | None = None) -> bytes:  # type: ignore[override]
         """A result. Raises `FileNotFoundError`."""
-        known, content = self._at_hand.pop(threading.get_ident(), ("", b""))
-        if known == path:
-            return content
         filesystem, place = open_root(self._resolve_path(path))
-        content = read_whole(filesystem, place)
-        self._at_hand[threading.get_ident()] = path, content
-        return content
+        return read_whole(filesystem, place)
 
     async def aread_path(self, path: str) -> bytes:
         """`read_path`, for Prefect's asynchronous code."""
@@ -323,15 +340,43 @@ def forget(jobs: Iterable[Job]) -> None:
             filesystem.rm_file(f"{base}/{job.key()}")
 
 
-def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None) -> list[Outcome[ResultT]]:
+def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None) -> list[ResultT]:
+    futures = _ended(step, jobs, progress) if jobs else []
+    for submission in range(1, SUBMISSIONS + 1):
+        lost = {number: error for number, future in enumerate(futures) if (error := _lost(future))}
+        if not lost:
+            break
+        number, error = next(iter(lost.items()))
+        if submission == SUBMISSIONS:
+            raise UserError(
+                f"{jobs[number].run_name()} was handed to the cluster {submission} times, and each time its workers "
+                f"died, most often for want of memory: see their logs; what is finished is kept ({one_line(error)})"
+            )
+        run_logger().warning("%d jobs lost their workers and are handed out again: %s", len(lost), one_line(error))
+        for number, future in zip(lost, _ended(step, [jobs[number] for number in lost], None), strict=True):
+            futures[number] = future
+    return _results(step, jobs, futures)
+
+
+def _lost(future: PrefectFuture[Any]) -> Exception | None:
+    """Why a job has no result of its own: what a step raises is one, so that its workers died."""
+    try:
+        future.result(raise_on_failure=False)
+    except Exception as error:  # each kind of cluster has its own
+        return error
+    return None
+
+
+def _ended(
+    step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None
+) -> list[PrefectFuture[ResultT]]:
+    """Of jobs that are handed to the task runner, when all have ended."""
     futures: list[PrefectFuture[ResultT]] = [step.submit(job) for job in jobs]
     ended = queue.SimpleQueue[PrefectFuture[ResultT]]()
     for future in futures:
         future.add_done_callback(ended.put)
     limit = step.timeout_seconds
     longest = None if limit is None else (1 + step.retries) * limit + LENIENCE
-    if progress is not None:
-        progress.expect(len(futures))
     for count in range(len(futures)):
         try:
             ended.get(timeout=longest)
@@ -346,29 +391,27 @@ def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress |
             ) from None
         if progress is not None:
             progress.advance()
-    return _outcomes(step, jobs, futures)
+    return futures
 
 
-def _run_here(step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[Outcome[ResultT]]:
+def _run_here(step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:
     states = [step(job, return_state=True) for job in jobs]
-    return _outcomes(step, jobs, states)
+    return _results(step, jobs, states)
 
 
-def _outcomes(
+def _results(
     step: Task[[JobT], ResultT], jobs: Sequence[JobT], ended: Sequence[PrefectFuture[ResultT] | State[ResultT]]
-) -> list[Outcome[ResultT]]:
-    outcomes = []
+) -> list[ResultT]:
+    results = []
     for job, each in zip(jobs, ended, strict=True):
         try:
-            result = each.result()
+            results.append(each.result())
         except TaskRunTimeoutError:
             raise UserError(
                 f"{job.run_name()} took longer than the time limit of {step.timeout_seconds:g} s, as often as it was "
                 "tried; what is finished is kept"
             ) from None
-        state = each if isinstance(each, State) else each.state
-        outcomes.append(Outcome(result=result, cached=state.name == "Cached"))
-    return outcomes
+    return results
 
 
 @cache

@@ -6,6 +6,7 @@ be met in the middle of a build, or never: as shards that only it can see.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import uuid
 from collections import Counter
@@ -18,17 +19,18 @@ from typing import Any
 from prefect.task_runners import TaskRunner
 from pydantic import BaseModel
 
-from dataset_tools.errors import UserError, what_to_mend
+from dataset_tools.errors import UserError, one_line, what_to_mend
 from dataset_tools.sources.sample import SampleSettings
 from dataset_tools.sources.video import VideoSettings
 from dataset_tools.sources.weblist import WeblistSettings
 from dataset_tools.storage import check_writable, is_url, open_root, write_bytes
 from flows.dataset_steps import PICTURES
 from flows.settings import BuildSettings
-from mild.model.saved import one_line
 
 PATIENCE = 60
 """Seconds in which the first worker of a cluster has to come."""
+DEATHS = 5
+"""Times that workers may die, each on average, while they are looked at."""
 
 
 class Needs(BaseModel):
@@ -145,15 +147,31 @@ def _software() -> dict[str, str]:
 
 
 def _ask_dask(runner: Any, settings: BuildSettings, needs: Needs) -> dict[str, Any]:
-    client, local = runner.client, settings.runner.address is None
-    try:
-        client.wait_for_workers(settings.runner.workers if local else 1, timeout=PATIENCE)
-    except TimeoutError:
-        return {}
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    # As a task to each: what `Client.run` calls is in the worker's event loop, where Prefect's blocks cannot be read.
-    asked = {address: client.submit(lacks_of, needs, workers=[address], pure=False) for address in workers}
-    return {address: _answer(future.result) for address, future in asked.items()}
+    from distributed import wait
+
+    client, least = runner.client, settings.runner.workers if settings.runner.address is None else 1
+    asked: dict[str, Any] = {}
+    while True:
+        try:
+            client.wait_for_workers(least, timeout=PATIENCE)
+        except TimeoutError:
+            return {}
+        # A task for a worker that has died waits for it without end; the one in its place has another address.
+        present = set(client.scheduler_info(n_workers=-1)["workers"])
+        if not present:
+            continue
+        if len(asked.keys() - present) > DEATHS * len(present):
+            raise UserError(
+                f"runner: the workers at {client.scheduler.address} die as they are looked at: see their logs"
+            )
+        for address in present - asked.keys():
+            # What `Client.run` calls is in the worker's event loop, where Prefect's blocks cannot be read.
+            asked[address] = client.submit(lacks_of, needs, workers=[address], pure=False)
+        unanswered = [asked[address] for address in present if not asked[address].done()]
+        if not unanswered:
+            return {address: _answer(asked[address].result) for address in present}
+        with contextlib.suppress(TimeoutError):
+            wait(unanswered, timeout=1, return_when="FIRST_COMPLETED")
 
 
 def _ask_ray(runner: Any, settings: BuildSettings, needs: Needs) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, one_line
 from dataset_tools.settings import digest_of
 from mild.evaluation.pairs import Opinion, Pair, PairsSettings, blind_png, read_pair
 
@@ -285,7 +285,7 @@ class _Run:
         try:
             answer = task.result()
         except (openai.BadRequestError, openai.UnprocessableEntityError, openai.APITimeoutError) as error:
-            self._set_aside(question, _in_one_line(error))
+            self._set_aside(question, one_line(error))
         except openai.APIError as error:
             self._stop(f"{self._settings.url}: {_why(error, self._settings.model)}")
         except UserError as error:
@@ -386,14 +386,10 @@ def _why(error: Any, model: str) -> str:
         # What the endpoint says may repeat a part of the key.
         return f"it does not accept the key in the environment variable {KEY_VARIABLE}"
     if isinstance(error, openai.NotFoundError):
-        return f"it knows no model {model!r} here: {_in_one_line(error)}"
+        return f"it knows no model {model!r} here: {one_line(error)}"
     if isinstance(error, openai.APIConnectionError):
-        return f"it cannot be reached ({_in_one_line(error.__cause__ or error)}); what was answered is kept"
-    return f"{_in_one_line(error)}; what was answered is kept, and the same command goes on from there"
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        return f"it cannot be reached ({one_line(error.__cause__ or error)}); what was answered is kept"
+    return f"{one_line(error)}; what was answered is kept, and the same command goes on from there"
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, one_line
 from mild.model.attention import SpatialAttention, SpatialModulation, install_sma, remove_sma
 from mild.model.backbone import (
     BRANCHES,
@@ -63,7 +63,7 @@ from mild.model.morphology import (
 )
 from mild.model.offsets import Offsets, install_offsets, remove_offsets
 from mild.model.prefix import PromptPrefix
-from mild.model.saved import CONFIG, FORMAT, SavedConfig, fetched, one_line, read_config
+from mild.model.saved import CONFIG, FORMAT, SavedConfig, fetched, read_config
 from mild.seeds import derived_seed
 from mild.settings import MildSettings, PrefixSettings
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, Field
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, one_line
 from dataset_tools.networks import NETWORKS
 from dataset_tools.settings import Settings
 from dataset_tools.weights import HUB_ID
@@ -99,8 +99,3 @@ def read_config(folder: Path) -> SavedConfig:
             "version of mild that wrote it"
         )
     return SavedConfig.check(values, origin=str(path))
-
-
-def one_line(error: Exception) -> str:
-    """The error's kind and message, for a `UserError`."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

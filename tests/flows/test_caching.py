@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import fsspec
 import pytest
@@ -14,7 +16,7 @@ from prefect import flow
 from dataset_tools.errors import UserError
 from dataset_tools.storage import open_root, write_bytes
 from flows.caching import Files, Job, Outcome, cached_step, folder_digest, result_storage, run_steps
-from flows.settings import Threads
+from flows.settings import RunnerSettings, Threads
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -66,6 +68,16 @@ def dawdle(job: WriteJob) -> Files:
     return write.fn(job)
 
 
+@cached_step
+def die(job: WriteJob) -> Files:
+    """Take the worker along as often as the name says."""
+    with Path(job.work, "calls").open("a") as calls:
+        calls.write(f"{job.name}\n")
+    if calls_of(job.work).count(job.name) <= int(job.name):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write.fn(job)
+
+
 AWAITED = threading.Event()
 
 
@@ -88,12 +100,16 @@ def place(tmp_path: Path) -> dict[str, str]:
 
 
 def run(
-    place: dict[str, str], contents: dict[str, str], step: Any = write, time_limit: float | None = None
+    place: dict[str, str],
+    contents: dict[str, str],
+    step: Any = write,
+    time_limit: float | None = None,
+    kind: Literal["threads", "dask"] = "threads",
 ) -> dict[str, Outcome[Files]]:
     """Run one job a name in a flow of its own, as a process that was started again would."""
     jobs = [WriteJob(**place, name=name, content=content) for name, content in contents.items()]
 
-    @flow(name="test-caching", task_runner=Threads(max_workers=2))
+    @flow(name="test-caching", task_runner=RunnerSettings(kind=kind).open())
     def steps() -> list[Outcome[Files]]:
         return run_steps(step, jobs, result_storage(place["work"]), time_limit=time_limit)
 
@@ -197,6 +213,23 @@ def test_what_cannot_be_ended_is_left_to_itself_and_the_run_says_so(
     AWAITED.set()
     for thread in Threads._abandoned:
         thread.join()
+
+
+@pytest.mark.process
+def test_a_job_whose_workers_die_is_handed_out_again_and_one_whose_workers_always_do_ends_the_run(
+    place: dict[str, str], forked_workers: None
+) -> None:
+    """Dask gives it up: here at once, else when four of its workers have died, of whatever."""
+    import dask
+
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        outcomes = run(place, {"0": "a", "2": "b"}, die, kind="dask")
+        assert [outcome.result.told() for outcome in outcomes.values()] == ["files: 1", "files: 1"]
+        assert Counter(calls_of(place["work"]))["2"] == 4
+        with pytest.raises(UserError, match=r"root write was handed to the cluster 3 times, .* died") as told:
+            run(place, {"9": "c"}, die, kind="dask")
+    assert "KilledWorker" in str(told.value)
+    assert Counter(calls_of(place["work"]))["9"] == 3
 
 
 def test_a_step_says_what_it_came_to_in_the_log_of_its_run(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dataset_tools.errors import UserError
-from flows.preflight import Needs, _complaint, _software, lacks_of
+from flows import preflight
+from flows.preflight import Needs, _ask_dask, _complaint, _software, lacks_of
 from flows.settings import BuildSettings, RunnerSettings
 
 
@@ -62,6 +66,36 @@ def test_what_workers_lack_is_one_message_that_says_who_lacks_it() -> None:
         "OSError: gone (tcp://8)"
     )
     assert _complaint({"tcp://9": []}) == ""
+
+
+def _die(needs: Needs) -> list[str]:
+    """End the worker that is looked at, until two have ended."""
+    dead = Path(needs.root, str(len(os.listdir(needs.root))))
+    if dead.name == "2":
+        return []
+    dead.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+@pytest.mark.process
+def test_workers_that_die_as_they_are_looked_at_are_not_waited_for_but_those_in_their_place(
+    needs: Callable[..., Needs], tmp_path: Path, forked_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client, LocalCluster
+
+    asked = needs({"runner": {"kind": "dask", "workers": 1}}, root=str(tmp_path / "dead"))
+    (tmp_path / "dead").mkdir()
+    monkeypatch.setattr(preflight, "lacks_of", _die)
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        runner = SimpleNamespace(client=client)
+        monkeypatch.setattr(preflight, "DEATHS", 0)
+        with pytest.raises(UserError, match=r"the workers at tcp://.* die as"):
+            _ask_dask(runner, asked.settings, asked)
+        monkeypatch.undo()
+        monkeypatch.setattr(preflight, "lacks_of", _die)
+        assert list(_ask_dask(runner, asked.settings, asked).values()) == [[]]
+    assert sorted(os.listdir(tmp_path / "dead")) == ["0", "1"]
 
 
 @pytest.mark.parametrize("address", ["tcp://scheduler:8786", "tls://10.0.0.1:8786", "ray://head.cluster:10001"])
