@@ -116,7 +116,7 @@ def mild_steps(
             latents = Kept(pipeline, samples, chosen)
         # One of its own around the same networks: a run takes out of it what it is done with.
         own = StableDiffusionXLInpaintPipeline(**pipeline.components, add_watermarker=False)
-        run = _Run(chosen, samples, own, layered, accelerator, latents, sharding=None)
+        run = _Run(chosen, samples, own, layered, accelerator, latents, fresh=None, sharding=None)
         feed = run.feed()
 
         def step() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from dataset_tools.schema import Configuration
 from dataset_tools.settings import Settings
@@ -48,6 +48,14 @@ class TrainRecipe(Settings):
     time_limit: float | None = Field(default=None, gt=0)
     """Seconds without a word of training after which it hangs: it is killed, and tried again from its last checkpoint,
     twice. It says something every ``train.log_every`` steps, and loads the base before the first. Null: any time."""
+
+    @model_validator(mode="after")
+    def _composites_to_replace(self) -> Self:
+        if self.train.fresh_composites is not None and "composite" not in self.configurations:
+            raise ValueError(
+                "train.fresh_composites stand in the place of composites: name composite in configurations"
+            )
+        return self
 
 
 class LatentsJob(Job):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from dataset_tools.settings import Settings
 
@@ -126,6 +126,19 @@ class CropSettings(Settings):
     """Smallest side, as a share of the picture's shorter side, which is the largest."""
 
 
+class FreshCompositeSettings(Settings):
+    """What is asked of composites that are made anew; what is null is as the dataset was built, as is all else of
+    `dataset_tools.compositing.CompositorSettings`."""
+
+    people: dict[PositiveInt, NonNegativeFloat] | None = Field(None, min_length=1)
+    """Target distribution: number of people in a picture to its relative weight."""
+    overlap: float | None = Field(None, ge=0, le=1)
+    """Target share, among pictures of two people and more, of those in which people overlap."""
+    max_occlusion: float | None = Field(None, gt=0, lt=1)
+    """Largest share of a person that others may hide; where people are to overlap, what is aimed at is uniform in 0 to
+    this."""
+
+
 HOW_NOT_WHAT = {
     "workers",
     "gradient_accumulation",
@@ -219,6 +232,10 @@ class TrainSettings(Settings):
     recolour: float = Field(0.0, ge=0, le=1)
     """Probability that the colours of an example are changed (`mild.training.colours`): a base that knows
     few pictures fills the holes of others in the colours of those."""
+    fresh_composites: FreshCompositeSettings | None = None
+    """Each time that a ``composite`` sample is drawn, another composite is made in its place, of people of the
+    dataset's photographs on the same clean plate (`mild.training.fresh`): no two steps see the same. An empty group
+    (``{}``) makes them as the dataset's were, but without reflections. Null: those of the dataset, again and again."""
     cached_views: int | None = Field(None, ge=1)
     """Each sample is seen in this many fixed views (faulty masks, crop, flip, colours, person), whose latents the flow
     ``train`` computes once, before training, and keeps; null: in another view each time. At 512 pixels a view takes
@@ -260,6 +277,8 @@ class TrainSettings(Settings):
                 f"batch_size ({self.batch_size}) must be a multiple of gradient_accumulation "
                 f"({self.gradient_accumulation})"
             )
+        if self.fresh_composites is not None and self.cached_views is not None:
+            raise ValueError("cached_views keeps what fresh_composites makes anew each time: leave one of them out")
         if self.lr_warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("lr_warmup_steps would do nothing with lr_scheduler constant: use constant_with_warmup")
         return self

@@ -33,6 +33,7 @@ from mild.training.batches import Batch, View, draw_fixed_view, draw_person, dra
 
 if TYPE_CHECKING:
     from mild.model.backbone import Branch
+    from mild.training.fresh import FreshComposites
     from mild.training.latents import Latents
 
 
@@ -82,14 +83,22 @@ class TrainingData(Dataset[Drawn | UserError]):
     """How many the base was trained on."""
     latents: Latents | None
     """Of the samples' fixed views, where they are stored."""
+    fresh: FreshComposites | None = None
+    """Makes what is seen in the place of composites."""
 
     def __getitem__(self, work: Work) -> Drawn | UserError:
         try:
-            return self.drawn(work.step, work.branches, [self.samples[index] for index in work.indices])
+            return self.drawn(work.step, work.branches, [self._sample(work.step, index) for index in work.indices])
         except Exception as error:
             if (complaint := what_to_mend(error)) is None:
                 raise
             return UserError(complaint)
+
+    def _sample(self, step: int, index: int) -> Sample:
+        sample = self.samples[index]
+        if self.fresh is None or sample.configuration != "composite":
+            return sample
+        return self.fresh.instead_of(sample, step)
 
     def drawn(self, step: int, branches: Sequence[Branch], samples: Sequence[Sample]) -> Drawn:
         """What a step sees of samples. Raises `UserError` where one cannot be used."""

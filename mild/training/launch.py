@@ -223,25 +223,32 @@ def train_here(
         UserError: settings, dataset or base cannot be used, and what `mild.training.loop.train` raises it for.
         mild.training.loop.Preempted: ``stop`` said so.
     """
+    from mild.training.fresh import FreshComposites, donors_configuration
     from mild.training.latents import Latents
     from mild.training.loop import check_machine, train
     from mild.training.mixture import Mixture
 
-    check_machine(request.settings)
+    settings, donors = request.settings, None
+    check_machine(settings)
     datasets = {name: ShardDataset(request.dataset, name, request.split) for name in request.configurations}
+    read = dict(datasets)
+    if settings.fresh_composites is not None:
+        name = donors_configuration(request.dataset, request.split)
+        donors = read[name] = datasets.get(name) or ShardDataset(request.dataset, name, request.split)
     if os.environ.get("RANK", "0") == "0":
-        for dataset in datasets.values():
+        for dataset in read.values():
             check_shards(dataset)
-    validation = None if request.settings.samples_every is None else validation_of(request)
+    validation = None if settings.samples_every is None else validation_of(request)
     train(
-        request.settings,
+        settings,
         Mixture(datasets, request.configurations),
         request.base,
         request.output,
         log,
         dataset_digest=request.dataset_digest,
         base_digest=request.base_digest,
-        latents=None if request.latents is None else Latents(request.latents, request.settings),
+        latents=None if request.latents is None else Latents(request.latents, settings),
+        fresh=None if donors is None else FreshComposites(donors, settings),
         validation=validation,
         stop=stop,
     )

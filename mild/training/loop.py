@@ -48,6 +48,7 @@ from mild.settings import TrainSettings
 from mild.training.batches import Batch
 from mild.training.checkpoints import Checkpoint, Checkpoints
 from mild.training.data import Drawn, TrainingData, Work, fed
+from mild.training.fresh import FreshComposites
 from mild.training.journal import Journal, SamplePictures, check_trackers, logs_of, numbers_of, peak_memory
 from mild.training.latents import Latents, encode_batches, encode_fixed
 from mild.training.mixture import usable
@@ -115,6 +116,7 @@ def train(
     base_digest: str = "",
     checkpoints: str | None = None,
     latents: Latents | None = None,
+    fresh: FreshComposites | None = None,
     validation: Samples | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
@@ -165,14 +167,18 @@ def train(
         checkpoints: folder for them; by default ``{output}.work/checkpoints``.
         latents: of the samples' fixed views (``cached_views``); None: the VAE encodes what each step sees, which gives
             the same bytes.
+        fresh: makes what is seen in the place of composites; goes with ``fresh_composites``.
         validation: whom sample pictures show (``samples_every``); None: nobody, and a warning says so.
         stop: asked after every step; once it says yes the run is saved and ends with `Preempted`.
 
     Raises:
         UserError: the base or dataset cannot be used, the checkpoints are of another run or cannot be written, or loss
             or gradients are no longer finite (the last good checkpoint stays).
+        ValueError: ``fresh`` or ``settings.fresh_composites`` is there without the other.
         Preempted: ``stop`` said so.
     """
+    if (fresh is None) != (settings.fresh_composites is None):
+        raise ValueError("fresh and settings.fresh_composites go together: give both or neither")
     check_machine(settings)
     output = local_place(output, "adapters")
     samples, aside = usable(samples, settings.resolution, settings.batch_size)
@@ -207,7 +213,7 @@ def train(
         started = time.monotonic()
         layered = _layered(pipeline, settings)
         layered.resolution, layered.inference_steps = settings.resolution, settings.inference_steps
-        run = _Run(settings, samples, pipeline, layered, accelerator, latents, sharding)
+        run = _Run(settings, samples, pipeline, layered, accelerator, latents, fresh, sharding)
         if saved is not None:
             run.restore(saved)
         journal = None
@@ -352,6 +358,7 @@ class _Run:
         layered: LayeredUNet,
         accelerator: Accelerator,
         latents: Latents | None,
+        fresh: FreshComposites | None,
         sharding: FullyShardedDataParallelPlugin | None,
     ) -> None:
         self.settings, self.samples, self.layered, self.accelerator = settings, samples, layered, accelerator
@@ -373,7 +380,7 @@ class _Run:
         # One graph a branch: anything that would break it, or compile it anew, is an error and no silent slowness.
         self.compute = torch.compile(self.unet, fullgraph=True, dynamic=False) if settings.compile else self.unet
         self.branch_loss = BranchLoss(pipeline, layered, settings)
-        self.data = training_data(pipeline, layered, settings, samples, latents)
+        self.data = training_data(pipeline, layered, settings, samples, latents, fresh)
         # Nobody needs the text encoders any more; the VAE, only sample pictures and training without latents do.
         pipeline.text_encoder = pipeline.text_encoder_2 = None
         if settings.samples_every is None and latents is not None:
@@ -807,6 +814,7 @@ def training_data(
     settings: TrainSettings,
     samples: Samples,
     latents: Latents | None = None,
+    fresh: FreshComposites | None = None,
 ) -> TrainingData:
     """What `BranchLoss` is fed with."""
     side = settings.resolution // pipeline.vae_scale_factor
@@ -817,6 +825,7 @@ def training_data(
         (int(pipeline.vae.config.latent_channels), side, side),
         int(pipeline.scheduler.config.num_train_timesteps),
         latents,
+        fresh,
     )
 
 

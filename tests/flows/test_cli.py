@@ -140,6 +140,11 @@ def test_the_sample_trains_for_minutes_not_an_hour() -> None:
     assert sum(dataset.samples or 1000 for dataset in judged) <= 12
 
 
+def test_fresh_composites_without_composites_are_refused() -> None:
+    with pytest.raises(UserError, match=r"stand in the place of composites: name composite in configurations$"):
+        TrainRecipe.check({"configurations": {"paired": 1}, "train": {"fresh_composites": {}}}, origin="test")
+
+
 FOLDERS = st.text(st.sampled_from("ab #%[]~+:*?é雪(/)"), min_size=1, max_size=12).filter(
     lambda name: not name.startswith("/") and "." not in name
 )

@@ -31,6 +31,7 @@ def test_a_warm_up_that_ends_before_it_starts_is_refused() -> None:
             {"start_from": "mild-nano-adapters", "mild": {"prefix": {}, "sma": False}},
             "all of mild but a new prefix comes from that directory",
         ),
+        ({"cached_views": 2, "fresh_composites": {}}, "cached_views keeps what fresh_composites makes anew each time"),
         ({"lr_warmup_steps": 10}, "would do nothing with lr_scheduler constant: use constant_with_warmup"),
     ],
 )

@@ -16,8 +16,9 @@ import pytest
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
 from dataset_tools.shards import ShardDataset
-from mild.settings import TrainSettings
+from mild.settings import FreshCompositeSettings, TrainSettings
 from mild.training.data import TrainingData, Work, fed
+from mild.training.fresh import FreshComposites
 from mild.training.loop import Preempted, train
 
 
@@ -35,19 +36,21 @@ def assert_none_is_left() -> None:
 @pytest.mark.slow
 @pytest.mark.process
 def test_workers_that_are_signalled_and_fail_leave_the_bytes_of_a_run_without_any(
-    drawn_dataset: str,
+    dataset_with_donors: str,
     serve_files: Callable[..., Any],
     tiny_base: str,
     quick: TrainSettings,
     tmp_path: Path,
 ) -> None:
-    """Two read over a network, and are told to end before the third step, as a scheduler tells all of a job: the step
-    is taken and saved. Then one meets a server that will not do, which it says as the training process would. Then
-    there is none."""
-    server = serve_files(Path(drawn_dataset))
+    """Two read over a network, make other composites of what they read, and are told to end before the third step, as
+    a scheduler tells all of a job: the step is taken and saved. Then one meets a server that will not do, which it says
+    as the training process would. Then there is none."""
+    server = serve_files(Path(dataset_with_donors))
     samples = ShardDataset(server.url, "composite", "train")
-    settings, pieces = quick.model_copy(update={"gradient_accumulation": 2}), str(tmp_path / "pieces")
-    train(settings, samples, tiny_base, str(tmp_path / "whole"), silent)
+    changes = {"gradient_accumulation": 2, "fresh_composites": FreshCompositeSettings(overlap=1)}
+    settings, pieces = quick.model_copy(update=changes), str(tmp_path / "pieces")
+    fresh = FreshComposites(ShardDataset(server.url, "real", "train"), settings)
+    train(settings, samples, tiny_base, str(tmp_path / "whole"), silent, fresh=fresh)
     asked: list[int] = []
 
     def signalled() -> bool:
@@ -59,18 +62,20 @@ def test_workers_that_are_signalled_and_fail_leave_the_bytes_of_a_run_without_an
         return True
 
     with pytest.raises(Preempted, match="after step 3"):
-        train(settings.model_copy(update={"workers": 2}), samples, tiny_base, pieces, silent, stop=signalled)
+        train(
+            settings.model_copy(update={"workers": 2}), samples, tiny_base, pieces, silent, fresh=fresh, stop=signalled
+        )
     assert asked == [0, 2, 2]
     assert_none_is_left()
     server.ranges = False
     with pytest.raises(UserError) as alone:
-        train(settings, samples, tiny_base, pieces, silent)
+        train(settings, samples, tiny_base, pieces, silent, fresh=fresh)
     with pytest.raises(UserError) as told:
-        train(settings.model_copy(update={"workers": 1}), samples, tiny_base, pieces, silent)
+        train(settings.model_copy(update={"workers": 1}), samples, tiny_base, pieces, silent, fresh=fresh)
     assert str(told.value) == str(alone.value) and "ignores range requests" in str(told.value)
     assert_none_is_left()
     server.ranges = True
-    assert train(settings, samples, tiny_base, pieces, silent).resumed_at == 3
+    assert train(settings, samples, tiny_base, pieces, silent, fresh=fresh).resumed_at == 3
     names = [str(path.relative_to(tmp_path / "whole")) for path in (tmp_path / "whole").rglob("*.safetensors")]
     names.append("loss.csv")
     assert len(names) == 6

@@ -19,7 +19,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.schema import annotations_of
 from dataset_tools.shards import ShardDataset, verify
 from dataset_tools.storage import open_root
-from mild.settings import TrainSettings
+from mild.settings import FreshCompositeSettings, TrainSettings
 from mild.training.launch import TrainRequest, train_here
 
 
@@ -83,14 +83,15 @@ def read_in_workers(root: str, same: str) -> None:
 
 
 def test_training_from_a_store_that_is_busy_now_and_then_gives_the_bytes_of_training_from_a_disk(
-    drawn_dataset: str, bucket: str, object_store: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path
+    dataset_with_donors: str, bucket: str, object_store: Any, tiny_base: str, quick: TrainSettings, tmp_path: Path
 ) -> None:
-    open_root(bucket)[0].put(drawn_dataset, f"{bucket}/dataset", recursive=True)
+    """Composites and photographs of donors, of which other composites are made."""
+    open_root(bucket)[0].put(dataset_with_donors, f"{bucket}/dataset", recursive=True)
     asked = itertools.count()
     object_store.refuse = lambda what: (503, "SlowDown") if ".tar" in what and next(asked) % 3 == 1 else None
-    for name, dataset in (("disk", drawn_dataset), ("store", f"{bucket}/dataset")):
+    for name, dataset in (("disk", dataset_with_donors), ("store", f"{bucket}/dataset")):
         request = TrainRequest(
-            settings=quick.model_copy(update={"steps": 2}),
+            settings=quick.model_copy(update={"steps": 2, "fresh_composites": FreshCompositeSettings()}),
             dataset=dataset,
             configurations={"composite": 1.0},
             split="train",
