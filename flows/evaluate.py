@@ -254,6 +254,7 @@ class _Evaluation:
                     title=method.title,
                     kind=method.kind,
                     arm=method.arm,
+                    below=method.below,
                     not_run=reason or "",
                     **row,
                 )
@@ -277,9 +278,7 @@ class _Evaluation:
             for metric in self.recipe.metrics
         ]
 
-    def _erase_job(
-        self, method: Any, fingerprint: str, cases: CasesJob, chosen: Sequence[CasesJob] = ()
-    ) -> EraseJob:
+    def _erase_job(self, method: Any, fingerprint: str, cases: CasesJob, chosen: Sequence[CasesJob] = ()) -> EraseJob:
         shuffled = isinstance(method, MILDMethod) and method.shuffled_cues
         return EraseJob(
             **self.place,

@@ -254,7 +254,7 @@ class LayeredUNet:
         return prefixed
 
     def project_(self) -> None:
-        """Enforce the hard constraints of SMA, unless the settings leave it free; call it after every optimizer step."""
+        """Enforce the hard constraints of SMA, unless its settings do without; call it after every optimizer step."""
         if self.sma is not None and self.settings.sma_constraints:
             self.sma.project_()
 
