@@ -112,8 +112,8 @@ def check_ablate(
     rungs = list(different.values())
     if same := [rung for rung in RUNGS if rung not in (*rungs, "extents")]:
         raise UserError(
-            f"the training recipe lacks a part of the full model, so that {', '.join(same)} would be trained like other "
-            "rungs: give it hmg with both cues, sma and its constraints"
+            f"the training recipe lacks a part of the full model: {', '.join(same)} would be trained like other rungs; "
+            "give it hmg with both cues, sma and its constraints"
         )
     check_evaluate(evaluate_settings, judged_on or dataset, "", f"{root}/evaluation")
     return root, rungs

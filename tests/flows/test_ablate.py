@@ -69,5 +69,5 @@ def test_a_recipe_that_is_not_of_the_full_model_is_told_of(drawn_dataset: str, t
     given = (*RECIPES, drawn_dataset, str(tmp_path / "out"), (0,), "")
     _, rungs = check_ablate(*given, {"train.mild.extents": None})
     assert rungs == [rung for rung in PARTS if rung != "extents"]
-    with pytest.raises(UserError, match="so that sma, full would be trained like other rungs"):
+    with pytest.raises(UserError, match="full model: sma, full would be trained like other rungs"):
         check_ablate(*given, {"train.mild.sma": False})
