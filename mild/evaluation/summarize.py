@@ -107,7 +107,7 @@ class How:
     full: str
     """MILD method, or arm, of which every part works that works in any; empty where there is none, or one alone."""
     below: dict[str, str]
-    """Method, or arm, to that which is a part less."""
+    """Method, or arm, to that which is a part less; of an arm's methods the arm speaks."""
     arms: dict[str, list[str]]
     """Arm to its methods."""
     titles: dict[str, str]
@@ -130,7 +130,7 @@ class How:
             baseline=recipe.compared_with(),
             full=whole[0] if whole and len({row.arm or row.name for row in ours}) > 1 else "",
             own=next((row.arm or row.name for row in ours), ""),
-            below={name: row.below for row in run if row.below for name in (row.name, row.arm) if name},
+            below={row.arm if len(arms.get(row.arm, [])) > 1 else row.name: row.below for row in run if row.below},
             arms=arms,
             titles={**{row.name: row.title for row in methods}, **{arm: arm for arm in arms}},
             metrics=metrics,
@@ -343,17 +343,15 @@ def worth_showing(values: Sequence[Values], how: How, count: int) -> list[tuple[
 def _members(cases: Sequence[CaseRow]) -> Iterator[tuple[str, np.ndarray]]:
     """Name of each group and which cases are in it; the first has all of them."""
     yield "", np.ones(len(cases), bool)
-    parts = []
     kinds = dict.fromkeys(case.masks for case in cases)
-    if len(kinds) > 1:
-        parts = [(f"{masks} masks", np.array([case.masks == masks for case in cases])) for masks in kinds]
+    overlap = np.array([case.overlap for case in cases])
     for masks in kinds:
-        for overlap, how in ((False, "people apart"), (True, "people overlap")):
-            members = np.array([(case.masks, case.overlap) == (masks, overlap) for case in cases])
-            if members.any():
-                parts.append((f"{how}, {masks} masks", members))
-    if len(parts) > 1:
-        yield from parts
+        given = np.array([case.masks == masks for case in cases])
+        if len(kinds) > 1:
+            yield f"{masks} masks", given
+        if overlap[given].any() and not overlap[given].all():
+            yield f"people apart, {masks} masks", given & ~overlap
+            yield f"people overlap, {masks} masks", given & overlap
 
 
 def _with_arms(values: Values, how: How) -> dict[str, dict[str, np.ndarray]]:
