@@ -1,4 +1,6 @@
-"""The flow ``ablate``: each rung of tables 2 and 6 is trained, with several seeds, and all are judged on one page."""
+"""The flow ``ablate``: each rung of tables 2 and 6, and of what goes beyond them, is trained with several seeds, and
+all are judged on one page, each against the base and against the rung below.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,22 @@ from flows.names import flow_run_name
 from flows.train import TrainRecipe, check_train, train
 from mild.evaluation.settings import EvaluateSettings
 
-RUNGS: dict[str, dict[str, Any]] = {
-    "backbone": {"train.mild.hmg": None, "train.mild.sma": False},
-    "hmg-without-parsing": {"train.mild.hmg.cues": ["pose"], "train.mild.sma": False},
-    "hmg-without-pose": {"train.mild.hmg.cues": ["parsing"], "train.mild.sma": False},
-    "hmg": {"train.mild.sma": False},
-    "sma": {"train.mild.hmg": None},
-    "full": {},
+NO_HMG, NO_SMA, NO_EXTENTS = {"train.mild.hmg": None}, {"train.mild.sma": False}, {"train.mild.extents": None}
+RUNGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "backbone": ("base", {**NO_HMG, **NO_SMA, **NO_EXTENTS}),
+    "hmg-pose": ("backbone", {"train.mild.hmg.cues": ["pose"], **NO_SMA, **NO_EXTENTS}),
+    "hmg-parsing": ("backbone", {"train.mild.hmg.cues": ["parsing"], **NO_SMA, **NO_EXTENTS}),
+    "hmg": ("backbone", {**NO_SMA, **NO_EXTENTS}),
+    "sma": ("backbone", {**NO_HMG, **NO_EXTENTS}),
+    "full": ("hmg", NO_EXTENTS),
+    "sma-unconstrained": ("full", {"train.mild.sma_constraints": False, **NO_EXTENTS}),
+    "extents": ("full", {}),
 }
-"""Rows of table 6 after the first: what is set otherwise than the training recipe says. Each is trained without the
-parts that it lacks."""
+"""Rows of table 6 after the first, SMA without its constraints, and what goes beyond the paper: of each the rung below,
+and what is set otherwise than the training recipe says. Each is trained without the parts that it lacks. The last is
+left out where the recipe has no extents."""
+SHUFFLED = "full-shuffled-cues"
+"""Not trained: the rung ``full``, given the cues of other pictures."""
 
 
 @flow(name="ablate", flow_run_name=flow_run_name, persist_result=False)
@@ -49,26 +57,35 @@ def ablate(
         changes: training settings to change in all rungs, dotted name to value.
 
     Returns:
-        What the flow ``evaluate`` returns. In its tables each rung is an arm: the mean over its seeds.
+        What the flow ``evaluate`` returns. In its tables each rung is an arm: the mean over its seeds, with an interval
+        over seeds and pictures.
 
     Raises:
         UserError: as the flows ``train`` and ``evaluate``; or a seed is named twice.
     """
-    root = check_ablate(train_settings, evaluate_settings, dataset, output, seeds, judged_on, changes)
+    root, rungs = check_ablate(train_settings, evaluate_settings, dataset, output, seeds, judged_on, changes)
     methods: list[dict[str, Any]] = [
         method.model_dump(mode="json")
         for method in EvaluateSettings.load(evaluate_settings).methods
         if method.kind != "mild"
     ]
-    for rung, without in RUNGS.items():
+    # An evaluation may do without the base.
+    known = {*rungs, *(method["name"] for method in methods)}
+
+    def judge(arm: str, seed: int, below: str, **how: Any) -> None:
+        named = {"name": f"{arm}-{seed}", "arm": arm, "below": below if below in known else ""}
+        methods.append({"kind": "mild", **named, **how})
+
+    for rung in rungs:
+        below, without = RUNGS[rung]
         for seed in seeds:
             adapters = f"{root}/{rung}-{seed}"
             train(train_settings, dataset, adapters, {**(changes or {}), **without, "train.seed": seed})
-            methods.append({"kind": "mild", "name": f"{rung}-{seed}", "arm": rung, "adapters": adapters})
-    chosen = {"methods": methods}
-    return evaluate(
-        evaluate_settings, judged_on or dataset, methods[-1]["adapters"], f"{root}/evaluation", chosen, BEFORE
-    )
+            judge(rung, seed, below, adapters=adapters)
+    for seed in seeds:
+        judge(SHUFFLED, seed, "full", adapters=f"{root}/full-{seed}", shuffled_cues=True)
+    chosen, adapters = {"methods": methods}, f"{root}/full-{seeds[0]}"
+    return evaluate(evaluate_settings, judged_on or dataset, adapters, f"{root}/evaluation", chosen, BEFORE)
 
 
 def check_ablate(
@@ -79,16 +96,24 @@ def check_ablate(
     seeds: Sequence[int],
     judged_on: str = "",
     changes: dict[str, Any] | None = None,
-) -> str:
-    """The output, where it and all else that `ablate` is given can be used; leaves nothing behind.
+) -> tuple[str, list[str]]:
+    """The output, and which of `RUNGS` there are, where what `ablate` is given can be used; leaves nothing behind.
 
     Raises:
-        UserError: they cannot.
+        UserError: it cannot, or the training recipe lacks a part of the full model.
     """
     root = local_place(output, "adapters")
     if not seeds or len(set(seeds)) != len(seeds):
         raise UserError(f"seeds are {', '.join(map(str, seeds)) or 'none'}: name one or more, each once")
-    for rung, without in RUNGS.items():
-        check_train(train_settings, dataset, f"{root}/{rung}-{seeds[0]}", {**(changes or {}), **without})
+    different: dict[str, str] = {}
+    for rung, (_, without) in RUNGS.items():
+        recipe = check_train(train_settings, dataset, f"{root}/{rung}-{seeds[0]}", {**(changes or {}), **without})
+        different.setdefault(recipe.digest(), rung)
+    rungs = list(different.values())
+    if same := [rung for rung in RUNGS if rung not in (*rungs, "extents")]:
+        raise UserError(
+            f"the training recipe lacks a part of the full model: {', '.join(same)} would be trained like other rungs; "
+            "give it hmg with both cues, sma and its constraints"
+        )
     check_evaluate(evaluate_settings, judged_on or dataset, "", f"{root}/evaluation")
-    return root
+    return root, rungs

@@ -163,7 +163,7 @@ class _Evaluation:
             done
             for method in able
             for done in self._do_here(
-                erase, [self._erase_job(method, fingerprints[method.name], job) for job in chosen]
+                erase, [self._erase_job(method, fingerprints[method.name], job, chosen) for job in chosen]
             )
         ]
         forget_methods()
@@ -254,6 +254,7 @@ class _Evaluation:
                     title=method.title,
                     kind=method.kind,
                     arm=method.arm,
+                    below=method.below,
                     not_run=reason or "",
                     **row,
                 )
@@ -277,7 +278,8 @@ class _Evaluation:
             for metric in self.recipe.metrics
         ]
 
-    def _erase_job(self, method: Any, fingerprint: str, cases: CasesJob) -> EraseJob:
+    def _erase_job(self, method: Any, fingerprint: str, cases: CasesJob, chosen: Sequence[CasesJob] = ()) -> EraseJob:
+        shuffled = isinstance(method, MILDMethod) and method.shuffled_cues
         return EraseJob(
             **self.place,
             method=method,
@@ -285,6 +287,7 @@ class _Evaluation:
             setup=self.setup,
             cases=cases,
             seed=self.recipe.seed,
+            donors=tuple(job for job in chosen if shuffled and job.name == cases.name),
         )
 
     def _able(self, metrics: list[MetricRow]) -> list[Any]:
@@ -348,10 +351,13 @@ class _Evaluation:
     def _insights(
         self, what: Any, able: list[Any], fingerprints: dict[str, str], cases: CasesJob, rows: list[CaseRow]
     ) -> list[_Done]:
-        """Layers of the first MILD method, or leakage of all but an arm's repeats, on the first pictures of a shard."""
+        """Layers of the first MILD method, or leakage of all but an arm's repeats, on the first pictures of a shard.
+
+        Not of those that are given others' cues, which are no models of their own.
+        """
         ours: dict[Any, MILDMethod] = {}
         for method in able:
-            if isinstance(method, MILDMethod):
+            if isinstance(method, MILDMethod) and not method.shuffled_cues:
                 # How colours are matched changes nothing inside.
                 parts = tuple(method.parts(self.setup).items())
                 ours.setdefault(method.arm or (method.place(self.setup), parts), method)

@@ -7,13 +7,14 @@ One more method, metric or dataset computes nothing again. All of it lies below 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel
 
+from dataset_tools.schema import Sample
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Shard, ShardDataset
 from flows.caching import Files, Job, cached_step, write_named
@@ -139,14 +140,30 @@ class EraseJob(KeptJob):
     setup: Setup
     cases: CasesJob
     seed: int
+    donors: tuple[CasesJob, ...] = ()
+    """All cases of the dataset, among which cues are shuffled; none where everybody keeps theirs."""
 
     def determines(self) -> Any:
         """What the method makes of what it is given; not its name."""
-        return [self.fingerprint, self.cases.determines(), self.seed]
+        return [self.fingerprint, self.cases.determines(), self.seed, *(donor.determines() for donor in self.donors)]
 
     def label(self) -> str:
         """Method, dataset and shard."""
         return f"{self.method.name}-{self.cases.name}-{Path(self.cases.shard.path).stem}"
+
+    def others(self) -> Iterator[Sample]:
+        """For each sample of the cases that whose cues it is given; none where there are no donors."""
+        from mild.evaluation.cases import others_of, read_rows
+
+        if not self.donors:
+            return
+        given = others_of([row for donor in self.donors for row in read_rows(donor.kept_at)], self.seed)
+        held = ShardDataset.of_shards(self.cases.place, [donor.shard for donor in self.donors])
+        at = {key: index for index, key in enumerate(held.keys)}
+        own = ShardDataset.of_shards(self.cases.place, [self.cases.shard]).keys
+        for index in self.cases.indices:
+            # What shows nobody is no case, and is given no cues.
+            yield held[at[given.get(own[index], own[index])]]
 
 
 _BENCH: Any = None
@@ -173,6 +190,7 @@ def erase(job: EraseJob) -> Files:
             job.seed,
             job.kept_at,
             progress.advance,
+            job.others(),
         )
     return job.kept()
 

@@ -76,6 +76,9 @@ class MildSettings(Settings):
     """The adapters of the two branches."""
     sma: bool = True
     """Spatially-Modulated Attention in every self-attention (section 3.4)."""
+    sma_constraints: bool = True
+    """Whether its scalars (alpha_st of eq. 3) are held to alpha_10, alpha_01 <= 0 and alpha_11, alpha_00 >= 0 after
+    every step (section 3.4). Without, regions may be drawn to one another as well, which tells what these bring."""
     hmg: HmgSettings | None = HmgSettings()
     """Human Morphology Guidance in every cross-attention (section 3.3); null leaves it out."""
     offsets: OffsetSettings = OffsetSettings()

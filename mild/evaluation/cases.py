@@ -16,7 +16,7 @@ and a folder of results ``KEY/MASKS.png`` and ``results.parquet``, see `RESULTS`
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -29,6 +29,7 @@ from dataset_tools.schema import KEY_PATTERN, Person, Sample
 from mild.evaluation.methods import Case
 from mild.evaluation.settings import DatasetSettings, Masks
 from mild.metrics.metric import Judged
+from mild.seeds import derived_seed
 
 CASES = pa.schema(
     [
@@ -59,6 +60,8 @@ RESULTS = pa.schema(
 there is no result, else empty."""
 FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 """Read many times, and written once."""
+ALIKE = 8
+"""Samples, or more, among which cues are shuffled."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,48 @@ def case_of(sample: Sample, settings: DatasetSettings, kind: Masks) -> Case:
         kind=kind,
         categories=tuple(person.category for person in people),
     )
+
+
+def others_of(rows: Iterable[CaseRow], seed: int) -> dict[str, str]:
+    """Key of each sample to that of another, whose cues it is given in its place; everybody's are given once.
+
+    Samples are shuffled among those in which as many people vanish, or nearly, and as large ones.
+
+    Args:
+        rows: of all cases of a dataset.
+        seed: decides who is given whose.
+
+    Raises:
+        UserError: there is one sample alone.
+    """
+    sizes: dict[str, tuple[int, float, str]] = {}
+    for row in rows:
+        sizes.setdefault(row.key, (row.people, row.hole_share, row.key))
+    ordered = sorted(sizes, key=sizes.__getitem__)
+    if len(ordered) == 1:
+        raise UserError(f"sample {ordered[0]} is alone: cues are shuffled among two samples or more of a dataset")
+    others: dict[str, str] = {}
+    for number, alike in enumerate(np.array_split(ordered, max(1, len(ordered) // ALIKE))):
+        shuffled = np.random.default_rng(derived_seed(seed, "cues", number)).permutation(alike).tolist()
+        others |= dict(zip(shuffled, [*shuffled[1:], *shuffled[:1]], strict=True))
+    return others
+
+
+def with_cues_of(case: Case, other: Case) -> Case:
+    """The case with pose and parsing of another picture, stretched to its size; what is unknown of one of both is so.
+
+    Of more people than vanish here, the first are taken; of fewer, the rest have no joint that is found.
+    """
+    (height, width), (other_height, other_width) = case.image.shape[:2], other.image.shape[:2]
+    pose = parsing = None
+    if case.pose is not None and other.pose is not None:
+        pose = np.zeros_like(case.pose)
+        given = other.pose[: len(pose)]
+        pose[: len(given), :, :2] = (given[..., :2] + 0.5) * [width / other_width, height / other_height] - 0.5
+        pose[: len(given), :, 2] = given[..., 2]
+    if case.parsing is not None and other.parsing is not None:
+        parsing = cv2.resize(other.parsing, (width, height), interpolation=cv2.INTER_NEAREST)
+    return replace(case, pose=pose, parsing=parsing, label_set=other.label_set)
 
 
 def goes(person: Person, settings: DatasetSettings) -> bool:

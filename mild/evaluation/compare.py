@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from mild.evaluation.cases import (
     read_judged,
     read_picture,
     read_truth,
+    with_cues_of,
     write_picture,
 )
 from mild.evaluation.methods import Case, Eraser, MethodSettings, Setup
@@ -58,6 +60,7 @@ class Bench:
         seed: int,
         folder: Path,
         done: Callable[[int], None],
+        others: Iterable[Sample] = (),
     ) -> None:
         """Run a method on samples; writes a folder of results, see `mild.evaluation.cases`.
 
@@ -68,6 +71,7 @@ class Bench:
         Args:
             fingerprint: of the method.
             done: called with the number of cases that are done.
+            others: for each sample that whose cues it is given in place of its own; none: its own.
 
         Raises:
             UserError: the method cannot be opened.
@@ -76,7 +80,12 @@ class Bench:
             self.clear()
             self._eraser, self._fingerprint, self._warm = method.open(setup), fingerprint, not method.warms_up
         folder.mkdir(parents=True, exist_ok=True)
-        every = (case_of(sample, settings, kind) for sample in samples for kind in settings.masks)
+        every = (
+            case if other is None else with_cues_of(case, case_of(other, settings, kind))
+            for sample, other in zip_longest(samples, others)
+            for kind in settings.masks
+            for case in [case_of(sample, settings, kind)]
+        )
         # As `prepare_cases` has it: what shows nobody is no case.
         cases = (case for case in every if case.hole.any())
         rows = []

@@ -158,6 +158,10 @@ class EvaluateSettings(Settings):
         known = {method.name for method in self.methods} | {method.arm for method in self.methods}
         if self.baseline and self.baseline not in known:
             raise ValueError(f"baseline {self.baseline!r} is none of the methods: {', '.join(sorted(known - {''}))}")
+        for method in self.methods:
+            if method.below and method.below not in known - {method.name, method.arm}:
+                others = ", ".join(sorted(known - {"", method.name, method.arm}))
+                raise ValueError(f"methods: below {method.below!r} of {method.name} is none of the others: {others}")
         return self
 
     def compared_with(self) -> str:

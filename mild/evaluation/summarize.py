@@ -1,7 +1,8 @@
 """From the tables of all methods and metrics to `mild.evaluation.summary.Summary`: means, intervals, differences.
 
 Intervals are 95 % percentile bootstrap intervals of a mean over pictures. Pictures are drawn, each with all of its
-values: those of one picture with other masks are no news of their own.
+values: those of one picture with other masks are no news of their own. Of an arm, seeds of training are drawn as well,
+beside the pictures (Owen 2007, The pigeonhole bootstrap); of few seeds, such intervals are rather too narrow.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ import pyarrow as pa
 
 from mild.evaluation.cases import CaseRow
 from mild.evaluation.settings import EvaluateSettings
-from mild.evaluation.summary import Cell, Change, Comparison, Estimate, Group, Headline, MethodRow, MetricRow
+from mild.evaluation.summary import (
+    Cell,
+    Change,
+    Comparison,
+    Estimate,
+    Group,
+    Headline,
+    MethodRow,
+    MetricRow,
+    with_every_part,
+)
 from mild.seeds import derived_seed
 
 CONFIDENCE = 0.95
@@ -94,7 +105,9 @@ class How:
     own: str
     """Method, or arm, whose difference to the baseline is the headline's; empty: that of whoever leads."""
     full: str
-    """MILD method, or arm, of which every part works; empty where there is none, or one alone."""
+    """MILD method, or arm, of which every part works that works in any; empty where there is none, or one alone."""
+    below: dict[str, str]
+    """Method, or arm, to that which is a part less; of an arm's methods the arm speaks."""
     arms: dict[str, list[str]]
     """Arm to its methods."""
     titles: dict[str, str]
@@ -110,12 +123,14 @@ class How:
         for method in methods:
             if method.arm and not method.not_run:
                 arms.setdefault(method.arm, []).append(method.name)
-        ours = [row for row in methods if row.kind == "mild" and not row.not_run and row.parts]
-        whole = [row.arm or row.name for row in ours if row.parts and all(row.parts.values())]
+        run = [row for row in methods if not row.not_run]
+        ours = [row for row in run if row.kind == "mild"]
+        whole = [row.arm or row.name for row in with_every_part(ours)]
         return cls(
             baseline=recipe.compared_with(),
             full=whole[0] if whole and len({row.arm or row.name for row in ours}) > 1 else "",
-            own=next((row.arm or row.name for row in methods if row.kind == "mild" and not row.not_run), ""),
+            own=next((row.arm or row.name for row in ours), ""),
+            below={row.arm if len(arms.get(row.arm, [])) > 1 else row.name: row.below for row in run if row.below},
             arms=arms,
             titles={**{row.name: row.title for row in methods}, **{arm: arm for arm in arms}},
             metrics=metrics,
@@ -141,6 +156,11 @@ def groups_of(values: Values, how: How) -> list[Group]:
             },
             differences=_differences(values, scores, members, how, how.baseline),
             to_full=_differences(values, scores, members, how, how.full),
+            to_below={
+                method: _difference(values, scores, members, how, method, below)
+                for method, below in how.below.items()
+                if method in scores and below in scores
+            },
         )
         for name, members in _members(values.cases)
     ]
@@ -171,29 +191,40 @@ def estimate(keys: Sequence[str], values: np.ndarray, seed: int, resamples: int)
 
     Args:
         keys: of the pictures that the values are of.
-        values: float64, one a case.
+        values: float64, one a case; or (S, cases), of which a case counts where it has a value of each of S trainings.
         seed: decides what is drawn.
     """
     from scipy.stats import bootstrap
 
-    known = np.isfinite(values)
+    values = np.atleast_2d(values)
+    known = np.isfinite(values).all(0)
     if not known.any():
         return Estimate()
     _, picture = np.unique(np.asarray(keys)[known], return_inverse=True)
-    means = np.bincount(picture, values[known]) / np.bincount(picture)
+    means = np.array([np.bincount(picture, row[known]) for row in values]) / np.bincount(picture)
+    trainings, pictures = map(np.arange, means.shape)
+
+    def drawn(*indices: np.ndarray, axis: int) -> np.ndarray:
+        """Mean of what is drawn: (..., pictures), or (..., trainings) and (..., pictures)."""
+        columns = indices[-1].astype(int)
+        rows = indices[0].astype(int) if len(indices) > 1 else np.zeros((1,) * columns.ndim, int)
+        mean: np.ndarray = means[rows[..., :, None], columns[..., None, :]].mean((-2, -1))
+        return mean
+
     low = high = None
-    if len(means) > 1:
+    if len(pictures) > 1:
         interval = bootstrap(
-            (means,),
-            np.mean,
+            (trainings, pictures) if len(trainings) > 1 else (pictures,),
+            drawn,
             n_resamples=resamples,
-            batch=max(1, _DRAWN // len(means)),
+            batch=max(1, _DRAWN // means.size),
+            vectorized=True,
             confidence_level=CONFIDENCE,
             method="percentile",
             rng=np.random.default_rng(seed),
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    return Estimate(mean=float(values[known].mean()), low=low, high=high)
+    return Estimate(mean=float(values[:, known].mean()), low=low, high=high)
 
 
 def rows_of(values: Values) -> pa.Table:
@@ -312,24 +343,25 @@ def worth_showing(values: Sequence[Values], how: How, count: int) -> list[tuple[
 def _members(cases: Sequence[CaseRow]) -> Iterator[tuple[str, np.ndarray]]:
     """Name of each group and which cases are in it; the first has all of them."""
     yield "", np.ones(len(cases), bool)
-    parts = []
-    for masks in dict.fromkeys(case.masks for case in cases):
-        for overlap, how in ((False, "people apart"), (True, "people overlap")):
-            members = np.array([(case.masks, case.overlap) == (masks, overlap) for case in cases])
-            if members.any():
-                parts.append((f"{how}, {masks} masks", members))
-    if len(parts) > 1:
-        yield from parts
+    kinds = dict.fromkeys(case.masks for case in cases)
+    overlap = np.array([case.overlap for case in cases])
+    for masks in kinds:
+        given = np.array([case.masks == masks for case in cases])
+        if len(kinds) > 1:
+            yield f"{masks} masks", given
+        if overlap[given].any() and not overlap[given].all():
+            yield f"people apart, {masks} masks", given & ~overlap
+            yield f"people overlap, {masks} masks", given & overlap
 
 
 def _with_arms(values: Values, how: How) -> dict[str, dict[str, np.ndarray]]:
-    """The scores of every method, and of every arm: its methods' mean, case by case."""
-    arms = {
-        arm: {metric: np.mean([values.scores[method][metric] for method in methods], axis=0) for metric in metrics}
-        for arm, methods in how.arms.items()
+    """The scores (S, cases) of every method, S = 1, and of every arm, those of its S methods."""
+    together = {**{method: [method] for method in values.scores}, **how.arms}
+    return {
+        name: {metric: np.array([values.scores[method][metric] for method in methods]) for metric in metrics}
+        for name, methods in together.items()
         for metrics in [values.scores[methods[0]]]
     }
-    return {**values.scores, **arms}
 
 
 def _cell(values: Values, method: str, metric: str, scores: np.ndarray, members: np.ndarray, how: How) -> Cell:
@@ -344,8 +376,8 @@ def _cell(values: Values, method: str, metric: str, scores: np.ndarray, members:
     )
     return Cell(
         **found.model_dump(),
-        count=int(np.isfinite(chosen).sum()),
-        identical=int(np.isposinf(chosen).sum()),
+        count=int(np.isfinite(chosen).all(0).sum()),
+        identical=int(np.isposinf(chosen.mean(0)).sum()),
         not_computed=dict(reasons),
     )
 
@@ -365,27 +397,28 @@ def _whole(values: Values, method: str, how: How) -> dict[str, Cell]:
 def _differences(
     values: Values, scores: dict[str, dict[str, np.ndarray]], members: np.ndarray, how: How, to: str
 ) -> dict[str, dict[str, Estimate]]:
-    """Each other method's mean difference to one of them.
+    """Each other method's mean difference to one of them."""
+    others = [method for method in scores if method not in (to, *how.arms.get(to, []))]
+    return {method: _difference(values, scores, members, how, method, to) for method in others} if to in scores else {}
+
+
+def _difference(
+    values: Values, scores: dict[str, dict[str, np.ndarray]], members: np.ndarray, how: How, method: str, to: str
+) -> dict[str, Estimate]:
+    """One method's mean difference to another, by each metric.
 
     Values are compared case by case, which tells far more of a lead than two intervals beside one another: most of what
-    values vary by is how hard the pictures are.
+    values vary by is how hard the pictures are. Two arms of as many seeds are compared seed by seed as well.
     """
-    if to not in scores:
-        return {}
-    base, keys = scores[to], [case.key for case in values.cases]
-
-    def difference(method: str, metric: str) -> Estimate:
+    keys, found = [case.key for case in values.cases], {}
+    for metric, own in scores[method].items():
+        other = scores[to][metric]
         with np.errstate(invalid="ignore"):
-            found = np.where(members, scores[method][metric] - base[metric], np.nan)
+            paired = len(own) == len(other) or 1 in (len(own), len(other))
+            differences = np.where(members, own - (other if paired else other.mean(0)), np.nan)
         seed = derived_seed(how.seed, values.dataset, "minus", to, method, metric)
-        return estimate(keys, found, seed, how.resamples)
-
-    own = how.arms.get(to, [])
-    return {
-        method: {metric: difference(method, metric) for metric in metrics}
-        for method, metrics in scores.items()
-        if method != to and method not in own
-    }
+        found[metric] = estimate(keys, differences, seed, how.resamples)
+    return found
 
 
 def _headline(group: Group, metric: MetricRow, ranked: Sequence[str], how: How) -> Headline:

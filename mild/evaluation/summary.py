@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -15,7 +16,8 @@ class _Part(BaseModel):
 
 
 class Estimate(_Part):
-    """A mean over pictures and its 95 % bootstrap interval; None where there are too few values."""
+    """A mean over pictures (of an arm, over seeds of training as well) and its 95 % bootstrap interval; None where
+    there are too few values."""
 
     mean: float | None = None
     low: float | None = None
@@ -61,10 +63,12 @@ class MethodRow(_Part):
     title: str
     kind: str
     arm: str = ""
+    below: str = ""
+    """Method, or arm, that differs from it in one part alone."""
     weights: dict[str, str] = {}
     """sha256 by what they are."""
     parts: dict[str, bool] | None = None
-    """Of MILD: which of ``hmg``, ``pose``, ``parsing`` and ``sma`` work; None for other methods."""
+    """Of MILD: which of ``hmg``, ``pose``, ``parsing``, ``sma`` and ``extents`` work; None for other methods."""
     seconds: float | None = None
     """Mean time a picture, without warm-up."""
     peak_megabytes: float | None = None
@@ -73,6 +77,12 @@ class MethodRow(_Part):
     settings: dict[str, Any] = {}
     not_run: str = ""
     """Why it was not run, and what to pull; empty where it was."""
+
+
+def with_every_part(methods: Sequence[MethodRow]) -> list[MethodRow]:
+    """Those of which every part works that works in any of them; none where no part does."""
+    working = {part for method in methods for part, works in (method.parts or {}).items() if works}
+    return [method for method in methods if working and all((method.parts or {}).get(part) for part in working)]
 
 
 class Group(_Part):
@@ -89,6 +99,8 @@ class Group(_Part):
     """Method (or arm) to metric to the mean of its value minus the baseline's on the same case; per-picture metrics."""
     to_full: dict[str, dict[str, Estimate]] = {}
     """The same to the full MILD model, as tables 2 and 6 have them; empty where none was run."""
+    to_below: dict[str, dict[str, Estimate]] = {}
+    """The same of each that names a method, or arm, below it, to that."""
 
 
 class DatasetRow(_Part):

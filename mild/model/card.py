@@ -61,7 +61,8 @@ def model_card(settings: MildSettings, *, base: str, resolution: int, inference_
         ("fg/pytorch_lora_weights.safetensors", f"adapter `fg`: {lora}"),
     ]
     if settings.sma:
-        rows.append(("sma.safetensors", "Spatially-Modulated Attention: four scalars a self-attention"))
+        free = "" if settings.sma_constraints else ", not held to the signs of section 3.4"
+        rows.append(("sma.safetensors", f"Spatially-Modulated Attention: four scalars a self-attention{free}"))
     if settings.hmg is not None:
         rows.append(("hmg.safetensors", "Human Morphology Guidance: pose, parsing and masks as tokens beside the text"))
     if settings.offsets.any:

@@ -254,8 +254,8 @@ class LayeredUNet:
         return prefixed
 
     def project_(self) -> None:
-        """Enforce the hard constraints of SMA; call it after every optimizer step."""
-        if self.sma is not None:
+        """Enforce the hard constraints of SMA, unless its settings do without; call it after every optimizer step."""
+        if self.sma is not None and self.settings.sma_constraints:
             self.sma.project_()
 
     def remove(self) -> None:

@@ -139,9 +139,9 @@ def logs_of(work: Path) -> Path:
 def numbers_of(layered: LayeredUNet) -> dict[str, float]:
     """What the parts have learned so far, in few numbers; of those that are switched on.
 
-    ``sma/alpha_00`` to ``sma/alpha_11`` are means over all self-attentions; the hard constraints leave each of the
-    four one sign, so that nothing cancels out. ``hmg/gate`` is the mean magnitude of the gates of all cross-attentions
-    and heads.
+    ``sma/alpha_00`` to ``sma/alpha_11`` are means over all self-attentions; the hard constraints, where they hold,
+    leave each of the four one sign, so that nothing cancels out. ``hmg/gate`` is the mean magnitude of the gates of
+    all cross-attentions and heads.
     """
     numbers: dict[str, float] = {}
     if layered.sma is not None:

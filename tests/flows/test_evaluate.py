@@ -20,7 +20,12 @@ from dataset_tools.shards import ShardDataset
 from dataset_tools.storage import open_root
 from flows import cli
 from flows.evaluate import evaluate
+from flows.evaluation_steps import EraseJob, cases_jobs
 from mild.bases import NANO_ADAPTERS
+from mild.evaluation.cases import prepare_cases
+from mild.evaluation.methods import Setup
+from mild.evaluation.methods.mild import MILDMethod
+from mild.evaluation.settings import DatasetSettings
 from mild.evaluation.summary import Summary
 from mild.metrics.inception import FID
 
@@ -258,6 +263,20 @@ def test_mild_is_shown_in_layers_and_with_what_leaks(tmp_path: Path, drawn_datas
         "layer-0.png",
         "layer-1.png",
     }
+
+
+def test_cues_are_shuffled_over_all_shards(tmp_path: Path, drawn_dataset: str) -> None:
+    place = {"root": str(tmp_path / "out"), "work": str(tmp_path)}
+    held = ShardDataset(drawn_dataset, "composite", "train")
+    jobs = cases_jobs(place, "drawn", DatasetSettings(split="train"), held, np.arange(len(held)))
+    for job in jobs:
+        prepare_cases(job.samples(), job.settings, job.kept_at)
+    named: dict[str, Any] = {"method": MILDMethod(), "fingerprint": "", "setup": Setup("", "", 1, ""), "seed": 0}
+    erasing = [EraseJob(**place, **named, cases=job, donors=tuple(jobs)) for job in jobs]
+    given = [sample.key for job in erasing for sample in job.others()]
+    assert sorted(given) == sorted(held.keys) and not any(map(str.__eq__, given, held.keys))
+    alone = EraseJob(**place, **named, cases=jobs[0])
+    assert not [*alone.others()] and alone.key() != erasing[0].key()
 
 
 def test_what_got_worse_since_the_run_before_is_told_and_may_fail_the_command(

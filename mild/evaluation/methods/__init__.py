@@ -100,6 +100,8 @@ class MethodSettings(Settings, ABC):
     """In tables and file names; empty: its kind."""
     arm: str = ""
     """Methods that differ in nothing but the seed of their training name one arm: tables show its mean as well."""
+    below: str = ""
+    """Method, or arm, that differs from it in one part alone, the rung below: tables show the difference to it too."""
     batch_size: int = Field(8, ge=1, le=1024)
     """Pictures that it is given at once where there is a GPU; one by one elsewhere."""
 
@@ -148,7 +150,7 @@ class MethodSettings(Settings, ABC):
         Args:
             others: further settings that decide nothing, such as where weights lie.
         """
-        return self.model_dump(mode="json", exclude={"name", "arm", "batch_size", *others})
+        return self.model_dump(mode="json", exclude={"name", "arm", "below", "batch_size", *others})
 
     @abstractmethod
     def open(self, setup: Setup) -> Eraser:

@@ -111,6 +111,9 @@ class MILDMethod(WindowsMethod):
     """Whether HMG is given parsing."""
     extents: bool = True
     """Whether what the model sees of people beyond the masks is painted out with them."""
+    shuffled_cues: bool = False
+    """Whether HMG is given pose and parsing of another picture of the dataset (`mild.evaluation.cases.others_of`): what
+    that costs is what HMG makes of what cues say, and the rest comes of its being there."""
 
     @property
     def reach(self) -> float | None:
@@ -123,12 +126,13 @@ class MILDMethod(WindowsMethod):
         switches = {"SMA": self.sma, "HMG": self.hmg, "pose": self.pose, "parsing": self.parsing}
         switches |= {"extents": self.extents}
         without = [name for name, on in switches.items() if not on]
-        told = bool(without) or not self.match_colours
+        told = bool(without) or self.shuffled_cues or not self.match_colours
         named = f" ({self.name})" if self.name != self.kind and (self.adapters or not told) else ""
         return "".join(
             [
                 f"MILD{named}",
                 f" without {', '.join(without)}" if without else "",
+                ", cues of others" if self.shuffled_cues else "",
                 "" if self.match_colours else ", colours as painted",
             ]
         )
@@ -148,9 +152,12 @@ class MILDMethod(WindowsMethod):
         return None
 
     def parts(self, setup: Setup) -> dict[str, bool]:
-        """Which of ``hmg``, ``pose``, ``parsing``, ``sma`` and ``extents`` work: switched on here, and trained with."""
+        """Which of ``hmg``, ``pose``, ``parsing``, ``sma`` and ``extents`` work: switched on here, and trained with.
+
+        Pose and parsing of somebody else are none.
+        """
         trained = read_config(fetched(self.place(setup))).mild
-        cues = () if trained.hmg is None or not self.hmg else trained.hmg.cues
+        cues = () if trained.hmg is None or not self.hmg or self.shuffled_cues else trained.hmg.cues
         return {
             "hmg": self.hmg and trained.hmg is not None,
             "pose": self.pose and "pose" in cues,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mild.evaluation.summary import Cell, Change, Estimate, Group, MethodRow, MetricRow, Summary
+from mild.evaluation.summary import Cell, Change, Estimate, Group, MethodRow, MetricRow, Summary, with_every_part
 
 Rank = Literal["", "best", "second"]
 Verdict = Literal["", "better", "worse", "same"]
@@ -44,6 +44,10 @@ class Value:
     """To the baseline; empty for the baseline itself and for metrics that are no means over pictures."""
     verdict: Verdict
     """Of the difference; ``same``: not told apart."""
+    to_below: Estimate
+    """The difference to the rung below; empty where there is none."""
+    verdict_below: Verdict
+    """Of that."""
     notes: list[str]
     """What must be said of the mean, beside `Column.notes`."""
 
@@ -139,7 +143,7 @@ def table_of(summary: Summary, group: Group) -> Table:
             continue
         common = [note for note in _notes(present[0]) if all(note in _notes(cell) for cell in present)]
         columns.append(Column(metric, common))
-        of_metric.append(_values(metric, found, cells, group, common))
+        of_metric.append(_values(metric, found, cells, group, summary.baseline, common))
     rows = [replace(row, values=[values[index] for values in of_metric]) for index, row in enumerate(found)]
     return Table(group.dataset, group.name or "all cases", group.cases, columns, rows, left_out, group.to_full)
 
@@ -156,16 +160,25 @@ def ablation_tables(table: Table) -> list[AblationTable]:
     """Tables 2 and 6 of the paper, of a table that `table_of` made; those that there is nothing for are left out."""
     rows = [row for row in table.rows if not row.member and not row.method.not_run]
     rungs = [row for row in rows if row.method.kind == "mild" and row.method.parts is not None]
-    full = next((row for row in rungs if row.method.parts and all(row.method.parts.values())), None)
+    whole_ones = with_every_part([row.method for row in rungs])
+    full = next((row for row in rungs if row.method in whole_ones), None)
     partial = [row for row in rungs if _has(row, "hmg") and not (_has(row, "pose") and _has(row, "parsing"))]
     others = [row for row in rows if row.method.kind in ("sdxl-inpaint", "base")]
     whole = [row for row in rungs if row not in partial]
+    # Beyond the paper.
+    extents = ["extents"] if any(_has(row, "extents") for row in whole) else []
     tables = []
     if len(whole) > 1:
-        marks = [(row, [row in whole, _has(row, "hmg"), _has(row, "sma")]) for row in others + whole]
-        tables.append(_ablation("Parts of MILD (table 2)", ["Backbone", "HMG", "SMA"], table, marks, full))
+        marks = [
+            (row, [row in whole, *(_has(row, part) for part in ("hmg", "sma", *extents))]) for row in others + whole
+        ]
+        heads = ["Backbone", "HMG", "SMA", *(part.capitalize() for part in extents)]
+        tables.append(_ablation("Parts of MILD (table 2)", heads, table, marks, full))
     if partial:
-        compared = [row for row in whole if _has(row, "sma") == _has(partial[0], "sma")]
+        # With the other parts alike.
+        alike = [[_has(row, part) for part in ("sma", "extents")] for row in partial]
+        partial = [row for row, parts in zip(partial, alike, strict=True) if parts == alike[0]]
+        compared = [row for row in whole if [_has(row, part) for part in ("sma", "extents")] == alike[0]]
         marks = [(row, [_has(row, "pose"), _has(row, "parsing")]) for row in compared + partial]
         tables.append(_ablation("Cues of HMG (table 6)", ["Pose", "Parsing"], table, marks, full))
     return tables
@@ -191,11 +204,20 @@ def interval(estimate: Estimate, shown: Callable[[float, int], str], digits: int
 
 def difference(value: Value) -> str:
     """The difference to the baseline with its interval, after a symbol of what it means; empty where there is none."""
-    if value.difference.mean is None:
+    return _difference(value.difference, value.verdict, value.digits)
+
+
+def difference_below(value: Value, method: MethodRow) -> str:
+    """The same to the rung below, whose name it begins with."""
+    told = _difference(value.to_below, value.verdict_below, value.digits)
+    return told and f"to {method.below}: {told}"
+
+
+def _difference(moved: Estimate, verdict: Verdict, digits: int) -> str:
+    if moved.mean is None:
         return ""
-    between = interval(value.difference, signed, value.digits)
-    shown = signed(value.difference.mean, value.digits)
-    return f"{SYMBOLS[value.verdict]} {shown}" + (f" ({between})" if between else "")
+    between = interval(moved, signed, digits)
+    return f"{SYMBOLS[verdict]} {signed(moved.mean, digits)}" + (f" ({between})" if between else "")
 
 
 def change(one: Change, digits: int) -> tuple[str, str, str]:
@@ -297,7 +319,7 @@ def _notes(cell: Cell) -> list[str]:
 
 
 def _values(
-    metric: MetricRow, rows: list[Row], cells: Sequence[Cell | None], group: Group, common: list[str]
+    metric: MetricRow, rows: list[Row], cells: Sequence[Cell | None], group: Group, baseline: str, common: list[str]
 ) -> list[Value | None]:
     means = [None if row.member or cell is None else cell.mean for row, cell in zip(rows, cells, strict=True)]
     values: list[Value | None] = []
@@ -306,13 +328,20 @@ def _values(
             values.append(None)
             continue
         moved = Estimate() if row.baseline else group.differences.get(row.name, {}).get(metric.name, Estimate())
-        verdict: Verdict = ""
-        if moved.mean is not None:
-            better = (moved.mean > 0) == metric.larger_is_better
-            verdict = "same" if not moved.told_apart else "better" if better else "worse"
+        # To a baseline that is the rung below as well, once is enough.
+        again = moved.mean is not None and row.method.below == baseline
+        below = Estimate() if again else group.to_below.get(row.name, {}).get(metric.name, Estimate())
         notes = [note for note in _notes(cell) if note not in common]
-        values.append(Value(cell, metric.digits, rank, moved, verdict, notes))
+        verdicts = _verdict(moved, metric), _verdict(below, metric)
+        values.append(Value(cell, metric.digits, rank, moved, verdicts[0], below, verdicts[1], notes))
     return values
+
+
+def _verdict(moved: Estimate, metric: MetricRow) -> Verdict:
+    if moved.mean is None:
+        return ""
+    better = (moved.mean > 0) == metric.larger_is_better
+    return "same" if not moved.told_apart else "better" if better else "worse"
 
 
 def _ranks(means: Sequence[float | None], larger_is_better: bool) -> list[Rank]:
@@ -378,7 +407,7 @@ def _form_of(summary: Summary, table: Table) -> _Form:
     rows = []
     for row in table.rows:
         title = row.title + (f" (mean of {row.seeds})" if row.seeds else "")
-        cells = [_Text("not run") if row.method.not_run else _in_words(value) for value in row.values]
+        cells = [_Text("not run") if row.method.not_run else _in_words(value, row.method) for value in row.values]
         rows.append([_Text(title, small="baseline" if row.baseline else ""), *cells])
     notes = [f"{column.metric.title}: {'; '.join([column.origin, *column.notes])}" for column in table.columns]
     notes += [f"{title}: not computed: {reason}" for title, reason in table.left_out]
@@ -386,9 +415,10 @@ def _form_of(summary: Summary, table: Table) -> _Form:
     for row in table.rows:
         for column, value in zip(table.columns, row.values, strict=True):
             notes += [f"{row.title}, {column.metric.title}: {note}" for note in value.notes] if value else []
+    rungs = any(method.below for method in summary.methods)
     caption = (
-        "Mean, 95 % interval and number of pictures; below, the difference to the baseline on the same pictures: "
-        "▲ better, ▼ worse, ≈ not told apart"
+        "Mean, 95 % interval and number of pictures; below, the difference to the baseline on the same pictures"
+        f"{', and to the rung below' if rungs else ''}: ▲ better, ▼ worse, ≈ not told apart"
         if summary.baseline
         else "Mean, 95 % interval and number of pictures"
     )
@@ -396,10 +426,11 @@ def _form_of(summary: Summary, table: Table) -> _Form:
     return _Form(title, f"{caption}.", ["Method", *(column.head for column in table.columns)], 1, rows, notes)
 
 
-def _in_words(value: Value | None) -> _Text:
+def _in_words(value: Value | None, method: MethodRow) -> _Text:
     if value is None:
         return _Text("–")
-    small = "; ".join(part for part in (value.interval, f"n {value.cell.count}", difference(value)) if part)
+    differences = difference(value), difference_below(value, method)
+    small = "; ".join(part for part in (value.interval, f"n {value.cell.count}", *differences) if part)
     return _Text(value.mean, value.rank, small)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,11 +14,13 @@ from dataset_tools.schema import Sample
 from mild.evaluation.cases import (
     CaseRow,
     case_of,
+    others_of,
     prepare_cases,
     read_judged,
     read_mask,
     read_picture,
     read_rows,
+    with_cues_of,
     write_picture,
 )
 from mild.evaluation.settings import DatasetSettings
@@ -135,6 +138,45 @@ def test_what_cannot_be_judged_is_named(tmp_path: Path, make_sample: MakeSample)
         prepare_cases([evil], DatasetSettings(), tmp_path / "a")
     with pytest.raises(UserError, match="sample-0 has no augmented masks"):
         prepare_cases([faultless], BOTH, tmp_path / "b")
+
+
+@pytest.mark.parametrize("count", [2, 3, 16, 45])
+def test_cues_go_from_each_to_another_of_about_its_size_and_by_the_seed_alone(count: int) -> None:
+    def row(number: int, masks: str) -> CaseRow:
+        return CaseRow(f"s{number}", masks, 8, 8, 1 + number % 3, False, number / count, True, False)
+
+    rows = [row(number, masks) for number in range(count) for masks in ("exact", "augmented")]
+    given = others_of(rows, 0)
+    assert set(given) == set(given.values()) == {row.key for row in rows}
+    assert all(key != other for key, other in given.items())
+    assert others_of(rows[::-1], 0) == given
+    if count == 45:
+        assert others_of(rows, 1) != given
+        people = {row.key: row.people for row in rows}
+        assert np.mean([people[key] == people[other] for key, other in given.items()]) > 0.7
+
+
+def test_nobody_can_be_given_the_cues_of_others_where_there_are_none() -> None:
+    with pytest.raises(UserError, match="sample s0 is alone"):
+        others_of([CaseRow("s0", "exact", 8, 8, 1, False, 0.1, True, False)], 0)
+
+
+def test_cues_of_a_picture_of_another_size_are_stretched_and_fitted_to_as_many_people(make_sample: MakeSample) -> None:
+    """Those of the same picture, twice as large, are its own."""
+    case = case_of(make_sample(0), DatasetSettings(), "exact")
+    assert case.pose is not None and case.parsing is not None
+    pose = np.concatenate([case.pose, case.pose[:1]])
+    pose[..., :2] = 2 * pose[..., :2] + 0.5
+    image, parsing = (plane.repeat(2, 0).repeat(2, 1) for plane in (case.image, case.parsing))
+    masks = np.zeros((len(pose), *parsing.shape), bool)
+    large = replace(case, image=image, masks=masks, pose=pose, parsing=parsing, label_set="atr")
+    given = with_cues_of(case, large)
+    assert given.pose is not None and np.allclose(given.pose, case.pose)
+    assert np.array_equal(given.parsing, case.parsing) and given.label_set == "atr"
+    fewer = with_cues_of(case, replace(large, pose=pose[:1]))
+    assert fewer.pose is not None and np.allclose(fewer.pose[0], case.pose[0]) and not fewer.pose[1:].any()
+    assert with_cues_of(case, replace(large, pose=None)).pose is None
+    assert with_cues_of(replace(case, parsing=None), large).parsing is None
 
 
 def test_pictures_are_written_without_loss_and_read_by_others(tmp_path: Path) -> None:

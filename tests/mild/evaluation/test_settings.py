@@ -36,6 +36,7 @@ def test_differences_are_taken_to_the_base_in_the_same_pipeline_where_it_is_run(
         ({"datasets": {"a": {"masks": ["exact", "exact"]}}}, "names one of them twice"),
         ({"metrics": [{"kind": "fid", "reference_pictures": "person-free"}]}, "needs person_free"),
         ({"baseline": "full"}, "is none of the methods"),
+        ({"methods": ["base", {"kind": "mild", "arm": "full", "below": "full"}]}, "none of the others: base"),
         ({"inference_step": 3}, "inference_steps"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ def _values(scores: dict[str, list[float]], masks: tuple[str, ...] = ("exact",),
     values = Values("composite")
     values.add_cases(
         [
-            CaseRow(f"s{index // len(masks)}", masks[index % len(masks)], 8, 8, 2, bool(index % 2), 0.1, True, False)
+            CaseRow(f"s{picture}", masks[index % len(masks)], 8, 8, 2, bool(picture % 2), 0.1, True, False)
             for index in range(count)
+            for picture in [index // len(masks)]
         ]
     )
     for method, found in scores.items():
@@ -121,22 +123,52 @@ def test_groups_are_kinds_of_masks_and_whether_people_overlap() -> None:
     groups = groups_of(values, _how(["base", "mild"]))
     assert {group.name: group.cases for group in groups} == {
         "": 8,
-        "people apart, exact masks": 4,
-        "people overlap, augmented masks": 4,
+        **{f"{masks} masks": 4 for masks in ("exact", "augmented")},
+        **{f"people {how}, {masks} masks": 2 for how in ("apart", "overlap") for masks in ("exact", "augmented")},
     }
-    assert groups[1].cells["base"]["psnr_hole"].mean == np.mean([0, 2, 4, 6])
+    means = {group.name: group.cells["base"]["psnr_hole"].mean for group in groups}
+    assert means["exact masks"] == np.mean([0, 2, 4, 6])
+    assert means["people overlap, augmented masks"] == np.mean([3, 7])
 
 
-def test_an_arm_is_the_mean_of_its_methods_case_by_case() -> None:
-    """Two seeds whose errors cancel: the arm is certain where each of them is not."""
+def test_where_all_people_overlap_this_makes_no_group() -> None:
+    values = _values({"base": [1, 2, 3], "mild": [1, 2, 3]})
+    values.cases = [replace(case, overlap=True) for case in values.cases]
+    assert [group.name for group in groups_of(values, _how(["base", "mild"]))] == [""]
+
+
+def test_the_interval_of_an_arm_is_that_of_seeds_and_pictures_together() -> None:
+    """For many of both close to 1.96 standard errors of the mean of two independent effects."""
     draw = np.random.default_rng(0)
-    base, noise = draw.normal(20, 5, 40), draw.normal(0, 1, 40)
-    scores = {"base": base, "mild-0": base + 0.5 + noise, "mild-1": base + 0.5 - noise}
+    seeds, pictures = draw.normal(0, 1, 60), draw.normal(0, 2, 200)
+    found = estimate([str(index) for index in range(200)], 20 + seeds[:, None] + pictures, seed=0, resamples=4000)
+    half = 1.96 * np.sqrt(seeds.var() / 60 + pictures.var() / 200)
+    assert found.mean == pytest.approx(20 + seeds.mean() + pictures.mean())
+    assert found.low == pytest.approx(found.mean - half, abs=0.1 * half)
+    assert found.high == pytest.approx(found.mean + half, abs=0.1 * half)
+
+
+def test_arms_are_compared_seed_by_seed_and_each_with_the_rung_below() -> None:
+    """A lead of the same size with every seed is certain, however much these differ; what is below may be one."""
+    base = np.random.default_rng(0).normal(20, 5, 30)
+    scores = {"base": base, "mild-0": base + 1, "mild-1": base + 3, "mild-2": base + 1.5, "mild-3": base + 3.5}
     values = _values({name: found.tolist() for name, found in scores.items()})
-    (group, *_) = groups_of(values, _how(["base", "mild-0@full", "mild-1@full"]))
-    assert group.differences["full"]["psnr_hole"].low == pytest.approx(0.5)
-    alone = group.differences["mild-0"]["psnr_hole"]
-    assert alone.low is not None and alone.high is not None and alone.high - alone.low > 0.3
+    how = _how(["base", "mild-0@hmg", "mild-1@hmg", "mild-2@full", "mild-3@full"])
+    (group, *_) = groups_of(values, replace(how, below={"full": "hmg", "hmg": "base", "mild-2": "hmg"}))
+    full, hmg = (group.to_below[arm]["psnr_hole"] for arm in ("full", "hmg"))
+    assert [full.mean, full.low, full.high] == pytest.approx([0.5, 0.5, 0.5])
+    assert [hmg.mean, hmg.low, hmg.high] == pytest.approx([2, 1, 3])
+    assert group.to_below["mild-2"]["psnr_hole"].mean == pytest.approx(-0.5), "to the mean of all seeds"
+
+
+def test_the_full_model_has_every_part_that_any_has_and_an_arm_speaks_for_its_methods() -> None:
+    def row(name: str, arm: str, below: str, *parts: str) -> MethodRow:
+        works = {part: part in parts for part in ("hmg", "sma", "extents")}
+        return MethodRow(name=name, title=name, kind="mild", arm=arm, below=below, parts=works)
+
+    rows = [row("a-0", "a", "base", "hmg"), *(row(f"b-{seed}", "b", "a", "hmg", "sma") for seed in range(2))]
+    how = How.of(rows, (PSNR,), EvaluateSettings())
+    assert how.full == "b" and how.below == {"a-0": "base", "b": "a"}
 
 
 def test_the_headline_is_the_difference_to_the_base_and_says_whether_it_is_told_apart() -> None:

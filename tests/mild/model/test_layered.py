@@ -370,6 +370,24 @@ def test_projection_enforces_the_constraints_of_sma(tiny_unet: UNet2DConditionMo
     LayeredUNet.create(UNet2DConditionModel.from_config(tiny_unet.config), ADAPTERS_ONLY, seed=0).project_()
 
 
+def test_sma_without_its_constraints_stays_where_they_forbid_also_when_loaded_and_projected(
+    tiny_unet: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    forbidden = torch.tensor([[-1.0, 2.0], [3.0, -4.0]])
+    free = ADAPTERS_ONLY.model_copy(update={"sma": True, "sma_constraints": False})
+    layered = LayeredUNet.create(tiny_unet, free, seed=0)
+    assert layered.sma is not None
+    with torch.no_grad():
+        for alpha in layered.sma.parameters():
+            alpha.copy_(forbidden)
+    layered.save(tmp_path, base="some/base", resolution=96, inference_steps=4, record={})
+    assert "not held to the signs" in (tmp_path / "README.md").read_text()
+    layered.remove()
+    loaded = LayeredUNet.load(tiny_unet, tmp_path)
+    loaded.project_()
+    assert loaded.sma is not None and all(torch.equal(alpha, forbidden) for alpha in loaded.sma.parameters())
+
+
 # Installing
 
 

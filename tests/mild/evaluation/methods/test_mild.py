@@ -14,12 +14,17 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from dataset_tools.errors import UserError
+from dataset_tools.schema import Sample
 from mild.erasing.pipeline import MILDPipeline
 from mild.erasing.regions import editable
+from mild.evaluation.cases import case_of, read_picture, with_cues_of
+from mild.evaluation.compare import Bench
 from mild.evaluation.methods import Case, Eraser, Setup
 from mild.evaluation.methods.mild import BaseMethod, MILDMethod, WindowsMethod
+from mild.evaluation.settings import DatasetSettings
 from mild.model.backbone import BRANCHES, adapter_parameters
 from mild.model.layered import LayeredUNet
+from mild.seeds import derived_seed
 from mild.settings import HmgSettings, LoraSettings, MildSettings
 
 RESOLUTION = 32
@@ -245,6 +250,22 @@ def test_switching_off_what_is_not_there_changes_nothing(
     assert np.array_equal(erased(switched.open(setup), case), erased(method.open(setup), case))
 
 
+def test_with_cues_of_others_each_picture_is_filled_as_if_these_were_its_own(
+    setup: Setup, mild: Eraser, make_sample: Callable[..., Sample], tmp_path: Path
+) -> None:
+    method, every = MILDMethod(shuffled_cues=True), DatasetSettings()
+    samples = [make_sample(1, height=45, width=51), make_sample(2, people=3)]
+    given: Any = (method, method.fingerprint(setup), setup, samples, every, 7, tmp_path, lambda done: None)
+    Bench().erase_cases(*given, samples[::-1])
+    cases = [case_of(sample, every, "exact") for sample in samples]
+    for case, other in zip(cases, cases[::-1], strict=True):
+        seed, result = derived_seed(7, case.key), read_picture(tmp_path / case.key / "exact.png")
+        assert np.array_equal(result, erased(mild, with_cues_of(case, other), seed))
+        assert not np.array_equal(result, erased(mild, case, seed))
+    assert method.title == "MILD, cues of others"
+    assert method.parts(setup) == MILDMethod(pose=False, parsing=False).parts(setup)
+
+
 # The honest arm
 
 
@@ -304,6 +325,7 @@ def test_the_fingerprint_is_that_of_settings_and_not_of_names(setup: Setup, meth
     ]
     if method is MILDMethod:
         others += [fingerprint(**{switch: False}) for switch in ("sma", "hmg", "pose", "parsing")]
+        others.append(fingerprint(shuffled_cues=True))
     assert len({fingerprint(), *others}) == 1 + len(others)
     assert fingerprint(replace(setup, inference_steps=3), inference_steps=2) == fingerprint()
 

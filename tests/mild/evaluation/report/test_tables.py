@@ -12,13 +12,15 @@ from mild.evaluation.report.tables import (
     Table,
     ablation_tables,
     by_verdict,
+    difference,
+    difference_below,
     latex_tables,
     markdown_tables,
     number,
     signed,
     table_of,
 )
-from mild.evaluation.summary import Cell, Estimate, Group, Summary
+from mild.evaluation.summary import Cell, Estimate, Group, MethodRow, Summary
 
 MakeSummary = Callable[..., Summary]
 
@@ -126,6 +128,44 @@ def test_the_ablation_has_a_rung_a_row_and_the_difference_to_the_full_model(make
         (row.name, "".join("x" if check else "-" for check in checks), deltas[0]) for row, checks, deltas in cues.rows
     ]
     assert found == [("mild-no-pose", "-x", "−0.11"), ("mild-arm", "xx", "")]
+
+
+def test_a_rung_is_held_against_the_one_below_beside_the_baseline_unless_both_are_one(
+    make_summary: MakeSummary,
+) -> None:
+    below = {"mild-no-sma": "mild-backbone", "mild-backbone": "base"}
+    moved = {"psnr_hole": Estimate(mean=-0.11, low=-0.2, high=-0.02)}
+    summary = make_summary()
+    methods = [method.model_copy(update={"below": below.get(method.name, "")}) for method in summary.methods]
+    group = summary.groups[0].model_copy(
+        update={
+            "to_below": dict.fromkeys(below, moved),
+            "differences": {**summary.groups[0].differences, "mild-backbone": moved},
+        }
+    )
+    found = summary.model_copy(update={"methods": methods, "groups": [group]})
+    rows = {row.name: row for row in table_of(found, group).rows}
+    told = "▼ −0.11 (−0.20 to −0.02)"
+    for name, to_baseline, to_below in (
+        ("mild-no-sma", "", f"to mild-backbone: {told}"),
+        ("mild-backbone", told, ""),
+        ("telea", "▼ −3.41 (−3.90 to −2.90)", ""),
+    ):
+        value = rows[name].values[0]
+        assert value and difference(value) == to_baseline and difference_below(value, rows[name].method) == to_below
+    assert f"to mild-backbone: {told}" in markdown_tables(found)
+
+
+def test_extents_are_a_part_where_any_model_has_them(make_summary: MakeSummary) -> None:
+    def with_extents(method: MethodRow) -> MethodRow:
+        parts = method.parts and {**method.parts, "extents": method.name == "mild-no-sma"}
+        return method.model_copy(update={"parts": parts})
+
+    summary = make_summary(methods=[with_extents(method) for method in make_summary().methods])
+    parts, _ = ablation_tables(_first(summary))
+    assert parts.parts == ["Backbone", "HMG", "SMA", "Extents"]
+    checks = {row.name: "".join("x" if check else "-" for check in found) for row, found, _ in parts.rows}
+    assert (checks["mild-no-sma"], checks["mild-arm"]) == ("xx-x", "xxx-")
 
 
 def test_rungs_are_ranked_among_themselves(make_summary: MakeSummary) -> None:
