@@ -53,6 +53,10 @@ LENIENCE = 60.0
 LOOKERS = 16
 """Remembered results that are looked at at once."""
 
+SUBMITTED = 512
+"""Jobs that a task runner holds at once, more than any cluster works on: each takes some 0.1 MB there until it has
+ended, as Prefect gives it the flow's context."""
+
 SUBMISSIONS = 3
 """Times that a job is handed to a cluster, as often as a step is tried: Dask gives up a job whose worker has died four
 times (``distributed.scheduler.allowed-failures``), whatever it died of, Ray one whose worker has died as often
@@ -371,24 +375,30 @@ def _ended(
     step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None
 ) -> list[PrefectFuture[ResultT]]:
     """Of jobs that are handed to the task runner, when all have ended."""
-    futures: list[PrefectFuture[ResultT]] = [step.submit(job) for job in jobs]
+    futures: list[PrefectFuture[ResultT]] = []
     ended = queue.SimpleQueue[PrefectFuture[ResultT]]()
-    for future in futures:
-        future.add_done_callback(ended.put)
+
+    def submit(some: Sequence[JobT]) -> None:
+        for job in some:
+            futures.append(step.submit(job))
+            futures[-1].add_done_callback(ended.put)
+
+    submit(jobs[:SUBMITTED])
     limit = step.timeout_seconds
     longest = None if limit is None else (1 + step.retries) * limit + LENIENCE
-    for count in range(len(futures)):
+    for count in range(len(jobs)):
         try:
             ended.get(timeout=longest)
         except queue.Empty:
-            left = [job.run_name() for job, future in zip(jobs, futures, strict=True) if not future.state.is_final()]
+            left = [job.run_name() for job, future in zip(jobs, futures, strict=False) if not future.state.is_final()]
             context = FlowRunContext.get()
             if context is not None and isinstance(context.task_runner, Threads):
                 context.task_runner.cancel_all()
             raise UserError(
-                f"none of {len(futures) - count} jobs has ended for {longest:g} s at a time limit of {limit:g} s, such "
+                f"none of {len(jobs) - count} jobs has ended for {longest:g} s at a time limit of {limit:g} s, such "
                 f"as {' or '.join(left[:2])}; what is finished is kept"
             ) from None
+        submit(jobs[len(futures) : len(futures) + 1])
         if progress is not None:
             progress.advance()
     return futures

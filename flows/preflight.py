@@ -170,7 +170,7 @@ def _ask_dask(runner: Any, settings: BuildSettings, needs: Needs) -> dict[str, A
         unanswered = [asked[address] for address in present if not asked[address].done()]
         if not unanswered:
             return {address: _answer(asked[address].result) for address in present}
-        with contextlib.suppress(TimeoutError):
+        with client.as_current(), contextlib.suppress(TimeoutError):
             wait(unanswered, timeout=1, return_when="FIRST_COMPLETED")
 
 

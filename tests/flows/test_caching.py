@@ -125,6 +125,15 @@ def test_a_second_run_calls_nothing(place: dict[str, str]) -> None:
     assert first["a"].result == second["a"].result
 
 
+def test_no_more_jobs_are_handed_out_at_once_than_the_limit_says(
+    place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one they end in their order, though there are two threads."""
+    monkeypatch.setattr("flows.caching.SUBMITTED", 1)
+    assert list(run(place, dict.fromkeys("edcba", "1"))) == [*"edcba"]
+    assert calls_of(place["work"]) == [*"edcba"]
+
+
 def test_results_come_back_as_models(place: dict[str, str]) -> None:
     """A result read from storage has its type, not a dictionary's."""
     run(place, {"a": "1"})

@@ -87,7 +87,10 @@ def test_workers_that_die_as_they_are_looked_at_are_not_waited_for_but_those_in_
     asked = needs({"runner": {"kind": "dask", "workers": 1}}, root=str(tmp_path / "dead"))
     (tmp_path / "dead").mkdir()
     monkeypatch.setattr(preflight, "lacks_of", _die)
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,  # as Prefect's
+    ):
         runner = SimpleNamespace(client=client)
         monkeypatch.setattr(preflight, "DEATHS", 0)
         with pytest.raises(UserError, match=r"the workers at tcp://.* die as"):
