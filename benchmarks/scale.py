@@ -1,6 +1,8 @@
 """What a build costs as it grows: seconds, requests to the store, memory and Prefect's database, each a sample.
 
-    python benchmarks/scale.py [--samples 1000 10000] [--workers 1 2] [--store s3] [--kills 10]
+    python benchmarks/scale.py [--builds 1000:2:s3 10000:1:disk 10000:2:disk ...] [--kills 10]
+
+``--builds`` says which: samples, workers and store of each.
 
 A synthetic source stands for the real one: it draws its pictures (64 x 64, one person each) when they are asked for, so
 that nothing is fetched. Half of the samples are ``real``, half composites, 256 a shard. Each build runs in a process of
@@ -9,9 +11,10 @@ store is a folder, or moto's S3 server on loopback, which counts what it is aske
 not in it.
 
 ``orchestration`` is the share of the workers' time in which no step runs, from the first shard's start to the last
-one's end. A straight line through the sizes says what a sample costs; ``docs/scale.md`` says what follows from it. With
-``--kills``, the smallest size is also built on a cluster of three workers, of which one at random is killed (SIGKILL)
-so many times, and compared with what nobody disturbed. Writes ``benchmarks/results/scale.json``.
+one's end. A straight line through the sizes, of the builds with most workers, says what a sample costs on each store;
+``docs/scale.md`` says what follows from it. With ``--kills``, the smallest size is also built on a cluster of three
+workers, of which one at random is killed (SIGKILL) so many times, and compared with what nobody disturbed. Writes
+``benchmarks/results/scale.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import logging
 import os
 import platform
 import random
-import resource
+import re
 import shutil
 import signal
 import subprocess
@@ -51,6 +54,7 @@ SIDE = 64
 SHARD = 256
 BACKGROUNDS = 0.1
 """Of the samples of ``real``."""
+BUILDS = ["1000:1:disk", "1000:2:disk", "10000:1:disk", "10000:2:disk", "1000:2:s3", "10000:2:s3"]
 RESULT = Path(__file__).parent / "results/scale.json"
 
 
@@ -128,8 +132,8 @@ class Timed:
 
 
 def peak_mb() -> float:
-    """Most memory that this process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    """Most memory that this process has had, in MB; ``getrusage`` would begin with that of whoever started it."""
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1000
 
 
 def build_once(count: int, workers: int | str, output: str, notes: str) -> dict[str, Any]:
@@ -272,9 +276,11 @@ def killed(count: int, kills: int) -> dict[str, Any]:
         command = [sys.executable, __file__, "--one", str(count)]
         subprocess.run([*command, "2", f"{folder}/whole", os.devnull], env=environment, check=True, capture_output=True)
         # Workers inherit both.
-        os.environ.update(environment)
         sys.path.insert(0, environment["PYTHONPATH"])
-        with LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster:
+        with (
+            mock.patch.dict(os.environ, environment),
+            LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster,
+        ):
             words = [*command, cluster.scheduler_address, f"{folder}/killed", str(notes)]
             build = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
             while build.poll() is None:
@@ -334,7 +340,7 @@ def line_through(sizes: list[int], costs: list[float]) -> dict[str, float]:
 
 
 def fits(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Straight lines over the samples, of the largest number of workers."""
+    """Straight lines over the samples, of the largest number of workers and one store."""
     most = max(row["workers"] for row in rows)
     chosen = [row for row in rows if row["workers"] == most]
     sizes = [row["build"]["samples"] for row in chosen]
@@ -353,9 +359,7 @@ def fits(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Measure each size with each number of workers, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, nargs="+", default=[1000, 10_000])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--store", choices=["disk", "s3"], default="s3")
+    parser.add_argument("--builds", nargs="+", default=BUILDS)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -365,22 +369,23 @@ def main() -> None:
         own = importlib.import_module("benchmarks.scale")
         print(json.dumps(own.build_once(int(count), int(workers) if workers.isdigit() else workers, output, notes)))
         return
-    store = CountingStore() if given.store == "s3" else None
-    rows = [measure(count, workers, store) for workers in given.workers for count in given.samples]
-    result = {
-        "command": f"python benchmarks/scale.py --samples {' '.join(map(str, given.samples))} --workers "
-        f"{' '.join(map(str, given.workers))} --store {given.store} --kills {given.kills}",
+    builds = [(int(count), int(workers), store) for count, workers, store in (b.split(":") for b in given.builds)]
+    s3 = CountingStore() if any(store == "s3" for *_, store in builds) else None
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/scale.py --builds {' '.join(given.builds)} --kills {given.kills}",
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "software": software_versions(),
         "settings": {"side": SIDE, "samples_per_shard": SHARD, "backgrounds": BACKGROUNDS},
+        "killed": killed(min(count for count, *_ in builds), given.kills) if given.kills else None,
         "rows": rows,
-        "lines": fits(rows),
-        "killed": None,
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if given.kills:
-        result["killed"] = killed(min(given.samples), given.kills)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    # What takes hours is kept as it comes.
+    for count, workers, store in builds:
+        rows.append(measure(count, workers, s3 if store == "s3" else None))
+        stores = sorted({row["store"] for row in rows})
+        result["lines"] = {store: fits([row for row in rows if row["store"] == store]) for store in stores}
+        RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({name: result[name] for name in ("lines", "killed")}, indent=2))
 
 

@@ -90,6 +90,8 @@ from flows.weblist_steps import fetch_weblist
 
 BESIDE_SHARDS = ("README.md", "croissant.json", "attribution.csv", "rejected.parquet", "card")
 """What `flows.dataset_steps.describe` writes."""
+WRITTEN = (*CONFIGURATIONS, "card"), (SEEN,)
+"""Folders that a build writes to, below the dataset and below the work folder."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -165,7 +167,8 @@ def build_shards(settings: BuildSettings, root: str) -> dict[str, Any]:
     """The stages of `build_dataset`, on the task runner that the settings name."""
     with Progress(artifact_key("build-progress", root)) as progress:
         build = _Build(settings, root, progress)
-        build.output.clear((*CONFIGURATIONS, "card"), BESIDE_SHARDS, (SEEN,))
+        build.output.check(BESIDE_SHARDS)
+        build.output.remove_unfinished(*WRITTEN)
         build.read_opt_out()
         build.workers()
         build.networks()
@@ -420,6 +423,8 @@ class _Build:
         )
         write_bytes(filesystem, f"{base}/manifest.json", f"{manifest.model_dump_json(indent=1)}\n".encode())
         self.output.remove_shards_but(shard.path for shard in listed)
+        if settings.runner.kind != "threads":
+            self.output.remove_unfinished(*WRITTEN)  # of workers that were killed
         rejected = Counter(read_table(self.root, "rejected.parquet", columns=["reason"])["reason"].to_pylist())
         summary = {
             "dataset": self.root,

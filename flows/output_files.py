@@ -27,18 +27,24 @@ class OutputFiles:
         self._root, self._work = root, work
         self._made = self._made_before()
 
-    def clear(self, folders: Iterable[str], beside_shards: Sequence[str], of_work: Iterable[str]) -> None:
-        """Remove what killed runs left under construction.
+    def check(self, beside_shards: Sequence[str]) -> None:
+        """See that nothing of somebody else stands where runs write.
 
         Args:
-            folders: below the dataset, those that runs write to.
             beside_shards: files that runs write beside shards.
-            of_work: folders below the work folder that runs write to.
 
         Raises:
             UserError: there are files which no run on this output wrote and this one would overwrite.
         """
         self._refuse_to_overwrite([] if self._made else [*beside_shards, "manifest.json"])
+
+    def remove_unfinished(self, folders: Iterable[str], of_work: Iterable[str]) -> None:
+        """Remove what killed processes left under construction, but not what a living one holds.
+
+        Args:
+            folders: below the dataset, those that runs write to.
+            of_work: folders below the work folder that runs write to.
+        """
         if is_url(self._root):
             for place in (self._root, self._work):
                 abort_uploads(place)

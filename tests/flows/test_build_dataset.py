@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -25,6 +26,7 @@ import yaml
 
 from dataset_tools.errors import UserError
 from dataset_tools.records import ImageRecord
+from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import ShardDataset, read_manifest, verify
 from dataset_tools.storage import PARTIAL_SUFFIX, open_root
 from flows import cli, preflight
@@ -219,6 +221,35 @@ def _break_worker() -> None:
     software = preflight._software()
     preflight._software = lambda: software | {"pillow": "0.1"}  # type: ignore[assignment]
     preflight.open_root = lambda place: open_root(f"{place}-of-this-machine")
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_shard_changes_no_byte_and_leaves_nothing(
+    recipe: Path, undisturbed: Path, tmp_path: Path, forked_workers: None
+) -> None:
+    """Another one does its shard."""
+    from distributed import Client, LocalCluster
+
+    copy_drawn_world(undisturbed, tmp_path / "dataset")
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        before = client.scheduler_info(n_workers=-1)["workers"]
+        client.run(_die_in_a_shard, workers=[next(iter(before))])
+        runner = {"runner.kind": "dask", "runner.address": cluster.scheduler_address}
+        build_dataset(str(recipe), str(tmp_path / "dataset"), runner)
+        assert next(iter(before)) not in client.scheduler_info(n_workers=-1)["workers"]
+    assert digests(tmp_path / "dataset") == digests(undisturbed)
+    assert not list(tmp_path.rglob(f"*{PARTIAL_SUFFIX}"))
+
+
+def _die_in_a_shard() -> None:
+    """Let this process end (SIGKILL) at the second sample that it writes."""
+    calls, whole = itertools.count(1), Sample.to_parts
+
+    def to_parts(sample: Sample, encoding: EncodingSettings) -> dict[str, bytes]:
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(sample, encoding)
+
+    Sample.to_parts = to_parts  # type: ignore[method-assign]
 
 
 def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
