@@ -20,9 +20,10 @@ import contextlib
 import hashlib
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -345,63 +346,50 @@ def forget(jobs: Iterable[Job]) -> None:
 
 
 def _run(step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None) -> list[ResultT]:
-    futures = _ended(step, jobs, progress) if jobs else []
-    for submission in range(1, SUBMISSIONS + 1):
-        lost = {number: error for number, future in enumerate(futures) if (error := _lost(future))}
-        if not lost:
-            break
-        number, error = next(iter(lost.items()))
-        if submission == SUBMISSIONS:
-            raise UserError(
-                f"{jobs[number].run_name()} was handed to the cluster {submission} times, and each time its workers "
-                f"died, most often for want of memory: see their logs; what is finished is kept ({one_line(error)})"
-            )
-        run_logger().warning("%d jobs lost their workers and are handed out again: %s", len(lost), one_line(error))
-        for number, future in zip(lost, _ended(step, [jobs[number] for number in lost], None), strict=True):
-            futures[number] = future
-    return _results(step, jobs, futures)
-
-
-def _lost(future: PrefectFuture[Any]) -> Exception | None:
-    """Why a job has no result of its own: what a step raises is one, so that its workers died."""
-    try:
-        future.result(raise_on_failure=False)
-    except Exception as error:  # each kind of cluster has its own
-        return error
-    return None
-
-
-def _ended(
-    step: Task[[JobT], ResultT], jobs: Sequence[JobT], progress: Progress | None
-) -> list[PrefectFuture[ResultT]]:
-    """Of jobs that are handed to the task runner, when all have ended."""
-    futures: list[PrefectFuture[ResultT]] = []
-    ended = queue.SimpleQueue[PrefectFuture[ResultT]]()
-
-    def submit(some: Sequence[JobT]) -> None:
-        for job in some:
-            futures.append(step.submit(job))
-            futures[-1].add_done_callback(ended.put)
-
-    submit(jobs[:SUBMITTED])
+    waiting = deque((number, 1) for number in range(len(jobs)))
+    held: dict[int, tuple[PrefectFuture[ResultT], int]] = {}
+    ended = queue.SimpleQueue[int]()
+    states: dict[int, State[ResultT]] = {}
     limit = step.timeout_seconds
     longest = None if limit is None else (1 + step.retries) * limit + LENIENCE
-    for count in range(len(jobs)):
+
+    def tell(number: int, _: PrefectFuture[ResultT]) -> None:
+        ended.put(number)
+
+    while len(states) < len(jobs):
+        while waiting and len(held) < SUBMITTED:
+            number, submission = waiting.popleft()
+            held[number] = step.submit(jobs[number]), submission
+            held[number][0].add_done_callback(partial(tell, number))
         try:
-            ended.get(timeout=longest)
+            number = ended.get(timeout=longest)
         except queue.Empty:
-            left = [job.run_name() for job, future in zip(jobs, futures, strict=False) if not future.state.is_final()]
+            left = [jobs[number].run_name() for number, (future, _) in held.items() if not future.state.is_final()]
             context = FlowRunContext.get()
             if context is not None and isinstance(context.task_runner, Threads):
                 context.task_runner.cancel_all()
             raise UserError(
-                f"none of {len(jobs) - count} jobs has ended for {longest:g} s at a time limit of {limit:g} s, such "
-                f"as {' or '.join(left[:2])}; what is finished is kept"
+                f"none of {len(jobs) - len(states)} jobs has ended for {longest:g} s at a time limit of {limit:g} s, "
+                f"such as {' or '.join(left[:2])}; what is finished is kept"
             ) from None
-        submit(jobs[len(futures) : len(futures) + 1])
+        # Forgotten as it ends: as long as anybody holds a future, a cluster keeps its job.
+        future, submission = held.pop(number)
+        try:
+            future.result(raise_on_failure=False)
+        except Exception as error:  # what a step raises is a result: workers died, and each kind of cluster has its own
+            name = jobs[number].run_name()
+            if submission == SUBMISSIONS:
+                raise UserError(
+                    f"{name} was handed to the cluster {submission} times, and each time its workers died, most often "
+                    f"for want of memory: see their logs; what is finished is kept ({one_line(error)})"
+                ) from None
+            run_logger().warning("%s lost its workers and is handed out again: %s", name, one_line(error))
+            waiting.appendleft((number, submission + 1))
+            continue
+        states[number] = future.state
         if progress is not None:
             progress.advance()
-    return futures
+    return _results(step, jobs, [states[number] for number in range(len(jobs))])
 
 
 def _run_here(step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:
@@ -409,13 +397,11 @@ def _run_here(step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT
     return _results(step, jobs, states)
 
 
-def _results(
-    step: Task[[JobT], ResultT], jobs: Sequence[JobT], ended: Sequence[PrefectFuture[ResultT] | State[ResultT]]
-) -> list[ResultT]:
+def _results(step: Task[[JobT], ResultT], jobs: Sequence[JobT], ended: Sequence[State[ResultT]]) -> list[ResultT]:
     results = []
-    for job, each in zip(jobs, ended, strict=True):
+    for job, state in zip(jobs, ended, strict=True):
         try:
-            results.append(each.result())
+            results.append(state.result())
         except TaskRunTimeoutError:
             raise UserError(
                 f"{job.run_name()} took longer than the time limit of {step.timeout_seconds:g} s, as often as it was "
