@@ -54,7 +54,7 @@ SIDE = 64
 SHARD = 256
 BACKGROUNDS = 0.1
 """Of the samples of ``real``."""
-BUILDS = ["1000:1:disk", "1000:2:disk", "10000:1:disk", "10000:2:disk", "1000:2:s3", "10000:2:s3"]
+BUILDS = ["1000:1:disk", "1000:2:disk", "10000:1:disk", "10000:2:disk", "1000:2:s3", "10000:2:s3", "100000:2:disk"]
 RESULT = Path(__file__).parent / "results/scale.json"
 
 
