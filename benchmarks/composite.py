@@ -20,7 +20,7 @@ import json
 import os
 import platform
 import time
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 
@@ -29,11 +29,10 @@ from rich.progress import track
 
 from dataset_tools.compositing import Background, CompositorSettings, compose
 from dataset_tools.donor_windows import DonorWindows, donors_of
-from dataset_tools.donors import DONOR_COLUMNS, Cutout, CutoutRow
+from dataset_tools.donors import Cutout, CutoutRow
 from dataset_tools.errors import Rejected
 from dataset_tools.schema import EncodingSettings
-from dataset_tools.shard_table import read_shard_tables
-from dataset_tools.shards import ShardDataset, read_manifest, table_path
+from dataset_tools.shards import ShardDataset, read_manifest
 from mild.versions import software_versions
 
 RESULT = Path(__file__).parent / "results/composite.json"
@@ -53,8 +52,7 @@ def main() -> None:
     configuration = manifest.settings["curated"]["configuration"]
     shards = manifest.shards[configuration]["train"][:SHARDS]
     photographs = ShardDataset.of_shards(given.dataset, shards)
-    tables = read_shard_tables(given.dataset, [table_path(shard.path) for shard in shards], DONOR_COLUMNS)
-    donors = donors_of((row for table in tables for row in table.to_pylist()), settings)
+    donors = chain.from_iterable(donors_of(given.dataset, shards, settings))
     windows = DonorWindows(donors, photographs.__getitem__, settings.donors, "composite")
     plates = [
         Background(sample.background, sample.origins[0])

@@ -11,28 +11,35 @@ on.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from dataset_tools.compositing import CompositorSettings, is_tall_enough
-from dataset_tools.donors import Cutout, CutoutRow, DonorSettings, cut_out, cutout_rows
+from dataset_tools.donors import DONOR_COLUMNS, Cutout, CutoutRow, DonorSettings, cut_out, cutout_rows
 from dataset_tools.errors import Rejected
 from dataset_tools.schema import Sample
+from dataset_tools.shards import Shard, table_path
 
 WINDOW = 32
 """Pictures that a composite may draw donors from. Most have one or two; five people at most are wanted by default."""
 
 
-def donors_of(samples: Iterable[dict[str, Any]], settings: CompositorSettings) -> Iterator[list[CutoutRow]]:
-    """Of each sample, who may be pasted; often nobody.
+def donors_of(root: str, shards: Sequence[Shard], settings: CompositorSettings) -> Iterator[list[list[CutoutRow]]]:
+    """Of each shard of photographs, of each sample who may be pasted; often nobody.
 
     Args:
-        samples: rows of shards' tables, `dataset_tools.donors.DONOR_COLUMNS` of them.
+        root: of the dataset. The shards' tables are read, and nothing else; samples count on from shard to shard.
     """
-    for index, told in enumerate(samples):
-        yield [row for row in cutout_rows(index, told, settings.donors) if is_tall_enough(row, settings)]
+    from dataset_tools.shard_table import read_shard_tables  # those who train need no pyarrow
+
+    index = itertools.count()
+    for table in read_shard_tables(root, [table_path(shard.path) for shard in shards], DONOR_COLUMNS):
+        yield [
+            [row for row in cutout_rows(next(index), told, settings.donors) if is_tall_enough(row, settings)]
+            for told in table.to_pylist()
+        ]
 
 
 def neighbourhoods(pictures: Sequence[int], sizes: Sequence[int], seed: str) -> list[list[int]]:

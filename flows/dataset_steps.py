@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -35,7 +35,6 @@ from dataset_tools.curated import (
     without_folders,
 )
 from dataset_tools.donor_windows import DonorWindows, donors_of
-from dataset_tools.donors import DONOR_COLUMNS
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators import PlateProvider
 from dataset_tools.estimators.annotated import AnnotatedSettings
@@ -54,8 +53,7 @@ from dataset_tools.records import (
 )
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.settings import digest_of
-from dataset_tools.shard_table import read_shard_tables
-from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, table_path, tags_of, write_shard
+from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, tags_of, write_shard
 from dataset_tools.sources.sample import SampleSettings, write_mirror
 from dataset_tools.sources.video import ClipFile, VideoSettings, write_list, write_pairs
 from dataset_tools.storage import Listings, open_root, tag_of
@@ -539,8 +537,8 @@ class Cutouts(BaseModel):
 def list_cutouts(job: CutoutsJob) -> Cutouts:
     """Count them."""
     pictures, people = [], 0
-    for table in read_shard_tables(job.root, [table_path(shard.path) for shard in job.shards], DONOR_COLUMNS):
-        found = [rows for rows in donors_of(table.to_pylist(), job.settings) if rows]
+    for samples in donors_of(job.root, job.shards, job.settings):
+        found = [rows for rows in samples if rows]
         pictures.append(len(found))
         people += sum(map(len, found))
     return Cutouts(pictures=pictures, people=people)
@@ -586,9 +584,8 @@ class CompositeShardJob(ShardJob):
 @cached_step
 def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
     """Fetch backgrounds -> place people of the same split on them -> write."""
-    tables = read_shard_tables(job.root, [table_path(shard.path) for shard in job.donors], DONOR_COLUMNS)
     donors = DonorWindows(
-        donors_of((row for table in tables for row in table.to_pylist()), job.settings),
+        chain.from_iterable(donors_of(job.root, job.donors, job.settings)),
         ShardDataset.of_shards(job.root, job.donors).__getitem__,
         job.settings.donors,
         f"{job.settings.seed}/{job.path}",

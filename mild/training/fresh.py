@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from dataset_tools.compositing import Background, CompositorSettings, compose
 from dataset_tools.donor_windows import donors_of
-from dataset_tools.donors import DONOR_COLUMNS, Cutout, CutoutRow, cut_out
+from dataset_tools.donors import Cutout, CutoutRow, cut_out
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.schema import Sample
-from dataset_tools.shards import ShardDataset, read_manifest, table_path
+from dataset_tools.shards import ShardDataset, read_manifest
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
 
@@ -48,17 +48,14 @@ class FreshComposites:
     """
 
     def __init__(self, donors: ShardDataset, settings: TrainSettings) -> None:
-        from dataset_tools.shard_table import read_shard_tables  # workers need no pyarrow
-
         assert settings.fresh_composites is not None
         built = donors.manifest.settings.get("composite") or {}
         # A plate is a crop already.
         values = built | settings.fresh_composites.model_dump(exclude_none=True) | {"crop": (1.0, 1.0)}
         self.settings = CompositorSettings.check(values, origin=f"fresh_composites, as {donors.root} was built")
         self.donors, self._seed = donors, settings.seed
-        tables = read_shard_tables(donors.root, [table_path(shard.path) for shard in donors.shards], DONOR_COLUMNS)
-        told = (row for table in tables for row in table.to_pylist())
-        self.rows = [row for rows in donors_of(told, self.settings) for row in rows]
+        held = donors_of(donors.root, donors.shards, self.settings)
+        self.rows = [row for samples in held for rows in samples for row in rows]
         """Who may be pasted."""
         if not self.rows:
             raise UserError(
