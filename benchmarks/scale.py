@@ -39,6 +39,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,6 +47,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
+from dataset_tools.record_file import RecordFile
 from dataset_tools.records import Curation, ImageRecord, InstanceRecord
 from dataset_tools.sources.openimages import OpenImagesSettings, OpenImagesSource
 from mild.versions import software_versions
@@ -86,15 +88,15 @@ class SyntheticSource(OpenImagesSource):
         """All of them."""
         person = InstanceRecord("1", "Person", (0.25, 0.05, 0.75, 0.95), "ellipse")
         licence = "https://creativecommons.org/licenses/by/2.0/"
-        people = [
+        people = (
             ImageRecord(f"p{k:07}", self.name, "train", "people", "one", f"p{k}", licence=licence, instances=(person,))
             for k in range(self.settings.count)
-        ]
-        backgrounds = [
+        )
+        backgrounds = (
             ImageRecord(f"b{k:07}", self.name, "train", "background", "", f"b{k}", licence=licence)
             for k in range(max(1, int(BACKGROUNDS * self.settings.count)))
-        ]
-        return Curation(people + backgrounds)
+        )
+        return Curation(RecordFile(chain(people, backgrounds)))
 
     def state(self, record: ImageRecord) -> list[str]:
         """It never changes."""

@@ -1,15 +1,15 @@
 """Which images: queries over OpenImages' annotation tables, whatever their size.
 
 DuckDB reads the CSV or Parquet files in parallel, keeps the rows of people only, and spills to disk beyond
-`MEMORY`; Python sees the chosen images alone. Nothing depends on the order of rows or on the number of threads:
-images are chosen, and listed, in the order of ``md5(seed || image id)``.
+`MEMORY`; Python sees the chosen images alone, a few at a time. Nothing depends on the order of rows or on the number of
+threads: images are chosen, and listed, in the order of ``md5(seed || image id)``.
 """
 
 from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,6 +19,7 @@ from pydantic import Field
 
 from dataset_tools.choice import MOST, ChoiceSettings, Fraction
 from dataset_tools.errors import UserError
+from dataset_tools.record_file import RecordFile
 from dataset_tools.records import PEOPLE, SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Role, Split
 from dataset_tools.tables import BOXES, LABELS, MASKS, METADATA, Table, TableReader, check_header, quoted, read_classes
 
@@ -112,7 +113,7 @@ def curate(
             if split in tables:
                 job.add_split(split, tables[split])
         job.drop_repeated_photos()
-        records = job.choose(image_path, source)
+        records = RecordFile(job.choose(image_path, source))
     return Curation(records, job.reader.rejected + job.rejected)
 
 
@@ -285,7 +286,7 @@ class _Job:
             for split, image, kept_split, kept in rows.fetchall():
                 self._reject_image(split, image, "repeated-photo", f"the same photograph is {kept_split} image {kept}")
 
-    def choose(self, image_path: Callable[[Split, str], str], source: str) -> list[ImageRecord]:
+    def choose(self, image_path: Callable[[Split, str], str], source: str) -> Iterator[ImageRecord]:
         """Choose within each stratum and build the records."""
         s = self.settings
         seed = f"'{s.seed}'"
@@ -311,8 +312,7 @@ class _Job:
             """
         )
         category = {mid: name for name, mid in self.names.items()}
-        records = []
-        while batch := rows.fetchmany(10_000):
+        while batch := rows.fetchmany(1024):
             for (
                 image,
                 split,
@@ -338,7 +338,7 @@ class _Job:
                     )
                     for number, (box_id, label, x0, y0, x1, y1, occluded, truncated) in enumerate(people or (), 1)
                 )
-                record = ImageRecord(
+                yield ImageRecord(
                     id=image,
                     source=source,
                     split=split,
@@ -354,8 +354,6 @@ class _Job:
                     landing_url=landing,
                     instances=instances,
                 )
-                records.append(record)
-        return records
 
     def _reject_image(self, split: Split, image: str, reason: str, message: str) -> None:
         self.rejected.append(Rejection(split, image, "", "curate", "image-rejected", reason, message))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -104,7 +104,8 @@ class Rejection:
 class Curation:
     """What a source offers: the chosen images, in a deterministic order, and what it set aside."""
 
-    records: list[ImageRecord]
+    records: Sequence[ImageRecord]
+    """A `dataset_tools.record_file.RecordFile` where they can be many more than files in a folder."""
     rejected: list[Rejection] = field(default_factory=list)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import queue
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,7 +44,16 @@ from dataset_tools.errors import Rejected, UserError, one_line, what_to_mend
 from dataset_tools.fetch import map_in_order
 from dataset_tools.ranges import read_whole
 from dataset_tools.settings import digest_of
-from dataset_tools.storage import Listings, is_unaltered, is_url, open_root, sha256_of_file, tag_of, write_bytes
+from dataset_tools.storage import (
+    Listings,
+    is_unaltered,
+    is_url,
+    open_root,
+    sha256_of_file,
+    tag_of,
+    write_bytes,
+    written_whole,
+)
 from flows.names import short_name
 from flows.progress import Progress, run_logger
 from flows.settings import Threads
@@ -54,9 +64,9 @@ LENIENCE = 60.0
 LOOKERS = 16
 """Remembered results that are looked at at once."""
 
-SUBMITTED = 512
-"""Jobs that a task runner holds at once, more than any cluster works on: each takes some 0.1 MB there until it has
-ended, as Prefect gives it the flow's context."""
+SUBMITTED = 128
+"""Jobs that a task runner holds at once, and so the most workers that it keeps busy: each takes some 0.2 MB in the
+flow's process until it has ended, as Prefect gives it the flow's context."""
 
 SUBMISSIONS = 3
 """Times that a job is handed to a cluster, as often as a step is tried: Dask gives up a job whose worker has died four
@@ -163,11 +173,25 @@ def write_named(job: Job, name: str, data: bytes) -> str:
     Args:
         name: without the digest, such as ``a.json``.
     """
-    stem, dot, suffix = name.partition(".")
-    named = f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}{dot}{suffix}"
+    named = _named(name, hashlib.sha256(data).hexdigest())
     filesystem, base = open_root(job.work)
     write_bytes(filesystem, f"{base}/{named}", data)
     return named
+
+
+def keep_named(job: Job, file: Path) -> str:
+    """Move a local file below ``work``, as `write_named` would write its bytes."""
+    with file.open("rb") as opened:
+        named = _named(file.name, hashlib.file_digest(opened, "sha256").hexdigest())
+    filesystem, base = open_root(job.work)
+    with written_whole(filesystem, f"{base}/{named}") as partial:
+        shutil.move(file, partial)
+    return named
+
+
+def _named(name: str, sha256: str) -> str:
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{sha256[:16]}{dot}{suffix}"
 
 
 def folder_digest(folder: str) -> str:

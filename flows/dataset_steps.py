@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections import Counter
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -42,9 +43,9 @@ from dataset_tools.fetch import map_in_order
 from dataset_tools.opt_out import OptOut, OptOutCheck
 from dataset_tools.perceptual_hash import perceptual_hash
 from dataset_tools.quality import HashedPicture
+from dataset_tools.record_file import RecordFile
 from dataset_tools.records import (
     REJECTION_SCHEMA,
-    SPLITS,
     ImageRecord,
     Rejection,
     Role,
@@ -57,9 +58,9 @@ from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, tag
 from dataset_tools.sources.sample import SampleSettings, write_mirror
 from dataset_tools.sources.video import ClipFile, VideoSettings, write_list, write_pairs
 from dataset_tools.storage import Listings, open_root, tag_of
-from flows.caching import LOOKERS, File, Files, Job, are_unaltered, cached_step, write_named
+from flows.caching import LOOKERS, File, Files, Job, are_unaltered, cached_step, keep_named, write_named
 from flows.progress import run_logger
-from flows.record_table import RecordTable, digest_of_records, record_table
+from flows.record_table import RecordTable, digest_of_records, write_record_table
 from flows.settings import InstancesSettings, Network, ParsingSettings, PictureSource, PoseSettings
 
 DOWNLOADS = "mild-downloads"
@@ -214,20 +215,23 @@ def curate(job: CurateJob) -> Curated:
     source = job.source.open(job.tables)
     curation = source.curate()
     set_aside = [replace(row, message=without_folders(row.message, source.places)) for row in curation.rejected]
-    for (split, role), count in Counter((record.split, record.role) for record in curation.records).items():
+    records = curation.records if isinstance(curation.records, RecordFile) else RecordFile(curation.records)
+    with tempfile.TemporaryDirectory(prefix="curated-") as folder:
+        table = Path(folder, "curated.parquet")
+        counts = write_record_table(records, table)
+        chosen = keep_named(job, table)
+    for kind, count in counts.items():
+        split, role = kind.split("/")
         run_logger().info("chosen for %s: %d with the role %s", split, count, role)
-    # By split and role, so that the images of one shard are neighbours; within, in the order of the source.
-    records = sorted(curation.records, key=lambda r: (SPLITS.index(r.split), r.role))
-    names = [
-        write_named(job, "curated.parquet", record_table(records)),
-        write_named(job, "curated-rejected.parquet", parquet_bytes(rejections_to_table(set_aside))),
-    ]
+    rejected = write_named(job, "curated-rejected.parquet", parquet_bytes(rejections_to_table(set_aside)))
+    with RecordTable(job.work, chosen) as written:
+        digest = digest_of([digest_of_records(written.rows(0, len(records))), rejected])
     return Curated(
-        files=Files.of(job, "work", names, len(records)),
-        records=names[0],
-        counts=dict(Counter(f"{record.split}/{record.role}" for record in records)),
-        rejected=names[1],
-        digest=digest_of([digest_of_records(map(asdict, records)), names[1]]),
+        files=Files.of(job, "work", [chosen, rejected], len(records)),
+        records=chosen,
+        counts=counts,
+        rejected=rejected,
+        digest=digest,
         transient=sum(row.transient for row in curation.rejected),
     )
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_tools.records import IMAGE_SCHEMA, ImageRecord, record_from_row, records_to_table
+from dataset_tools.record_file import RecordFile
+from dataset_tools.records import IMAGE_SCHEMA, SPLITS, ImageRecord, record_from_row
 from dataset_tools.settings import digest_of
 from dataset_tools.storage import open_root
 
@@ -20,17 +24,32 @@ BATCH = 256
 """Rows in Python at once."""
 
 
-def record_table(records: Sequence[ImageRecord]) -> bytes:
-    """Records as a Parquet file of `dataset_tools.records.IMAGE_SCHEMA`; equal records give equal bytes."""
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, IMAGE_SCHEMA) as writer:
-        for start in range(0, len(records), ROW_GROUP):
-            writer.write_table(records_to_table(records[start : start + ROW_GROUP]), row_group_size=ROW_GROUP)
-    return sink.getvalue()
+def write_record_table(records: RecordFile, path: Path) -> dict[str, int]:
+    """Write a Parquet file of `dataset_tools.records.IMAGE_SCHEMA`; equal records give equal bytes.
+
+    By split and role, so that the images of one shard are neighbours; within, in the order of ``records``.
+
+    Returns:
+        How many there are of each split and role, such as ``train/people``, in the order of the file.
+    """
+    counts: Counter[str] = Counter()
+    waiting = IMAGE_SCHEMA.empty_table()
+    with pq.ParquetWriter(path, IMAGE_SCHEMA) as writer:
+        for split, role in product(SPLITS, ("background", "people")):
+            for table in records.tables():
+                found = table.filter((pc.field("split") == split) & (pc.field("role") == role))
+                counts[f"{split}/{role}"] += len(found)
+                waiting = pa.concat_tables([waiting, found])
+                while len(waiting) >= ROW_GROUP:
+                    writer.write_table(waiting.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
+                    waiting = waiting.slice(ROW_GROUP)
+        if len(waiting):
+            writer.write_table(waiting, row_group_size=ROW_GROUP)
+    return dict(+counts)
 
 
 class RecordTable:
-    """A table of `record_table` below a work folder, open as long as a block."""
+    """A table of `write_record_table` below a work folder, open as long as a block."""
 
     def __init__(self, work: str, name: str) -> None:
         self.name = name

@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 from concurrent.futures.thread import _threads_queues
+from functools import cache
 from threading import Thread, main_thread
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -132,11 +133,11 @@ class RunnerSettings(Settings):
     kind: Literal["threads", "dask", "ray"] = "threads"
     """``threads``: in the flow's process; ``dask`` or ``ray``: a local cluster of processes, or that at ``address``.
     Ray is an extra: ``pip install mild[ray]``."""
-    workers: int = Field(default=2, ge=1, le=1024)
+    workers: int = Field(default=2, ge=1, le=128)
     """Tasks at once: threads, or processes of a local cluster."""
     address: str | None = None
     """A cluster that runs already: Dask's scheduler, such as ``tcp://scheduler:8786``, or Ray's head, such as
-    ``ray://head:10001``. `flows.preflight` looks at its workers first."""
+    ``ray://head:10001``. `flows.preflight` looks at its workers first. Up to 128 of them have work at once."""
     time_limit: float | None = Field(default=None, gt=0)
     """Seconds that a step may take, such as building one shard. One that takes longer is ended and tried again, twice;
     then the run fails. Null: any time."""
@@ -171,10 +172,26 @@ class RunnerSettings(Settings):
             return RayTaskRunner(address=self.address, init_kwargs=options)
         from prefect_dask import DaskTaskRunner
 
+        _let_dask_forget()
         if self.address is not None:
             return DaskTaskRunner(address=self.address)
         cluster = {"n_workers": self.workers, "threads_per_worker": 1, "dashboard_address": None}
         return DaskTaskRunner(cluster_kwargs=cluster)
+
+
+@cache
+def _let_dask_forget() -> None:
+    """Keep few of Dask's logs for its developers, unless its own configuration (``DASK_`` variables, files) says.
+
+    It keeps the last 1,000 messages of each connection, jobs among them, and what its profiler saw in each of the last
+    1,000 seconds: the flow and its workers would need the more memory the longer a build takes.
+    """
+    import dask
+    import distributed  # noqa: F401 - has its own defaults, which would come after ours
+
+    dask.config.update_defaults(
+        {"distributed": {"admin": {"low-level-log-length": 1}, "worker": {"profile": {"enabled": False}}}}
+    )
 
 
 class BuildSettings(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -239,6 +240,20 @@ def test_a_job_whose_workers_die_is_handed_out_again_and_one_whose_workers_alway
             run(place, {"9": "c"}, die, kind="dask")
     assert "KilledWorker" in str(told.value)
     assert Counter(calls_of(place["work"]))["9"] == 3
+
+
+@pytest.mark.process
+def test_of_jobs_that_have_ended_a_cluster_keeps_few(place: dict[str, str], forked_workers: None) -> None:
+    """By itself Dask would keep the last thousand of each connection, and the flow grow with the dataset."""
+
+    @flow(name="test-memory", task_runner=RunnerSettings(kind="dask").open())
+    def copies() -> int:
+        jobs = [WriteJob(**place, name=f"{number}", content="") for number in range(30)]
+        run_steps(write, jobs, result_storage(place["work"]))
+        gc.collect()
+        return sum(type(each) is WriteJob for each in gc.get_objects()) - len(jobs)
+
+    assert copies() < 15
 
 
 def test_a_step_says_what_it_came_to_in_the_log_of_its_run(
