@@ -24,6 +24,8 @@ _MIRROR = 0.04
 """Reflectance at right angles of water, varnish and polished stone, about."""
 _SIDE = 224
 """Pixels of a silhouette's longer side at most, where it is blurred."""
+_SHARP = 4.0
+"""Pixels of the sharpest part of a penumbra at most, where it is blurred."""
 _LEVELS = 4
 """Blurred copies of a silhouette between which its penumbra is interpolated."""
 
@@ -268,7 +270,8 @@ class _Caster:
 
         Also the matrix that leads from pixels of the picture, homogeneous, to those of the array.
         """
-        shrink = min(1.0, _SIDE / max(self.alpha.shape))
+        # A broad penumbra has no detail; its blur would cost the more the broader it is.
+        shrink = min(1.0, _SIDE / max(self.alpha.shape), _SHARP / float(radii.min()))
         size = max(1, round(self.alpha.shape[1] * shrink)), max(1, round(self.alpha.shape[0] * shrink))
         alpha = cv2.resize(self.alpha, size, interpolation=cv2.INTER_AREA)
         scale_x, scale_y = size[0] / self.alpha.shape[1], size[1] / self.alpha.shape[0]

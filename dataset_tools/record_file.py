@@ -20,7 +20,7 @@ class RecordFile(Sequence[ImageRecord]):
     """Records in their order, in a file without a name (Arrow IPC), which is gone when this is."""
 
     def __init__(self, records: Iterable[ImageRecord]) -> None:
-        self._file = tempfile.TemporaryFile(prefix="records-")
+        self._file = tempfile.TemporaryFile(prefix="records-")  # noqa: SIM115 - open as long as this is
         self._count, remaining = 0, iter(records)
         with pa.ipc.new_file(self._file, IMAGE_SCHEMA) as writer:
             while some := list(islice(remaining, BATCH)):

@@ -404,7 +404,7 @@ _SEEN = pa.schema([(name, pa.string()) for name in ("sha256", "phash", "kind")])
 class ShardJob(PicturesJob):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 9
+    version: ClassVar[int] = 10
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     duplicates: dict[str, str]
