@@ -206,6 +206,9 @@ class TrainSettings(Settings):
     """Text for both branches."""
     inference_steps: int = Field(25, ge=1, le=1000)
     """DDIM steps in which the model is meant to erase; ``mild erase`` takes as many."""
+    inference_resolution: int | None = Field(None, ge=8)
+    """Side in pixels of the square that people's surroundings are worked on at, when they are erased; null:
+    ``resolution``. More keeps more of large people's surroundings, as far as the base knows how."""
     states: Literal["noised", "visited"] = "noised"
     """What noisy latents the branches learn from. ``noised``: noised truth, at a time step drawn from all (the paper).
     ``visited``: those that erasing in ``inference_steps`` comes by, from its start (the noised picture with its holes

@@ -117,7 +117,7 @@ def erase(
         int | None,
         typer.Option(
             help="Pixels of the side of the square that people's surroundings are worked on at: more keeps details of "
-            "large people, and takes longer; default: what --mild was trained at."
+            "large people, and takes longer; default: what --mild is meant for."
         ),
     ] = None,
 ) -> None:

@@ -84,7 +84,7 @@ class EraseOptions:
     extents: str | None = None
     """How far the model is followed beyond masks: ``reach`` of `mild.erasing.pipeline`, or ``off``; None: as usual."""
     resolution: int | None = None
-    """Pixels of the side of the square that windows are worked on at; None: what the model was trained at."""
+    """Pixels of the side of the square that windows are worked on at; None: what the model is meant for."""
 
     @property
     def reach(self) -> float | None:

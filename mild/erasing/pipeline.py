@@ -1,6 +1,6 @@
 """Erasing people with MILD: a diffusers pipeline over any SDXL inpainting base (sections 3.2 to 3.5, Algorithm 3).
 
-A photograph of any size is worked on in windows around the people, at the resolution that the model was trained at
+A photograph of any size is worked on in windows around the people, at the resolution that the model is meant for
 (`mild.erasing.regions`). Only the branches that the result needs are run:
 
 - the background branch, once a window, sees the picture with *all* people hidden and paints what is behind them;
@@ -69,9 +69,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 OutputType = Literal["pil", "np", "pt"]
 STOCK = inspect.signature(StableDiffusionXLInpaintPipeline.__call__).parameters
 NOT_HERE = {
-    **dict.fromkeys(
-        ("height", "width"), "windows are as large as the model was trained at, and results as the picture is"
-    ),
+    **dict.fromkeys(("height", "width"), "windows are as large as resolution says, and results as the picture is"),
     "num_images_per_prompt": "call again with another generator for another result",
     "strength": "holes are always painted anew",
     "padding_mask_crop": "windows are cut around the people anyway",
@@ -338,8 +336,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             match_colours: bring the colours of the painted background nearer to those around the hole (see
                 `mild.erasing.regions.colours_matched`); False: as the networks paint it, which is the paper's method
                 alone.
-            resolution: pixels of the side of the square that windows are worked on at; None: what the model was trained
-                at. More keeps details of large windows, at the price of time, as far as the base knows how.
+            resolution: pixels of the side of the square that windows are worked on at; None: what the model is meant
+                for. More keeps details of large windows, at the price of time, as far as the base knows how.
             num_inference_steps: at most as many as the scheduler was trained on; None: those that the model is meant
                 for (the paper uses 25).
             guidance_scale: classifier-free guidance, off up to 1, which is right for the empty prompt: the branches
@@ -446,7 +444,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
 
     @property
     def resolution(self) -> int:
-        """Pixels of the side of the square that the model works at: that of MILD's training, or else the base's."""
+        """Pixels of the side of the square that the model works at: what MILD's parts are meant for, or the base is."""
         if self.layered is not None and self.layered.resolution is not None:
             return self.layered.resolution
         return self.working_resolution or int(self.unet.config.sample_size * self.vae_scale_factor)

@@ -96,11 +96,11 @@ def check_channels(in_channels: int, latent_channels: int, name: str) -> None:
         )
 
 
-def check_resolution(pipeline: StableDiffusionXLInpaintPipeline, resolution: int) -> None:
-    """Raise `UserError` unless squares of ``resolution`` pixels go through all levels of VAE and UNet unpadded."""
+def check_resolution(pipeline: StableDiffusionXLInpaintPipeline, resolution: int, setting: str = "resolution") -> None:
+    """Raise `UserError` unless squares of so many pixels, which ``setting`` says, go through VAE and UNet unpadded."""
     step = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
     if resolution % step:
-        raise UserError(f"resolution: {resolution} must be a multiple of {step} for this base")
+        raise UserError(f"{setting}: {resolution} must be a multiple of {step} for this base")
 
 
 SIZES = ("original_size", "target_size", "negative_original_size", "negative_target_size")

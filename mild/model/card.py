@@ -18,7 +18,7 @@ What MILD adds to the UNet of an SDXL inpainting base: the branch `bg` paints th
 branch `fg` paints one person.
 
 - Base: `{base}`, without which this folder does nothing
-- Trained at {resolution} px; DDIM steps to erase in: {inference_steps}
+- Erases at {resolution} px, in {inference_steps} DDIM steps
 {about}
 ## What is inside
 
@@ -51,8 +51,8 @@ def model_card(settings: MildSettings, *, base: str, resolution: int, inference_
 
     Args:
         base: hub id or folder of the base; hubs link a card to an id only.
-        resolution: in pixels, that the parts were trained at.
-        inference_steps: in which they are meant to erase.
+        resolution: in pixels, that the parts are meant to erase at.
+        inference_steps: in which they are.
         about: Markdown list items on training and data.
     """
     lora = f"rank {settings.lora.rank}, alpha {settings.lora.alpha}, on {', '.join(settings.lora.target_modules)}"

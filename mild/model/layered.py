@@ -79,7 +79,7 @@ class LayeredUNet:
     """The UNet, on which the parts are installed."""
     settings: MildSettings
     resolution: int | None
-    """Pixels of the side of the crops that the parts were trained on; None for fresh ones."""
+    """Pixels of the side of the square that they are meant to erase at; None for fresh ones."""
     inference_steps: int | None
     """DDIM steps in which they are meant to erase; None for fresh ones."""
     sma: SpatialModulation | None
@@ -292,8 +292,8 @@ class LayeredUNet:
 
         Args:
             base: hub id or folder of the base.
-            resolution: in pixels, that the parts were trained at.
-            inference_steps: in which they are meant to erase.
+            resolution: in pixels, that the parts are meant to erase at.
+            inference_steps: in which they are.
             record: what else ``mild.json`` holds, JSON-compatible.
             about: Markdown list items for the model card, on training and data.
         """

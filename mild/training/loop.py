@@ -209,10 +209,12 @@ def train(
         accelerator.wait_for_everyone()
         saved = kept.latest()
         pipeline = load_base(base)
+        erases_at = settings.inference_resolution or settings.resolution
         check_resolution(pipeline, settings.resolution)
+        check_resolution(pipeline, erases_at, "inference_resolution")
         started = time.monotonic()
         layered = _layered(pipeline, settings)
-        layered.resolution, layered.inference_steps = settings.resolution, settings.inference_steps
+        layered.resolution, layered.inference_steps = erases_at, settings.inference_steps
         run = _Run(settings, samples, pipeline, layered, accelerator, latents, fresh, sharding)
         if saved is not None:
             run.restore(saved)
@@ -242,7 +244,7 @@ def train(
                 layered.save(
                     folder,
                     base=base,
-                    resolution=settings.resolution,
+                    resolution=erases_at,
                     inference_steps=settings.inference_steps,
                     record={
                         "dataset": dataset_digest,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class WindowsMethod(MethodSettings):
-    """What is common to MILD and its honest arm: windows around the hole, at the resolution of training."""
+    """What is common to MILD and its honest arm: windows around the hole, at the resolution of the adapters."""
 
     match_colours: bool = True
     """Whether the colours that are painted are brought nearer to those around the hole (`mild.erasing.regions`);
@@ -189,7 +189,7 @@ class MILDMethod(WindowsMethod):
 
 
 class WindowsEraser:
-    """`mild.erasing.pipeline.MILDPipeline`: its background branch, in windows of the resolution it was trained at."""
+    """`mild.erasing.pipeline.MILDPipeline`: its background branch, in windows of the resolution it is meant for."""
 
     def __init__(self, settings: WindowsMethod, pipeline: MILDPipeline, steps: int, prompt: str) -> None:
         self.pipeline = pipeline

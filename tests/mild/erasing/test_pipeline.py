@@ -682,7 +682,7 @@ def test_a_callback_can_end_the_denoising(pipe: MILDPipeline) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"height": 1024, "width": 1024}, "height: windows are as large as the model was trained at"),
+        ({"height": 1024, "width": 1024}, "height: windows are as large as resolution says"),
         ({"num_images_per_prompt": 2}, "num_images_per_prompt: call again with another generator"),
         ({"strength": 0.5}, "strength: holes are always painted anew"),
         ({"ip_adapter_image": photo()}, "ip_adapter_image: MILD has no use for it"),

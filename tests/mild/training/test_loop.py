@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
-from mild.erasing.pipeline import as_ddim
+from mild.erasing.pipeline import MILDPipeline, as_ddim
 from mild.erasing.regions import editable, prefilled
 from mild.model.attention import modulated_attention
 from mild.model.backbone import BRANCHES, load_base
@@ -635,7 +635,8 @@ def _without_masks(sample: Sample) -> Sample:
     [
         (0, _nothing, {}, "holds no sample"),
         (1, _nothing, {}, r"holds 1 samples, fewer than batch_size \(2\)"),
-        (2, _nothing, {"resolution": 40}, "resolution: 40 must be a multiple of 16"),
+        (2, _nothing, {"resolution": 40}, "^resolution: 40 must be a multiple of 16"),
+        (2, _nothing, {"inference_resolution": 40}, "^inference_resolution: 40 must be a multiple of 16"),
         (2, _nothing, {"resolution": 64}, r"sample sample-\d is 64x48, smaller than resolution"),
         (2, _without_masks, {}, r"sample sample-\d has no person, or empty masks only"),
     ],
@@ -655,6 +656,20 @@ def test_data_that_cannot_be_trained_on_is_named_and_leaves_nothing(
     with pytest.raises(UserError, match=named):
         train(_changed(quick, **changes), data, nano_base, str(tmp_path / "out"), _silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_adapters_erase_at_the_resolution_and_in_the_steps_that_training_says(
+    tiny_base: str,
+    quick: TrainSettings,
+    tmp_path: Path,
+    make_sample: Callable[..., Sample],
+    in_memory: Callable[..., Any],
+) -> None:
+    settings = _changed(quick, steps=1, inference_resolution=64, inference_steps=3)
+    train(settings, in_memory([make_sample(0), make_sample(3)]), tiny_base, str(tmp_path / "out"), _silent)
+    pipeline = MILDPipeline.from_pretrained(str(tmp_path / "out"))
+    assert pipeline.layered is not None
+    assert (settings.resolution, pipeline.resolution, pipeline.layered.inference_steps) == (32, 64, 3)
 
 
 def test_states_that_are_trained_on_are_those_that_ddim_comes_by_from_the_smooth_fill(
