@@ -162,7 +162,7 @@ def main() -> None:
     mild = MILDPipeline(**stock.components, add_watermarker=False)
     mild.set_progress_bar_config(disable=True)
     mild.layered = randomised(LayeredUNet.create(unet, MildSettings(), seed=SEED))
-    mild.layered.resolution = side
+    mild.layered.resolution = mild.layered.inference_resolution = side
 
     def erase(layers: bool) -> None:
         mild(image, list(masks), pose=pose, parsing=parsing, layers=layers, num_inference_steps=STEPS)

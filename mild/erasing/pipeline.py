@@ -56,6 +56,7 @@ from mild.erasing.regions import (
     paste,
     plan_regions,
     prefilled,
+    resized,
 )
 from mild.model.backbone import Branch, check_channels, decode_pictures, encode_pictures, load_base, time_ids_of
 from mild.model.cues import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
@@ -248,7 +249,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     def around(cls, pipeline: StableDiffusionXLInpaintPipeline, layered: LayeredUNet) -> Self:
         """Over a base that is loaded and what is on its UNet, as while it is trained; all weights are shared.
 
-        ``layered.resolution`` says what the model works at.
+        ``layered.resolution`` and ``layered.inference_resolution`` say what the model works at.
         """
         made = cls._over(pipeline.components, pipeline.config)
         made.set_progress_bar_config(disable=True)
@@ -264,7 +265,14 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         layered = self._layered()
         with folder_written_whole(str(folder), CONFIG) as place:
             steps = layered.inference_steps or STEPS
-            layered.save(place, base=self.base, resolution=self.resolution, inference_steps=steps, record={})
+            layered.save(
+                place,
+                base=self.base,
+                resolution=layered.resolution or self.resolution,
+                inference_resolution=self.resolution,
+                inference_steps=steps,
+                record={},
+            )
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool = False, **_: Any) -> str:
         """Upload what `save_pretrained` writes to the Hugging Face hub; gives the commit's URL. Raises `UserError`."""
@@ -337,7 +345,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 `mild.erasing.regions.colours_matched`); False: as the networks paint it, which is the paper's method
                 alone.
             resolution: pixels of the side of the square that windows are worked on at; None: what the model is meant
-                for. More keeps details of large windows, at the price of time, as far as the base knows how.
+                for. Hidden parts of people are painted at no more than the model was trained at. More keeps details of
+                large windows, at the price of time, as far as the base knows how.
             num_inference_steps: at most as many as the scheduler was trained on; None: those that the model is meant
                 for (the paper uses 25).
             guidance_scale: classifier-free guidance, off up to 1, which is right for the empty prompt: the branches
@@ -444,9 +453,9 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
 
     @property
     def resolution(self) -> int:
-        """Pixels of the side of the square that the model works at: what MILD's parts are meant for, or the base is."""
-        if self.layered is not None and self.layered.resolution is not None:
-            return self.layered.resolution
+        """Pixels of the side of the square that the background is painted at: what MILD is meant for, or the base."""
+        if self.layered is not None and self.layered.inference_resolution is not None:
+            return self.layered.inference_resolution
         return self.working_resolution or int(self.unet.config.sample_size * self.vae_scale_factor)
 
     def _layered(self) -> LayeredUNet:
@@ -463,6 +472,9 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         everybody = range(len(photo.masks))
         regions = plan_regions((photo.editable([k]) for k in photo.painted_out), side, self._multiple())
         all_people = editable(photo.masks, everybody, photo.margin)
+        # Textures go on at any size; a body is completed as a whole, which was learned at one.
+        trained = self.layered.resolution if self.layered is not None else None
+        whole = min(side, trained or side)
         for region in regions:
             yield self._job(number, photo, region, "bg", None, all_people)
         for k in everybody:
@@ -473,7 +485,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 touched |= freed & editable([photo.shows(k)], [0])
             for region in regions:
                 if touched[region.rows, region.columns].any():
-                    yield self._job(number, photo, region, "fg", k, freed)
+                    yield self._job(number, photo, resized(region, whole, self._multiple()), "fg", k, freed)
 
     def _job(self, number: int, photo: Photo, region: Region, branch: Branch, k: int | None, hole: np.ndarray) -> _Job:
         height, width = region.size

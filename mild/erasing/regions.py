@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -110,6 +110,12 @@ def plan_regions(holes: Iterable[np.ndarray], resolution: int, multiple: int) ->
         Region(slice(*rows), slice(*columns), _working_size(rows, columns, resolution, multiple))
         for rows, columns in sorted(windows, key=lambda window: (window[0][0], window[1][0]))
     ]
+
+
+def resized(region: Region, resolution: int, multiple: int) -> Region:
+    """The same window at another working size: see `plan_regions`."""
+    rows, columns = (region.rows.start, region.rows.stop), (region.columns.start, region.columns.stop)
+    return replace(region, size=_working_size(rows, columns, resolution, multiple))
 
 
 def square_side(hole: np.ndarray, resolution: int) -> int:

@@ -18,7 +18,7 @@ What MILD adds to the UNet of an SDXL inpainting base: the branch `bg` paints th
 branch `fg` paints one person.
 
 - Base: `{base}`, without which this folder does nothing
-- Erases at {resolution} px, in {inference_steps} DDIM steps
+- Trained at {resolution} px; erases at {inference_resolution} px, DDIM steps: {inference_steps}
 {about}
 ## What is inside
 
@@ -46,13 +46,22 @@ pipeline.load_lora_weights("this folder")
 """
 
 
-def model_card(settings: MildSettings, *, base: str, resolution: int, inference_steps: int, about: str = "") -> str:
+def model_card(
+    settings: MildSettings,
+    *,
+    base: str,
+    resolution: int,
+    inference_resolution: int,
+    inference_steps: int,
+    about: str = "",
+) -> str:
     """The text of ``README.md`` for the hub: the parts that are there, and how to load them.
 
     Args:
         base: hub id or folder of the base; hubs link a card to an id only.
-        resolution: in pixels, that the parts are meant to erase at.
-        inference_steps: in which they are.
+        resolution: in pixels, that the parts were trained at.
+        inference_resolution: in pixels, at which they are meant to paint the background.
+        inference_steps: in which they are meant to erase.
         about: Markdown list items on training and data.
     """
     lora = f"rank {settings.lora.rank}, alpha {settings.lora.alpha}, on {', '.join(settings.lora.target_modules)}"
@@ -84,6 +93,7 @@ def model_card(settings: MildSettings, *, base: str, resolution: int, inference_
         base_import="from mild.bases import place_of\n" if base == NANO else "",
         base_folder=f'place_of("{base}")' if base == NANO else f'"{base}"',
         resolution=resolution,
+        inference_resolution=inference_resolution,
         inference_steps=inference_steps,
         about=about and about.rstrip("\n") + "\n",
         parts="\n".join(f"| `{name}` | {part} |" for name, part in rows),

@@ -79,7 +79,9 @@ class LayeredUNet:
     """The UNet, on which the parts are installed."""
     settings: MildSettings
     resolution: int | None
-    """Pixels of the side of the square that they are meant to erase at; None for fresh ones."""
+    """Pixels of the side of the crops that the parts were trained on; None for fresh ones."""
+    inference_resolution: int | None
+    """Pixels of the side of the square that they are meant to paint the background at; None for fresh ones."""
     inference_steps: int | None
     """DDIM steps in which they are meant to erase; None for fresh ones."""
     sma: SpatialModulation | None
@@ -91,7 +93,7 @@ class LayeredUNet:
     def __init__(self, unet: UNet2DConditionModel, settings: MildSettings, seed: int) -> None:
         self.unet = unet
         self.settings = settings
-        self.resolution = self.inference_steps = None
+        self.resolution = self.inference_resolution = self.inference_steps = None
         self.sma = self.hmg = self.offsets = self.prefix = self.extents = None
         if set(BRANCHES) & set(getattr(unet, "peft_config", None) or {}):
             raise ValueError("this UNet has adapters of MILD already: remove them first")
@@ -151,7 +153,8 @@ class LayeredUNet:
         except BaseException:
             layered.remove()
             raise
-        layered.resolution, layered.inference_steps = config.resolution, config.inference_steps
+        layered.resolution, layered.inference_resolution = config.resolution, config.inference_resolution
+        layered.inference_steps = config.inference_steps
         if not same_weights(config.base_weights, layered._base_weights):
             warnings.warn(
                 f"{folder_or_hub_id} was trained on another base than this one, {config.base}: it may do harm here",
@@ -282,6 +285,7 @@ class LayeredUNet:
         *,
         base: str,
         resolution: int,
+        inference_resolution: int | None = None,
         inference_steps: int,
         record: dict[str, Any],
         about: str = "",
@@ -292,8 +296,9 @@ class LayeredUNet:
 
         Args:
             base: hub id or folder of the base.
-            resolution: in pixels, that the parts are meant to erase at.
-            inference_steps: in which they are.
+            resolution: in pixels, that the parts were trained at.
+            inference_resolution: in pixels, at which they are meant to paint the background; None: the same.
+            inference_steps: in which they are meant to erase.
             record: what else ``mild.json`` holds, JSON-compatible.
             about: Markdown list items for the model card, on training and data.
         """
@@ -305,12 +310,20 @@ class LayeredUNet:
             base=base,
             base_weights=self._base_weights,
             resolution=resolution,
+            inference_resolution=inference_resolution or resolution,
             inference_steps=inference_steps,
             mild=self.settings,
         )
         config = {"format": FORMAT, **saved.model_dump(mode="json"), **record}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        card = model_card(self.settings, base=base, resolution=resolution, inference_steps=inference_steps, about=about)
+        card = model_card(
+            self.settings,
+            base=base,
+            resolution=saved.resolution,
+            inference_resolution=saved.inference_resolution,
+            inference_steps=inference_steps,
+            about=about,
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -29,7 +29,9 @@ class SavedConfig(Settings):
     base_weights: dict[str, float] = Field(default={})
     """A few weights of that base's UNet by name (`mild.model.backbone.sample_of_weights`)."""
     resolution: int = Field(ge=1)
-    """Pixels of the side of the square that the parts are meant to erase at."""
+    """Pixels of the training crops' side."""
+    inference_resolution: int = Field(ge=1)
+    """Pixels of the side of the square that the background is meant to be painted at."""
     inference_steps: int = Field(ge=1)
     """DDIM steps in which the parts are meant to erase."""
     mild: MildSettings

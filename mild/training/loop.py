@@ -214,7 +214,8 @@ def train(
         check_resolution(pipeline, erases_at, "inference_resolution")
         started = time.monotonic()
         layered = _layered(pipeline, settings)
-        layered.resolution, layered.inference_steps = erases_at, settings.inference_steps
+        layered.resolution, layered.inference_resolution = settings.resolution, erases_at
+        layered.inference_steps = settings.inference_steps
         run = _Run(settings, samples, pipeline, layered, accelerator, latents, fresh, sharding)
         if saved is not None:
             run.restore(saved)
@@ -244,7 +245,8 @@ def train(
                 layered.save(
                     folder,
                     base=base,
-                    resolution=erases_at,
+                    resolution=settings.resolution,
+                    inference_resolution=erases_at,
                     inference_steps=settings.inference_steps,
                     record={
                         "dataset": dataset_digest,

@@ -92,7 +92,7 @@ class BaseMethod(WindowsMethod):
 
     def _resolution(self, setup: Setup) -> int | None:
         """That of the adapters; None, the base's own, where there are none."""
-        return read_config(fetched(setup.adapters)).resolution if setup.adapters else None
+        return read_config(fetched(setup.adapters)).inference_resolution if setup.adapters else None
 
 
 class MILDMethod(WindowsMethod):

@@ -288,7 +288,7 @@ def test_sheets_hold_reduced_pictures(
     """Small enough to be logged many times, whatever the dataset's photographs are."""
     pipeline = load_base(tiny_base)
     layered = LayeredUNet.create(pipeline.unet, quick.mild, seed=0)
-    layered.resolution = 32
+    layered.resolution = layered.inference_resolution = 32
     data = in_memory([make_sample(0, height=3 * TILE, width=2 * TILE), make_sample(1)])
     sheet = SamplePictures(pipeline, layered, _text_of(pipeline), data, quick).draw().picture
     width = round(TILE * 2 / 3)
