@@ -250,6 +250,23 @@ def test_a_foreground_branch_runs_for_somebody_whom_the_erased_one_hid(pipe: MIL
     assert branches_run(pipe, photo(), people(), remove=[0], order=[1, 0, 2]) == [("bg", 1), ("fg", 1)]
 
 
+def test_backgrounds_are_painted_at_the_resolution_of_erasing_and_people_at_that_of_training(
+    pipe: MILDPipeline,
+) -> None:
+    """A smaller one that is asked for holds for both."""
+    layered = pipe.layered
+    assert layered is not None
+
+    def sides(**options: Any) -> dict[str, tuple[int, int]]:
+        with mock.patch.object(layered, "branch", wraps=layered.branch) as branch:
+            erase(pipe, photo(96, 96), people(96, 96), remove=[1], **options)
+        return {call.args[0]: tuple(call.args[1].shape[-2:]) for call in branch.call_args_list}
+
+    with mock.patch.object(layered, "inference_resolution", 96):
+        assert sides() == {"bg": (96, 96), "fg": (64, 64)}
+    assert sides(resolution=32) == {"bg": (32, 32), "fg": (32, 32)}
+
+
 @contextlib.contextmanager
 def believing(pipe: MILDPipeline, **where: np.ndarray) -> Iterator[None]:
     """Let the heads of a branch say what the mask says, in windows that are the whole picture."""
