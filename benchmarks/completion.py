@@ -56,14 +56,14 @@ def true_colours(sample: Sample, index: int) -> np.ndarray:
     return np.rint(under + over[..., 3:] / 255 * (over[..., :3] - under)).astype(np.uint8)
 
 
-def erased(pipeline: MILDPipeline, sample: Sample, front: list[int], reach: float | None) -> Erased:
-    """The picture without those in front."""
-    known = sample.label_set != "none"
+def erased(pipeline: MILDPipeline, sample: Sample, front: list[int], reach: float | None, cues: bool = True) -> Erased:
+    """The picture without those in front; HMG sees pose and parsing where ``cues`` says so."""
+    known = cues and sample.label_set != "none"
     return pipeline(
         sample.image,
         [person.mask for person in sample.people],
         remove=front,
-        pose=np.stack([person.keypoints for person in sample.people]),
+        pose=np.stack([person.keypoints for person in sample.people]) if cues else None,
         parsing=sample.parsing if known else None,
         label_set=sample.label_set if known else "lip",
         reach=reach,

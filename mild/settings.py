@@ -207,9 +207,9 @@ class TrainSettings(Settings):
     inference_steps: int = Field(25, ge=1, le=1000)
     """DDIM steps in which the model is meant to erase; ``mild erase`` takes as many."""
     inference_resolution: int | None = Field(None, ge=8)
-    """Side in pixels of the square that people's surroundings are worked on at, when the background is painted; null:
-    ``resolution``. More keeps more of large surroundings, as far as the base knows how. People who are hidden in part
-    are completed at ``resolution``."""
+    """Side in pixels of the square that people's surroundings are worked on at when the background is painted, at
+    most; null: ``resolution``. Windows more than twice as large as ``resolution`` are only halved, as far as this allows:
+    more of them is kept. People who are hidden in part are completed at ``resolution``."""
     states: Literal["noised", "visited"] = "noised"
     """What noisy latents the branches learn from. ``noised``: noised truth, at a time step drawn from all (the paper).
     ``visited``: those that erasing in ``inference_steps`` comes by, from its start (the noised picture with its holes

@@ -169,8 +169,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     """What MILD adds to the UNet; None: the base alone."""
     base: str = ""
     """Folder or hub id that the base was loaded from."""
-    working_resolution: int | None = None
-    """Pixels of the side of the square that the base alone is to work at, where that is not its own."""
+    working_resolutions: tuple[int, int] | None = None
+    """`resolutions` of the base alone, where they are not its own."""
     watch: Callable[[torch.Tensor], contextlib.AbstractContextManager[Any]] | None = None
     """Gives a context for the UNet's forward passes on one batch of windows, of their masks (B, 1, h, w) in 0..1."""
 
@@ -268,8 +268,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             layered.save(
                 place,
                 base=self.base,
-                resolution=layered.resolution or self.resolution,
-                inference_resolution=self.resolution,
+                resolution=self.resolutions[0],
+                inference_resolution=self.resolutions[1],
                 inference_steps=steps,
                 record={},
             )
@@ -397,8 +397,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         if batch_size < 1:
             raise UserError("batch_size must be 1 or more")
         follow = reach is not None and self.layered is not None and self.layered.extents is not None
-        side = resolution or self.resolution
-        jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, side, follow)]
+        sides = (resolution, resolution) if resolution else self.resolutions
+        jobs = [job for number, photo in enumerate(photos) for job in self._plan(number, photo, sides, follow)]
         painted: dict[int, _Painted] = {}
         device = self._execution_device  # once: looking for it goes through all modules
         embeds = {
@@ -452,11 +452,14 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         super().fuse_qkv_projections(unet, vae)
 
     @property
-    def resolution(self) -> int:
-        """Pixels of the side of the square that the background is painted at: what MILD is meant for, or the base."""
-        if self.layered is not None and self.layered.inference_resolution is not None:
-            return self.layered.inference_resolution
-        return self.working_resolution or int(self.unet.config.sample_size * self.vae_scale_factor)
+    def resolutions(self) -> tuple[int, int]:
+        """Pixels of the side of the square that windows are worked on at: those that are shrunk by less than half, and
+        the largest. What MILD's parts are meant for, or the base is."""
+        layered = self.layered
+        if layered is not None and layered.resolution is not None:
+            return layered.resolution, layered.inference_resolution or layered.resolution
+        own = int(self.unet.config.sample_size * self.vae_scale_factor)
+        return self.working_resolutions or (own, own)
 
     def _layered(self) -> LayeredUNet:
         if self.layered is None:
@@ -467,14 +470,13 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         """What sides of working sizes are divisible by, so that no level of the UNet has to be padded."""
         return int(self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
 
-    def _plan(self, number: int, photo: Photo, side: int, follow: bool) -> Iterator[_Job]:
+    def _plan(self, number: int, photo: Photo, sides: tuple[int, int], follow: bool) -> Iterator[_Job]:
         """The windows and branches that a picture needs; ``follow``: people are followed behind others."""
         everybody = range(len(photo.masks))
-        regions = plan_regions((photo.editable([k]) for k in photo.painted_out), side, self._multiple())
+        regions = plan_regions((photo.editable([k]) for k in photo.painted_out), sides[0], self._multiple(), sides[1])
         all_people = editable(photo.masks, everybody, photo.margin)
         # Textures go on at any size; a body is completed as a whole, which was learned at one.
-        trained = self.layered.resolution if self.layered is not None else None
-        whole = min(side, trained or side)
+        whole = min(sides[0], self.resolutions[0])
         for region in regions:
             yield self._job(number, photo, region, "bg", None, all_people)
         for k in everybody:

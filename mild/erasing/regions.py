@@ -72,7 +72,7 @@ class Region:
     """Working height and width, in pixels."""
 
 
-def plan_regions(holes: Iterable[np.ndarray], resolution: int, multiple: int) -> list[Region]:
+def plan_regions(holes: Iterable[np.ndarray], resolution: int, multiple: int, most: int | None = None) -> list[Region]:
     """Windows that hold all holes: one a group of holes near each other, pairwise disjoint, top-left first.
 
     A window has surroundings on all sides, so that its holes fill at most 0.04 of it; it measures at least
@@ -83,10 +83,11 @@ def plan_regions(holes: Iterable[np.ndarray], resolution: int, multiple: int) ->
     Args:
         holes: (H, W) bool each, the editable area of one target; an empty one needs no window.
         resolution: square root of the pixels that are worked on in each window.
+        most: of windows that are more than twice as large, which are halved as far as this allows; None: the same.
         multiple: what the sides of the working size must be divisible by.
 
     Returns:
-        Regions whose working size has the shape of the window and an area of about ``resolution`` squared; sides are
+        Regions whose working size has the shape of the window and an area of about a resolution squared; sides are
         rounded to multiples, and the shorter one is at least ``multiple`` (of a window longer than that allows, the
         shape gives way, not the area).
     """
@@ -106,10 +107,11 @@ def plan_regions(holes: Iterable[np.ndarray], resolution: int, multiple: int) ->
             del groups[i], windows[i]
         groups.append((box, area + other_area))
         windows.append(_window(*groups[-1], size, resolution))
-    return [
-        Region(slice(*rows), slice(*columns), _working_size(rows, columns, resolution, multiple))
-        for rows, columns in sorted(windows, key=lambda window: (window[0][0], window[1][0]))
-    ]
+    found = []
+    for rows, columns in sorted(windows, key=lambda window: (window[0][0], window[1][0])):
+        side = min(max(round(math.sqrt(_area(rows, columns)) / 2), resolution), most or resolution)
+        found.append(Region(slice(*rows), slice(*columns), _working_size(rows, columns, side, multiple)))
+    return found
 
 
 def resized(region: Region, resolution: int, multiple: int) -> Region:
@@ -127,8 +129,7 @@ def square_side(hole: np.ndarray, resolution: int) -> int:
     if box is None:
         return min(resolution, *hole.shape)
     rows, columns = _window(box, int(np.count_nonzero(hole)), hole.shape, resolution)
-    area = (rows[1] - rows[0]) * (columns[1] - columns[0])
-    return min(round(math.sqrt(area)), *hole.shape)
+    return min(round(math.sqrt(_area(rows, columns))), *hole.shape)
 
 
 def cut_picture(image: np.ndarray, region: Region) -> np.ndarray:
@@ -299,6 +300,10 @@ def _overlapping(windows: list[_Box]) -> tuple[int, int] | None:
             if all(a[0] < b[1] and b[0] < a[1] for a, b in zip(first, second, strict=True)):
                 return i, j
     return None
+
+
+def _area(rows: tuple[int, int], columns: tuple[int, int]) -> int:
+    return (rows[1] - rows[0]) * (columns[1] - columns[0])
 
 
 def _working_size(rows: tuple[int, int], columns: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ What MILD adds to the UNet of an SDXL inpainting base: the branch `bg` paints th
 branch `fg` paints one person.
 
 - Base: `{base}`, without which this folder does nothing
-- Trained at {resolution} px; erases at {inference_resolution} px, DDIM steps: {inference_steps}
+- Trained at {resolution} px; erases at {inference_resolution} px at most, DDIM steps: {inference_steps}
 {about}
 ## What is inside
 
@@ -60,7 +60,7 @@ def model_card(
     Args:
         base: hub id or folder of the base; hubs link a card to an id only.
         resolution: in pixels, that the parts were trained at.
-        inference_resolution: in pixels, at which they are meant to paint the background.
+        inference_resolution: in pixels, at which they are meant to paint the background at most.
         inference_steps: in which they are meant to erase.
         about: Markdown list items on training and data.
     """

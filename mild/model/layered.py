@@ -81,7 +81,7 @@ class LayeredUNet:
     resolution: int | None
     """Pixels of the side of the crops that the parts were trained on; None for fresh ones."""
     inference_resolution: int | None
-    """Pixels of the side of the square that they are meant to paint the background at; None for fresh ones."""
+    """Pixels of the side of the square that they are meant to paint the background at, at most; None for fresh ones."""
     inference_steps: int | None
     """DDIM steps in which they are meant to erase; None for fresh ones."""
     sma: SpatialModulation | None
@@ -297,7 +297,7 @@ class LayeredUNet:
         Args:
             base: hub id or folder of the base.
             resolution: in pixels, that the parts were trained at.
-            inference_resolution: in pixels, at which they are meant to paint the background; None: the same.
+            inference_resolution: in pixels, at which they are meant to paint the background at most; None: the same.
             inference_steps: in which they are meant to erase.
             record: what else ``mild.json`` holds, JSON-compatible.
             about: Markdown list items for the model card, on training and data.

@@ -31,7 +31,7 @@ class SavedConfig(Settings):
     resolution: int = Field(ge=1)
     """Pixels of the training crops' side."""
     inference_resolution: int = Field(ge=1)
-    """Pixels of the side of the square that the background is meant to be painted at."""
+    """Pixels of the side of the square that the background is meant to be painted at, at most."""
     inference_steps: int = Field(ge=1)
     """DDIM steps in which the parts are meant to erase."""
     mild: MildSettings

@@ -192,7 +192,7 @@ def judge(
         distance, with ``_distance``. And a sheet of pictures, (H, W, 3) uint8.
     """
     pipeline.set_progress_bar_config(disable=True)
-    side = 2 * pipeline.resolution
+    side = 2 * pipeline.resolutions[0]
     numbers = {"vae": float(np.mean([psnr(_through_vae(pipeline, picture), picture) for picture in held_out]))}
     drawn = [_test_scene(index, side) for index in range(scenes)]
     outlines = np.stack([person.mask for scene in drawn for person in scene.people])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class WindowsMethod(MethodSettings):
-    """What is common to MILD and its honest arm: windows around the hole, at the resolution of the adapters."""
+    """What is common to MILD and its honest arm: windows around the hole, at the resolutions of the adapters."""
 
     match_colours: bool = True
     """Whether the colours that are painted are brought nearer to those around the hole (`mild.erasing.regions`);
@@ -80,19 +80,22 @@ class BaseMethod(WindowsMethod):
 
     def fingerprint(self, setup: Setup) -> str:
         """See `MethodSettings.fingerprint`."""
-        return digest_of([super().fingerprint(setup), self._resolution(setup)])
+        return digest_of([super().fingerprint(setup), self._resolutions(setup)])
 
     def pipeline(self, setup: Setup) -> MILDPipeline:
         """See `WindowsMethod.pipeline`."""
         from mild.erasing.pipeline import MILDPipeline
 
         pipeline = MILDPipeline.from_pretrained(setup.base)
-        pipeline.working_resolution = self._resolution(setup)
+        pipeline.working_resolutions = self._resolutions(setup)
         return pipeline
 
-    def _resolution(self, setup: Setup) -> int | None:
-        """That of the adapters; None, the base's own, where there are none."""
-        return read_config(fetched(setup.adapters)).inference_resolution if setup.adapters else None
+    def _resolutions(self, setup: Setup) -> tuple[int, int] | None:
+        """Those of the adapters; None, the base's own, where there are none."""
+        if not setup.adapters:
+            return None
+        config = read_config(fetched(setup.adapters))
+        return config.resolution, config.inference_resolution
 
 
 class MILDMethod(WindowsMethod):

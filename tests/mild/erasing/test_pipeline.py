@@ -259,11 +259,13 @@ def test_backgrounds_are_painted_at_the_resolution_of_erasing_and_people_at_that
 
     def sides(**options: Any) -> dict[str, tuple[int, int]]:
         with mock.patch.object(layered, "branch", wraps=layered.branch) as branch:
-            erase(pipe, photo(96, 96), people(96, 96), remove=[1], **options)
+            erase(pipe, photo(192, 192), people(192, 192), remove=[1], **options)
         return {call.args[0]: tuple(call.args[1].shape[-2:]) for call in branch.call_args_list}
 
-    with mock.patch.object(layered, "inference_resolution", 96):
-        assert sides() == {"bg": (96, 96), "fg": (64, 64)}
+    with mock.patch.object(layered, "inference_resolution", 128):
+        assert sides() == {"bg": (96, 96), "fg": (64, 64)}, "a window of 192 pixels is halved"
+    with mock.patch.object(layered, "inference_resolution", 80):
+        assert sides() == {"bg": (80, 80), "fg": (64, 64)}, "as far as is allowed"
     assert sides(resolution=32) == {"bg": (32, 32), "fg": (32, 32)}
 
 
@@ -470,7 +472,7 @@ def test_other_schedulers_run_and_are_deterministic(base_alone: MILDPipeline, ki
 def test_a_saved_pipeline_loads_again_with_the_same_result(pipe: MILDPipeline, tiny_base: str, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "copy")
     again = MILDPipeline.from_pretrained(tiny_base, mild=tmp_path / "copy")
-    assert again.resolution == 64
+    assert again.resolutions == (64, 64)
     assert np.array_equal(erase(again, photo(), people()).image, erase(pipe, photo(), people()).image)
 
 

@@ -172,7 +172,7 @@ def test_cues_that_are_withheld_or_unknown_are_marked_as_absent(make_sample: Cal
 def test_a_branch_is_trained_on_what_the_pipeline_shows_it(nano_base: str, make_sample: Callable[..., Sample]) -> None:
     """Two people whose masks overlap, in the order of the sample, as the user of a photo would give them."""
     pipeline = MILDPipeline.from_pretrained(nano_base)
-    side = pipeline.resolution
+    side = pipeline.resolutions[0]
     sample = make_sample(3, height=side, width=side)
     for person, rows, columns in zip(sample.people, [(5, 25), (9, 20)], [(3, 15), (9, 22)], strict=True):
         person.augmented_mask = np.zeros((side, side), bool)

@@ -289,7 +289,7 @@ def test_the_base_arm_is_the_pipeline_without_adapters_at_their_resolution(
         return image
 
     own = erased(BaseMethod().open(replace(setup, adapters="")), case)
-    assert pipeline.resolution != RESOLUTION
+    assert pipeline.resolutions[0] != RESOLUTION
     assert np.array_equal(own, expected())
     pipeline.unet.register_to_config(sample_size=RESOLUTION // pipeline.vae_scale_factor)
     assert np.array_equal(erased(base, case), expected())
