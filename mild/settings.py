@@ -208,8 +208,8 @@ class TrainSettings(Settings):
     """DDIM steps in which the model is meant to erase; ``mild erase`` takes as many."""
     inference_resolution: int | None = Field(None, ge=8)
     """Side in pixels of the square that people's surroundings are worked on at when the background is painted, at
-    most; null: ``resolution``. Windows more than twice as large as ``resolution`` are only halved, as far as this allows:
-    more of them is kept. People who are hidden in part are completed at ``resolution``."""
+    most; null: ``resolution``. Windows more than twice as large as ``resolution`` are only halved, as far as this
+    allows: more of them is kept. People who are hidden in part are completed at ``resolution``."""
     states: Literal["noised", "visited"] = "noised"
     """What noisy latents the branches learn from. ``noised``: noised truth, at a time step drawn from all (the paper).
     ``visited``: those that erasing in ``inference_steps`` comes by, from its start (the noised picture with its holes
