@@ -105,7 +105,7 @@ def ade20k(root: Path) -> dict[str, Any]:
 
 Moment = tuple[str, int]
 """A function's full name, and which of its calls."""
-IN_CURATION: Moment = ("flows.dataset_steps.write_named", 2)
+IN_CURATION: Moment = ("flows.dataset_steps.write_named", 1)
 """What was chosen is written, what was set aside is not."""
 AT_A_FRAME: Moment = ("dataset_tools.clips.reading._upright", FRAMES + FRAMES // 2)
 """Half of the second clip is read."""

@@ -96,7 +96,9 @@ def guided(tmp_path: Path) -> Path:
 
 
 def write_config(folder: Path, hmg: HmgSettings | None) -> Path:
-    saved = SavedConfig(base="some-base", resolution=64, inference_steps=4, mild=MildSettings(hmg=hmg))
+    saved = SavedConfig(
+        base="some-base", resolution=64, inference_resolution=64, inference_steps=4, mild=MildSettings(hmg=hmg)
+    )
     folder.mkdir()
     (folder / "mild.json").write_text(json.dumps({"format": FORMAT, **saved.model_dump(mode="json")}))
     return folder

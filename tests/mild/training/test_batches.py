@@ -191,7 +191,7 @@ def test_a_branch_is_trained_on_what_the_pipeline_shows_it(nano_base: str, make_
         protect=None,
         margin=MARGIN,
     )
-    jobs = list(pipeline._plan(0, photo, side, False))
+    jobs = list(pipeline._plan(0, photo, (side, side), False))
     assert [(job.branch, job.person) for job in jobs] == [("bg", None), ("fg", 1)]
     for job in jobs:
         batch = make_batch(job.branch, [View(sample, job.person or 0)], side)
