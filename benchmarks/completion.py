@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,19 @@ LEAST = 150
 """Pixels of somebody that must come free."""
 
 
+def opened(description: str | None) -> tuple[argparse.Namespace, MILDPipeline, ShardDataset]:
+    """What the command line names: itself, the adapters and the composites."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("--adapters", default="mild-nano-adapters")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--samples", type=int, default=60)
+    chosen = parser.parse_args()
+    pipeline = MILDPipeline.from_pretrained(chosen.adapters)
+    pipeline.set_progress_bar_config(disable=True)
+    return chosen, pipeline, ShardDataset(chosen.dataset, "composite", chosen.split)
+
+
 def freed(sample: Sample, index: int) -> tuple[list[int], np.ndarray]:
     """Who stands in front of a person, and what of that person they alone hide, (H, W) bool."""
     person = sample.people[index]
@@ -46,6 +60,21 @@ def freed(sample: Sample, index: int) -> tuple[list[int], np.ndarray]:
     front = [k for k, other in enumerate(sample.people) if (other.order or 0) > person.order]
     before = np.logical_or.reduce([np.zeros_like(person.mask), *(sample.people[k].mask for k in front)])
     return front, person.complete_mask & before
+
+
+def hidden_people(sample: Sample) -> Iterator[tuple[int, list[int], np.ndarray]]:
+    """Index of each person of whom enough comes free, and what `freed` says of them."""
+    for index, person in enumerate(sample.people):
+        front, part = freed(sample, index)
+        if np.count_nonzero(part) >= LEAST and person.mask.any():
+            yield index, front, part
+
+
+def overlap(result: Erased, sample: Sample, index: int, front: list[int], part: np.ndarray) -> float:
+    """IoU of where a person is completed with the ``part`` that is theirs, among the pixels of those in front."""
+    seen = result.layers[index][..., 3] > 127
+    before = np.logical_or.reduce([sample.people[k].mask for k in front])
+    return np.count_nonzero(seen & part) / np.count_nonzero((seen & before) | part)
 
 
 def true_colours(sample: Sample, index: int) -> np.ndarray:
@@ -75,28 +104,14 @@ def erased(pipeline: MILDPipeline, sample: Sample, front: list[int], reach: floa
 
 def main() -> None:
     """Measure, print, and write what the test split gave."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset")
-    parser.add_argument("--adapters", default="mild-nano-adapters")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--samples", type=int, default=60)
-    chosen = parser.parse_args()
-    pipeline = MILDPipeline.from_pretrained(chosen.adapters)
-    pipeline.set_progress_bar_config(disable=True)
-    samples = ShardDataset(chosen.dataset, "composite", chosen.split)
+    chosen, pipeline, samples = opened(__doc__)
     rows: list[tuple[str, float, float, float]] = []
     for number in track(range(min(chosen.samples, len(samples))), description="people"):
         sample = samples[number]
-        for index, person in enumerate(sample.people):
-            front, part = freed(sample, index)
-            if np.count_nonzero(part) < LEAST or not person.mask.any():
-                continue
+        for index, front, part in hidden_people(sample):
             truth = true_colours(sample, index)
             full, flat = (erased(pipeline, sample, front, reach) for reach in (REACH, None))
-            seen = full.layers[index][..., 3] > 127
-            before = np.logical_or.reduce([sample.people[k].mask for k in front])
-            union = np.count_nonzero((seen & before) | part)
-            share = np.count_nonzero(seen & part) / union
+            share = overlap(full, sample, index, front, part)
             rows.append((sample.key, share, psnr_hole(full.image, truth, part), psnr_hole(flat.image, truth, part)))
     keys = [row[0] for row in rows]
     iou, full_psnr, flat_psnr = (np.array([row[column] for row in rows]) for column in (1, 2, 3))

@@ -17,7 +17,6 @@ for the rest of the picture it changes. Writes ``benchmarks/results/guidance.jso
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -30,11 +29,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from completion import LEAST, erased, freed, true_colours
+from completion import erased, hidden_people, opened, overlap, true_colours
 from rich.progress import track
 
 from dataset_tools.schema import Sample
-from dataset_tools.shards import ShardDataset
 from mild.erasing.extents import REACH
 from mild.erasing.pipeline import MILDPipeline
 from mild.evaluation.summarize import estimate
@@ -138,29 +136,16 @@ def measured(pipeline: MILDPipeline, sample: Sample, cues: bool) -> dict[str, li
     found: dict[str, list[float]] = defaultdict(list)
     image = erased(pipeline, sample, everybody, None, cues).image
     found["background"].append(psnr_hole(image, sample.background, hole))
-    for index, person in enumerate(sample.people):
-        front, part = freed(sample, index)
-        if np.count_nonzero(part) < LEAST or not person.mask.any():
-            continue
+    for index, front, part in hidden_people(sample):
         full = erased(pipeline, sample, front, REACH, cues)
-        seen = full.layers[index][..., 3] > 127
-        before = np.logical_or.reduce([sample.people[k].mask for k in front])
         found["completion"].append(psnr_hole(full.image, true_colours(sample, index), part))
-        found["completion_iou"].append(np.count_nonzero(seen & part) / np.count_nonzero((seen & before) | part))
+        found["completion_iou"].append(overlap(full, sample, index, front, part))
     return found
 
 
 def main() -> None:
     """Measure, print, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset")
-    parser.add_argument("--adapters", default="mild-nano-adapters")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--samples", type=int, default=60)
-    chosen = parser.parse_args()
-    pipeline = MILDPipeline.from_pretrained(chosen.adapters)
-    pipeline.set_progress_bar_config(disable=True)
-    samples = ShardDataset(chosen.dataset, "composite", chosen.split)
+    chosen, pipeline, samples = opened(__doc__)
     changes = arms(pipeline)
     rows: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in changes}
     keys: dict[str, list[str]] = defaultdict(list)

@@ -181,8 +181,7 @@ def write_named(job: Job, name: str, data: bytes) -> str:
 
 def keep_named(job: Job, file: Path) -> str:
     """Move a local file below ``work``, as `write_named` would write its bytes."""
-    with file.open("rb") as opened:
-        named = _named(file.name, hashlib.file_digest(opened, "sha256").hexdigest())
+    named = _named(file.name, sha256_of_file(*open_root(file)))
     filesystem, base = open_root(job.work)
     with written_whole(filesystem, f"{base}/{named}") as partial:
         shutil.move(file, partial)

@@ -219,19 +219,19 @@ def curate(job: CurateJob) -> Curated:
     with tempfile.TemporaryDirectory(prefix="curated-") as folder:
         table = Path(folder, "curated.parquet")
         counts = write_record_table(records, table)
+        with RecordTable(folder, table.name) as written:  # while it is on this machine: ``work`` may be a store
+            told = digest_of_records(written.rows(0, len(records)))
         chosen = keep_named(job, table)
     for kind, count in counts.items():
         split, role = kind.split("/")
         run_logger().info("chosen for %s: %d with the role %s", split, count, role)
     rejected = write_named(job, "curated-rejected.parquet", parquet_bytes(rejections_to_table(set_aside)))
-    with RecordTable(job.work, chosen) as written:
-        digest = digest_of([digest_of_records(written.rows(0, len(records))), rejected])
     return Curated(
         files=Files.of(job, "work", [chosen, rejected], len(records)),
         records=chosen,
         counts=counts,
         rejected=rejected,
-        digest=digest,
+        digest=digest_of([told, rejected]),
         transient=sum(row.transient for row in curation.rejected),
     )
 

@@ -83,8 +83,8 @@ def plan_regions(holes: Iterable[np.ndarray], resolution: int, multiple: int, mo
     Args:
         holes: (H, W) bool each, the editable area of one target; an empty one needs no window.
         resolution: square root of the pixels that are worked on in each window.
-        most: of windows that are more than twice as large, which are halved as far as this allows; None: the same.
         multiple: what the sides of the working size must be divisible by.
+        most: of windows that are more than twice as large, which are halved as far as this allows; None: the same.
 
     Returns:
         Regions whose working size has the shape of the window and an area of about a resolution squared; sides are

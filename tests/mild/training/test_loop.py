@@ -669,8 +669,7 @@ def test_adapters_erase_at_the_resolution_and_in_the_steps_that_training_says(
     train(settings, in_memory([make_sample(0), make_sample(3)]), tiny_base, str(tmp_path / "out"), _silent)
     pipeline = MILDPipeline.from_pretrained(str(tmp_path / "out"))
     assert pipeline.layered is not None
-    layered = pipeline.layered
-    assert (pipeline.resolutions, layered.inference_steps) == ((32, 64), 3)
+    assert (pipeline.resolutions, pipeline.layered.inference_steps) == ((32, 64), 3)
 
 
 def test_states_that_are_trained_on_are_those_that_ddim_comes_by_from_the_smooth_fill(
