@@ -10,8 +10,8 @@ its own, with Prefect's server and a Dask cluster of processes, and then once mo
 store is a folder, or moto's S3 server on loopback, which counts what it is asked; the time that S3 takes to answer is
 not in it.
 
-``orchestration`` is the share of the workers' time in which no step runs, from the first shard's start to the last
-one's end. A straight line through the sizes, of the builds with most workers, says what a sample costs on each store;
+``orchestration`` is the share of the workers' time in which no step runs, from the first shard's start to each worker's
+last end; ``waiting`` is that from there to the last end of all, when no shard is left for a worker. A straight line through the sizes, of the builds with most workers, says what a sample costs on each store;
 ``docs/scale.md`` says what follows from it. With ``--kills``, the smallest size is also built on a cluster of three
 workers, of which one at random is killed (SIGKILL) so many times, and compared with what nobody disturbed. Writes
 ``benchmarks/results/scale.json``.
@@ -128,7 +128,8 @@ class Timed:
         try:
             return self.function(job)
         finally:
-            row = {"step": job.step, "of": job.label(), "start": started, "end": time.time(), "mb": peak_mb()}
+            told = {"step": job.step, "of": job.label(), "worker": os.getpid()}
+            row = told | {"start": started, "end": time.time(), "mb": peak_mb()}
             with open(self.notes, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -324,14 +325,18 @@ def of_steps(rows: list[dict[str, Any]], workers: int) -> dict[str, Any]:
     shards = [row for row in rows if row["step"].startswith("build-")]
     told: dict[str, Any] = {"steps": len(rows), "worker_mb": max((row["mb"] for row in rows), default=None)}
     if shards:
-        idle = wall = 0.0
+        idle = waiting = wall = 0.0
         # Curated shards, then composites: between them the flow lists cut-outs, which is planning.
         for step in {row["step"] for row in shards}:
             of_step = [row for row in shards if row["step"] == step]
-            span = max(row["end"] for row in of_step) - min(row["start"] for row in of_step)
-            wall += workers * span
-            idle += workers * span - sum(row["end"] - row["start"] for row in of_step)
-        told |= {"orchestration": idle / wall, "seconds_in_shards": wall / workers}
+            began, ended = min(row["start"] for row in of_step), max(row["end"] for row in of_step)
+            wall += workers * (ended - began)
+            for worker in {row["worker"] for row in of_step}:
+                own = [row for row in of_step if row["worker"] == worker]
+                last = max(row["end"] for row in own)
+                idle += last - began - sum(row["end"] - row["start"] for row in own)
+                waiting += ended - last
+        told |= {"orchestration": idle / wall, "waiting": waiting / wall, "seconds_in_shards": wall / workers}
     return told
 
 

@@ -150,18 +150,34 @@ def read_shard_table(root: str, path: str, columns: Sequence[str] | None = None)
     Raises:
         UserError: the file is missing or broken.
     """
-    filesystem, base = open_root(root)
-    place = f"{base.rstrip('/')}/{path}"
-    try:
-        wanted = None if columns is None else list(columns)
-        return pq.read_table(io.BytesIO(read_whole(filesystem, place)), columns=wanted, use_threads=False)
-    except FileNotFoundError:
-        raise UserError(f"{place} is missing: build the dataset again, only what is missing is redone") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{place} cannot be read, build the dataset again: {why}") from None
+    return _parsed(*_fetched(root, path), columns)
 
 
 def read_shard_tables(root: str, paths: Iterable[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """`read_shard_table` of each path in turn, several at once, a few ahead. Raises `UserError` as that."""
-    yield from map_in_order(partial(read_shard_table, root, columns=columns), paths, WORKERS, 2 * WORKERS)
+    # Parsed by one thread: each that does so keeps memory of its own, the more the more tables it has seen.
+    for place, data in map_in_order(partial(_fetched, root), paths, WORKERS, 2 * WORKERS):
+        yield _parsed(place, data, columns)
+
+
+def _fetched(root: str, path: str) -> tuple[str, bytes]:
+    """Where a table lies, and its bytes."""
+    filesystem, base = open_root(root)
+    place = f"{base.rstrip('/')}/{path}"
+    try:
+        return place, read_whole(filesystem, place)
+    except FileNotFoundError:
+        raise UserError(f"{place} is missing: build the dataset again, only what is missing is redone") from None
+    except OSError as error:
+        raise _unreadable(place, error) from None
+
+
+def _parsed(place: str, data: bytes, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns), use_threads=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(place, error) from None
+
+
+def _unreadable(place: str, error: Exception) -> UserError:
+    return UserError(f"{place} cannot be read, build the dataset again: {' '.join(str(error).split())}")
