@@ -202,11 +202,13 @@ class _Evaluation:
             return []
         with Progress(artifact_key("evaluate-progress", self.root)) as progress:
             progress.stage(what)
-            return self._done(jobs, run_steps(step, jobs, self.storage, progress))
+            done = run_steps(step, jobs, self.storage, progress, time_limit=self.recipe.time_limit)
+        return self._done(jobs, done)
 
     def _do_here(self, step: Any, jobs: Sequence[Job]) -> list[_Done]:
         """The same one after another in this thread, as what fills a GPU must be; machines may set a limit on it."""
-        return self._done(jobs, run_steps(step.with_options(tags=["gpu"]), jobs, self.storage, in_this_thread=True))
+        tagged, limit = step.with_options(tags=["gpu"]), self.recipe.time_limit
+        return self._done(jobs, run_steps(tagged, jobs, self.storage, in_this_thread=True, time_limit=limit))
 
     def _done(self, jobs: Sequence[Job], outcomes: Sequence[Outcome[Any]]) -> list[_Done]:
         self.steps += len(jobs)
@@ -377,11 +379,11 @@ class _Evaluation:
 
     def _report_job(self, plan: Plan) -> ReportJob:
         """The last step."""
-        # Where files lie makes no other report, and the jobs are told by the digests of their files.
+        # Where files lie and how long steps may take makes no other report; jobs are told by their files' digests.
         said = plan.model_dump(
             mode="json",
             include={"recipe", "datasets", "methods", "metrics", "against", "digests"},
-            exclude={"datasets": {"__all__": {"place"}}},
+            exclude={"datasets": {"__all__": {"place"}}, "recipe": {"time_limit"}},
         )
         return ReportJob.of(self.place, plan, said)
 

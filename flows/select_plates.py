@@ -335,11 +335,13 @@ class _Selection:
         """Run jobs of one step side by side; those that were done before are not done again."""
         with Progress(artifact_key("select-progress", self.root)) as progress:
             progress.stage(jobs[0].step)
-            return self._done(run_steps(step, jobs, self.storage, progress))
+            done = run_steps(step, jobs, self.storage, progress, time_limit=self.recipe.time_limit)
+        return self._done(done)
 
     def _do_here(self, step: Any, jobs: Sequence[Job]) -> list[Files]:
         """The same one after another in this thread, as what fills a GPU must be; machines may set a limit on it."""
-        return self._done(run_steps(step.with_options(tags=["gpu"]), jobs, self.storage, in_this_thread=True))
+        tagged, limit = step.with_options(tags=["gpu"]), self.recipe.time_limit
+        return self._done(run_steps(tagged, jobs, self.storage, in_this_thread=True, time_limit=limit))
 
     def _done(self, outcomes: Sequence[Outcome[Any]]) -> list[Files]:
         self.steps += len(outcomes)

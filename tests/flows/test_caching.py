@@ -106,13 +106,15 @@ def run(
     step: Any = write,
     time_limit: float | None = None,
     kind: Literal["threads", "dask"] = "threads",
+    in_this_thread: bool = False,
 ) -> dict[str, Outcome[Files]]:
     """Run one job a name in a flow of its own, as a process that was started again would."""
     jobs = [WriteJob(**place, name=name, content=content) for name, content in contents.items()]
 
     @flow(name="test-caching", task_runner=RunnerSettings(kind=kind).open())
     def steps() -> list[Outcome[Files]]:
-        return run_steps(step, jobs, result_storage(place["work"]), time_limit=time_limit)
+        storage = result_storage(place["work"])
+        return run_steps(step, jobs, storage, in_this_thread=in_this_thread, time_limit=time_limit)
 
     return dict(zip(contents, steps(), strict=True))
 
@@ -200,8 +202,9 @@ def test_a_fault_of_the_machine_is_retried(place: dict[str, str]) -> None:
     assert calls_of(place["work"]) == ["stumble", "stumble", "a"]
 
 
-def test_what_takes_too_long_is_ended_and_tried_again(place: dict[str, str]) -> None:
-    run(place, {"a": "1"}, dawdle, time_limit=0.5)
+@pytest.mark.parametrize("in_this_thread", [False, True])
+def test_what_takes_too_long_is_ended_and_tried_again(place: dict[str, str], in_this_thread: bool) -> None:
+    run(place, {"a": "1"}, dawdle, time_limit=0.5, in_this_thread=in_this_thread)
     assert calls_of(place["work"]) == ["dawdle", "dawdle", "a"]
 
 

@@ -20,7 +20,7 @@ from dataset_tools.shards import ShardDataset
 from dataset_tools.storage import open_root
 from flows import cli
 from flows.evaluate import evaluate
-from flows.evaluation_steps import EraseJob, cases_jobs
+from flows.evaluation_steps import EraseJob, cases_jobs, erase
 from mild.bases import NANO_ADAPTERS
 from mild.evaluation.cases import prepare_cases
 from mild.evaluation.methods import Setup
@@ -349,3 +349,12 @@ def test_what_is_wrong_is_told_at_the_door_and_leaves_nothing(tmp_path: Path, dr
                 where["against"],
             )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_takes_longer_than_the_time_limit_ends_the_run(
+    drawn_dataset: str, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.evaluate.erase", erase.with_options(retries=0))
+    sleep = {"kind": "command", "name": "sleeper", "command": ["sleep", "600"]}
+    with pytest.raises(UserError, match=r"erase .*took longer than the time limit of 1 s"):
+        run(again, drawn_dataset, methods=["telea", sleep], time_limit=1)
