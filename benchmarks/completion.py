@@ -22,6 +22,7 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,6 +103,14 @@ def erased(pipeline: MILDPipeline, sample: Sample, front: list[int], reach: floa
     )
 
 
+def shown(value: dict[str, Any]) -> str:
+    """A mean with its interval, where there are pictures enough for one."""
+    if value["mean"] is None:
+        return "none"
+    interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
+    return f"{value['mean']:.3f}{interval}"
+
+
 def main() -> None:
     """Measure, print, and write what the test split gave."""
     chosen, pipeline, samples = opened(__doc__)
@@ -123,7 +132,7 @@ def main() -> None:
     }
     estimates = {name: estimate(keys, values, 0, 2000).model_dump() for name, values in figures.items()}
     for name, value in estimates.items():
-        print(f"{name:16s} {value['mean']:6.2f} ({value['low']:.2f} to {value['high']:.2f})")
+        print(f"{name:16s} {shown(value)}")
     print(f"{len(rows)} people in {len(set(keys))} pictures")
     if chosen.split == "test":
         told = {

@@ -29,7 +29,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from completion import erased, hidden_people, opened, overlap, true_colours
+from completion import erased, hidden_people, opened, overlap, shown, true_colours
 from rich.progress import track
 
 from dataset_tools.schema import Sample
@@ -197,12 +197,7 @@ def main() -> None:
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, row in table.items():
-        figures = "  ".join(
-            f"{figure} {value['mean']:+.3f}"
-            + (f" ({value['low']:+.3f} to {value['high']:+.3f})" if value["high"] else "")
-            for figure, value in row.items()
-        )
-        print(f"{name:22s} {figures}")
+        print(f"{name:22s} {'  '.join(f'{figure} {shown(value)}' for figure, value in row.items())}")
     print(json.dumps({name: result[name] for name in ("as_they_are", "hmg", "sma")}, indent=2))
 
 
