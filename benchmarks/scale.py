@@ -10,8 +10,9 @@ its own, with Prefect's server and a Dask cluster of processes, and then once mo
 store is a folder, or moto's S3 server on loopback, which counts what it is asked; the time that S3 takes to answer is
 not in it.
 
-``orchestration`` is the share of the workers' time in which no step runs, from the first shard's start to each worker's
-last end; ``waiting`` is that from there to the last end of all, when no shard is left for a worker. A straight line through the sizes, of the builds with most workers, says what a sample costs on each store;
+``orchestration`` is the share of the workers' time in which no step runs, from the first shard's start to each
+worker's last end; ``waiting`` is that from there to the last end of all, when no shard is left for a worker. A
+straight line through the sizes, of the builds with most workers, says what a sample costs on each store;
 ``docs/scale.md`` says what follows from it. With ``--kills``, the smallest size is also built on a cluster of three
 workers, of which one at random is killed (SIGKILL) so many times, and compared with what nobody disturbed. Writes
 ``benchmarks/results/scale.json``.

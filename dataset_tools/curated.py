@@ -42,7 +42,7 @@ from dataset_tools.opt_out import OptedOut, OptOutCheck
 from dataset_tools.perceptual_hash import perceptual_hash
 from dataset_tools.quality import QualitySettings, check_faces, check_picture
 from dataset_tools.records import ImageRecord, InstanceRecord, Rejection
-from dataset_tools.schema import LONGEST_KEY, NO_PARSING, MadeBy, Makers, Origin, Person, Sample, effect_bits
+from dataset_tools.schema import NO_PARSING, MadeBy, Makers, Origin, Person, Sample, effect_bits
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 from dataset_tools.sources import GroundReader, Source
@@ -55,8 +55,8 @@ KNOWN_SHARE = 0.5
 SAME_BOX = 0.5
 """Least intersection over union of two boxes of one person, of the source's and of a network's."""
 
-FOLDERS = re.compile(r"(?:\w+://|/)\S*/")
-"""The folders of an absolute path or URL."""
+FOLDERS = re.compile(r"(?:\w+://|(?<![^\s'\"(=:,])/)\S*/")
+"""The folders of an absolute path or URL; a slash within a relative path begins none."""
 
 
 def without_folders(message: str, places: Iterable[str]) -> str:
@@ -512,7 +512,7 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         regions, in_plate = of_pair(regions, draft.behind, draft.image, plate.background)
         background = blurred(plate.background, in_plate, people)
     return Sample(
-        key=_key_of(record),
+        key=record.key(),
         split=record.split,
         configuration=settings.configuration,
         image=blurred(draft.image, regions, people),
@@ -527,15 +527,6 @@ def _sample_of(draft: _Draft, settings: CuratedSettings, estimators: Estimators)
         caption=record.caption,
         made_by=made_by,
     )
-
-
-def _key_of(record: ImageRecord) -> str:
-    """The source's name and the id; of one that is too long for a key a part and its digest."""
-    key = f"{record.source}-{record.id}"
-    if len(key) <= LONGEST_KEY:
-        return key
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return f"{key[: LONGEST_KEY - 17]}-{digest}"
 
 
 def _effects_of(

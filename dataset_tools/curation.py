@@ -148,9 +148,10 @@ class _Job:
     def add_split(self, split: Split, tables: SplitTables) -> None:
         """Read the tables of one split and add its candidates."""
         self.reader.load("masks", split, tables.masks, MASKS, f"LabelName IN {self.people}")
-        self.reader.load("boxes", split, tables.boxes, BOXES, f"LabelName IN {self.somebody}")
+        unread = self.reader.load("boxes", split, tables.boxes, BOXES, f"LabelName IN {self.somebody}")
         self._find_people()
         self._find_backgrounds(split, tables)
+        self._leave_out(split, unread)
         self.reader.load("metadata", split, tables.metadata, METADATA, "id IN (SELECT id FROM picture)")
         self._add_metadata(split)
 
@@ -239,6 +240,16 @@ class _Job:
             GROUP BY id HAVING max(Confidence) = 0
             """
         )
+
+    def _leave_out(self, split: Split, unread: list[str]) -> None:
+        """Take pictures out of ``picture`` with a box that cannot be used: somebody may be there whom nobody knows."""
+        if not unread:
+            return
+        images = f"printf('%016x', id) IN {_list(unread)}"
+        found = self.connection.execute(f"SELECT printf('%016x', id) FROM picture WHERE {images} ORDER BY id")
+        for (image,) in found.fetchall():
+            self._reject_image(split, image, "unusable-box", "one of its rows in the table of boxes cannot be used")
+        self.connection.execute(f"DELETE FROM picture WHERE {images}")
 
     def _add_metadata(self, split: Split) -> None:
         """Join the pictures with their metadata; those with an allowed licence become candidates."""

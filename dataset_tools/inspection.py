@@ -114,7 +114,7 @@ def inspect(root: str) -> Inspection:
         try:
             with filesystem.open(f"{base}/rejected.parquet", "rb") as file:
                 rejected = count_rejected(pa.parquet.read_table(file))
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
             raise UserError(f"{base}/rejected.parquet cannot be read, build the dataset again: {error}") from None
     return Inspection(name=manifest.name, parts=parts, rejected=rejected)
 

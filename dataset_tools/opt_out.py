@@ -18,7 +18,6 @@ understood is an error: who asked must not be ignored without a word.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import re
 from collections.abc import Callable, Iterable
@@ -55,14 +54,10 @@ class OptOut(BaseModel):
 
     def named(self, record: ImageRecord) -> Kind | None:
         """By what the list names a picture that was not read yet: ``id``, ``url`` or not at all."""
-        if self._ids and self._ids & {record.id, f"{record.source}-{record.id}"}:
+        if self._ids and self._ids & {record.id, f"{record.source}-{record.id}", record.key()}:
             return "id"
-        if self._urls:
-            for address in (record.url, record.landing_url, record.image):
-                with contextlib.suppress(ValueError):  # sources say what they like there
-                    if _plain_url(address) in self._urls:
-                        return "url"
-        return None
+        found = any(map(self._is_url, (record.url, record.landing_url, record.image)))
+        return "url" if found else None
 
     def holds(self, sha256: str, phash: str) -> Kind | None:
         """By what the list names a picture that was read: ``sha256``, ``phash`` or not at all.
@@ -75,17 +70,35 @@ class OptOut(BaseModel):
             return "sha256"
         return "phash" if phash and self.phash and self._alike.find(int(phash, 16)) is not None else None
 
-    def without_named(self, rejected: pa.Table) -> pa.Table:
-        """Rows of `dataset_tools.records.REJECTION_SCHEMA` without what names a picture by an id of the list."""
-        if not self.id:
+    def without_named(self, rejected: pa.Table, pictures: Iterable[ImageRecord] = ()) -> pa.Table:
+        """Rows of `dataset_tools.records.REJECTION_SCHEMA` without what names a picture of the list.
+
+        Rows of such a picture go; those of others that tell of one, such as a copy of it, keep neither id nor message.
+
+        Args:
+            pictures: chosen ones that the list names, by whatever: their ids and files' names count as the list's ids.
+        """
+        # Rows do not tell the source, which ids may begin with, as they do in keys of samples.
+        ids = {name for id in self.id for name in (id, id.rpartition("/")[2], id.partition("-")[2])}
+        files = set()
+        for picture in pictures:
+            ids |= {picture.id, picture.key()}
+            files.add(picture.image.rpartition("/")[2])
+        if not (ids or files or self._urls):
             return rejected
-        # Rows do not tell the source.
-        names = {*self.id, *(id.rpartition("/")[2] for id in self.id)}
-        rows = [row for row in rejected.to_pylist() if row["image_id"] not in names]
+        of_files = re.compile("|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in files) or "(?!)")
+        rows = [row for row in rejected.to_pylist() if row["image_id"] not in ids and not self._is_url(row["image_id"])]
         for row in rows:
-            if not names.isdisjoint(re.findall(r"[\w/.-]*\w", row["message"])):
-                row["message"] = ""
+            words = re.findall(r"[\w/.-]*\w", row["message"])
+            if not ids.isdisjoint(words) or of_files.search(row["message"]):
+                row["image_id"] = row["message"] = ""
         return pa.Table.from_pylist(rows, schema=rejected.schema)
+
+    def _is_url(self, text: str) -> bool:
+        try:
+            return bool(self._urls) and _plain_url(text) in self._urls
+        except ValueError:
+            return False
 
     @cached_property
     def _ids(self) -> frozenset[str]:
@@ -127,9 +140,10 @@ class OptOutCheck:
         self._seen: dict[tuple[str, str], tuple[str, str, str]] = {}
 
     @property
-    def seen(self) -> list[tuple[str, str, str]]:
-        """Of each picture and plate that was read: sha256, perceptual hash (or nothing), by what the list names it."""
-        return sorted(self._seen.values())
+    def seen(self) -> list[tuple[str, str, str, str]]:
+        """Of each picture and plate that was read: id, sha256, perceptual hash (or nothing), by what the list names
+        it."""
+        return sorted((id, *told) for (id, _), told in self._seen.items())
 
     def before_reading(self, record: ImageRecord) -> None:
         """Raise `OptedOut` where the list names a picture by id or address."""

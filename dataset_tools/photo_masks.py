@@ -68,7 +68,7 @@ class Place:
             kind = "file" if self.path.lower().endswith(".json") else "folder"
             raise UserError(f"{kind} {self.root} does not exist")
         if isinstance(self.filesystem, LocalFileSystem):
-            return {name: self.filesystem.info(f"{self.path}/{name}") for name in files_below(self.path)}
+            return infos_below(self.filesystem, self.path)
         found = self.filesystem.find(self.path, detail=True)
         names = {path[len(self.path) + 1 :]: info for path, info in found.items()}
         return {name: names[name] for name in sorted(names) if not any(p.startswith(".") for p in name.split("/"))}
@@ -129,6 +129,20 @@ def files_below(folder: str | Path) -> list[str]:
 
     walk(str(folder), "", frozenset())
     return sorted(names)
+
+
+def infos_below(filesystem: LocalFileSystem, folder: str) -> dict[str, dict[str, Any]]:
+    """`files_below`, with what the filesystem knows of each; nothing of a link that leads nowhere, which is read later
+    or not at all. Raises `UserError` as that."""
+
+    def info(path: str) -> dict[str, Any]:
+        try:
+            known: dict[str, Any] = filesystem.info(path)
+        except FileNotFoundError:
+            return {}
+        return known
+
+    return {name: info(f"{folder}/{name}") for name in files_below(folder)}
 
 
 @dataclass(frozen=True)

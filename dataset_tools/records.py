@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from dataset_tools.schema import LONGEST_KEY
 from dataset_tools.schema import SPLITS as SPLITS
 from dataset_tools.schema import Split as Split
 
@@ -32,7 +34,7 @@ class InstanceRecord:
     occluded: bool = False
     truncated: bool = False
     digest: str = ""
-    """sha256 of the mask's pixels, where curation read them: a mask that changed under its name is noticed."""
+    """sha256 of the mask, where curation read it: one that changed under its name is noticed."""
     crowd: bool = False
     """Several people in one mask, who stay part of the scene: nobody in it is erased, found or cut out."""
     keypoints: tuple[float, ...] = ()
@@ -78,6 +80,14 @@ class ImageRecord:
     """sha256 of what belongs to the record, where curation read it and the id does not follow from it: of the files, or
     of the pixels of ``glossy_ground``."""
     instances: tuple[InstanceRecord, ...] = ()
+
+    def key(self) -> str:
+        """Of its sample: the source's name and the id; of one that is too long a part and its digest."""
+        key = f"{self.source}-{self.id}"
+        if len(key) <= LONGEST_KEY:
+            return key
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        return f"{key[: LONGEST_KEY - 17]}-{digest}"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dataset_tools.errors import UserError
 from dataset_tools.storage import open_root
@@ -22,6 +23,25 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, values: Any) -> Any:
+        """Pydantic takes what YAML reads as a boolean for 0 or 1."""
+        faults = [
+            InitErrorDetails(
+                type=PydanticCustomError("boolean", f"YAML reads this as {str(value).lower()}, which it cannot be"),  # type: ignore[arg-type]
+                loc=(name,),
+                input=value,
+            )
+            for name, value in (values.items() if isinstance(values, dict) else ())
+            if isinstance(value, bool)
+            and name in cls.model_fields
+            and not _may_be_boolean(cls.model_fields[name].annotation)
+        ]
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
+        return values
 
     @classmethod
     def check(cls, values: dict[str, Any], *, origin: str) -> Self:
@@ -63,7 +83,7 @@ class Settings(BaseModel):
 def _read(path: str) -> dict[str, Any]:
     filesystem, file = open_root(path)
     try:
-        values = yaml.safe_load(filesystem.cat_file(file).decode("utf-8")) or {}
+        values = read_yaml(filesystem.cat_file(file).decode("utf-8")) or {}
     except FileNotFoundError:
         raise UserError(f"settings file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -73,6 +93,30 @@ def _read(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"settings file {path} must hold a mapping, not a {type(values).__name__}")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Of two equal keys YAML forbids and its library takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As it is, but no key may stand twice."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """What a text of YAML holds, of plain kinds. Raises `yaml.YAMLError`."""
+    try:
+        return yaml.load(text, _Loader)
+    except ValueError as error:  # such as of the 30th of February
+        raise yaml.MarkedYAMLError(problem=str(error)) from None
 
 
 def digest_of(value: Any) -> str:
@@ -138,6 +182,16 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _may_be_boolean(annotation: Any) -> bool:
+    """False for numbers and nothing else, or null: what is no number refuses a boolean by itself."""
+    if get_origin(annotation) is Literal:
+        return True
+    if get_origin(annotation) is Annotated:
+        return _may_be_boolean(get_args(annotation)[0])
+    parts = get_args(annotation)
+    return any(map(_may_be_boolean, parts)) if parts else annotation not in (int, float, type(None))
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:

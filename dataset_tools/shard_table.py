@@ -175,7 +175,7 @@ def _fetched(root: str, path: str) -> tuple[str, bytes]:
 def _parsed(place: str, data: bytes, columns: Sequence[str] | None) -> pa.Table:
     try:
         return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns), use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(place, error) from None
 
 

@@ -153,11 +153,15 @@ class TableReader:
         self.mended: dict[str, str] = {}
         """Paths of tables whose lines end in two ways, to copies in which they end in one."""
 
-    def load(self, name: str, split: Split, table: Table, kind: Kind, wanted: str) -> None:
+    def load(self, name: str, split: Split, table: Table, kind: Kind, wanted: str) -> list[str]:
         """Read the wanted rows of a table into the temporary table ``name``; report those that cannot be used.
 
         Of rows that are not wanted only what the parser finds wrong with them is reported.
+
+        Returns:
+            Ids of the images, 16 hexadecimal digits, of which a row cannot be used, and says what nobody knows now.
         """
+        reported = len(self.rejected)
         rows = _usable_rows(kind, wanted)
         columns = ", ".join(column for column in kind.columns if column not in ("ImageID", "MaskPath"))
         self.connection.execute("SET preserve_insertion_order = false")
@@ -182,6 +186,8 @@ class TableReader:
         if faults > 0:
             self._report_unusable(name, split, table, kind, rows, key, faults)
             self.connection.execute(f"DELETE FROM {name} WHERE problem IS NOT NULL")
+        lost = (row.image_id for row in self.rejected[reported:] if row.reason != "repeated-row")
+        return sorted({image for image in lost if IMAGE_ID.fullmatch(image)})
 
     def _report_unparsed(self, split: Split, table: Table, rejects: str | None) -> None:
         """Report the lines that the CSV parser set aside."""

@@ -200,6 +200,8 @@ class _Build:
         """Of the list below the work folder."""
         self.duplicates: dict[str, str] = {}
         """Ids of pictures that are left out, and what each of them is like."""
+        self.seen: list[str] = []
+        """`BuiltShard.seen` of all shards."""
 
     def read_opt_out(self) -> None:
         """Keep the opt-out list as it is now for all that follows. Raises `UserError` where it cannot be used."""
@@ -404,6 +406,8 @@ class _Build:
             shards=shards,
             curated_rejected=curated.rejected,
             opt_out=self.opt_out_name,
+            records=curated.records if self.opt_out_name else "",
+            seen=self.seen if self.opt_out_name else [],
             settings=self.settings.recorded(),
         )
         self.output.plan({BESIDE_SHARDS[0]: job})
@@ -453,6 +457,7 @@ class _Build:
         """
         self.output.plan({job.path: job for job in jobs})
         built = self._run(step, jobs)
+        self.seen += [result.seen for result in built]
         shards: dict[str, list[Shard]] = {}
         for job, result in zip(jobs, built, strict=True):
             shards.setdefault(job.split, []).append(result.shard)

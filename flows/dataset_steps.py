@@ -166,7 +166,7 @@ class CurateJob(Job):
     """Choose the images of a source."""
 
     step: ClassVar[str] = "curate"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     source: PictureSource
     tables: dict[str, list[str]]
     """Of `dataset_tools.sources.Source.tables`."""
@@ -398,13 +398,13 @@ class BuiltShard(BaseModel):
 
 SEEN = "seen"
 """Folder below the work folder of what each shard has read, by digest, for the opt-out lists to come."""
-_SEEN = pa.schema([(name, pa.string()) for name in ("sha256", "phash", "kind")])
+_SEEN = pa.schema([(name, pa.string()) for name in ("id", "sha256", "phash", "kind")])
 
 
 class ShardJob(PicturesJob):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 10
+    version: ClassVar[int] = 11
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     duplicates: dict[str, str]
@@ -675,7 +675,7 @@ class DescribeJob(Job):
     """Write what stands beside the shards."""
 
     step: ClassVar[str] = "describe"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     packages: ClassVar[tuple[str, ...]] = ("pillow", "pyarrow")
     name: str
     description: str
@@ -684,6 +684,10 @@ class DescribeJob(Job):
     """Name below ``work`` of the table of what curation set aside."""
     opt_out: str
     """Name below ``work`` of the opt-out list; empty where there is none."""
+    records: str
+    """Name below ``work`` of the table of chosen images; empty without such a list."""
+    seen: list[str]
+    """Those of what each shard has read (`BuiltShard.seen`); none without such a list."""
     settings: dict[str, Any]
 
 
@@ -712,12 +716,25 @@ def describe(job: DescribeJob) -> Description:
         description=job.description,
         shards=job.shards,
         settings=job.settings,
-        rejected=opt_out_list(job.work, job.opt_out).without_named(rejected),
+        rejected=opt_out_list(job.work, job.opt_out).without_named(rejected, _opted_out(job)),
     )
     filesystem, base = open_root(job.root)
     return Description(
         files={name: File(sha256=sha256, tag=tag_of(filesystem, f"{base}/{name}")) for name, sha256 in files.items()}
     )
+
+
+def _opted_out(job: DescribeJob) -> Iterator[ImageRecord]:
+    """The chosen images that the opt-out list names."""
+    if not job.opt_out:
+        return
+    listed = opt_out_list(job.work, job.opt_out)
+    tables = (read_table(job.work, name, filters=pc.field("kind") != "") for name in job.seen)
+    found = {id for table in tables for id in table["id"].to_pylist()}
+    with RecordTable(job.work, job.records) as table:
+        for record in table.records(0, table.count):
+            if record.id in found or listed.named(record):
+                yield record
 
 
 def all_rejected(root: str, work: str, curated: str, shards: Iterable[Shard]) -> pa.Table:

@@ -62,6 +62,7 @@ class RecordTable:
         filesystem, base = open_root(self._work)
         self._file = filesystem.open(f"{base}/{self.name}", "rb")
         self._parquet = pq.ParquetFile(self._file)
+        self.count: int = self._parquet.metadata.num_rows
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -17,6 +17,7 @@ people whom they overlooked, small ones as a rule, an instance network can find 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import re
 import tempfile
@@ -425,6 +426,7 @@ class _Part:
             category=category.capitalize(),
             box=(x / width, y / height, (x + w) / width, (y + h) / height),
             mask=f"{height}:{width}:{rle['counts']}",
+            digest=hashlib.sha256(f"{height}:{width}:{rle['counts']}".encode()).hexdigest(),
             occluded=isinstance(segmentation, list) and len(segmentation) > 1,
             truncated=min(x, y) == 0 or x + w == width or y + h == height,
             crowd=bool(crowd),

@@ -279,12 +279,18 @@ def _photographs(place: Place, rejected: list[Rejection]) -> list[str]:
 
 
 def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) -> dict[str, dict[str, str]]:
-    """Rows of attribution.csv by file; rows of files that are not there go to ``rejected``."""
+    """Rows of attribution.csv by file; rows of files that are not there go to ``rejected``.
+
+    Raises:
+        UserError: it is no CSV file with these columns, or a row has more cells, or two are of one file: rather than
+            that a photograph gets the licence of another.
+    """
     if ATTRIBUTION_FILE not in place.files:
         return {}
     where = f"{place.prefix}{ATTRIBUTION_FILE}"
     try:
-        table = csv.DictReader(io.StringIO(place.read(ATTRIBUTION_FILE).decode("utf-8-sig"), newline=""), restval="")
+        text = io.StringIO(place.read(ATTRIBUTION_FILE).decode("utf-8-sig"), newline="")
+        table = csv.DictReader(text, restval="", strict=True)
         columns, rows = list(table.fieldnames or []), list(table)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{where} is not a CSV file in UTF-8: {error}") from None
@@ -296,9 +302,15 @@ def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) ->
     credit = {}
     for number, row in enumerate(rows, start=2):
         name = names.get(plain_name(row["file"]))
+        if None in row:
+            raise UserError(
+                f"row {number} of {where} has more cells than there are columns: one with a comma needs quotes"
+            )
         if name is None:
             message = f"row {number} of {ATTRIBUTION_FILE}: there is no photograph {row['file']!r}"
             rejected.append(Rejection("", row["file"], "", "curate", "row-rejected", "missing-image", message))
+        elif name in credit:
+            raise UserError(f"row {number} of {where} is the second of {row['file']}: leave one of them out")
         else:
             credit[name] = {column: cell_to_text(row[column]).strip() for column in columns}
     return credit

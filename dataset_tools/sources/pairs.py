@@ -38,7 +38,7 @@ from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
 from dataset_tools.masks import bounds, stratum
 from dataset_tools.pair_layouts import LayoutSettings, Rows, cell_of, rows_of_files, rows_of_tables
 from dataset_tools.pair_list import PAIR_LIST, SET_ASIDE, PairRow, read_pair_list, read_set_aside_list
-from dataset_tools.photo_masks import MAX_PIXELS, files_below, printable, upright_turn
+from dataset_tools.photo_masks import MAX_PIXELS, infos_below, printable, upright_turn
 from dataset_tools.picture_tables import PictureTable
 from dataset_tools.ranges import is_http
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split
@@ -147,7 +147,7 @@ class PairsSource:
                 rejected.append(pair.set_aside(read))
             else:
                 sound.append((pair, read))
-        splits = _splits([(pair.row, read.background) for pair, read in sound], self.settings.splits)
+        splits = _splits([(pair.row, [read.image, read.background]) for pair, read in sound], self.settings.splits)
         records = []
         for (pair, read), split in zip(sound, splits, strict=True):
             if isinstance(split, Rejected):
@@ -224,7 +224,7 @@ class PairsSource:
             if isinstance(filesystem, LocalFileSystem):
                 if not filesystem.isdir(path):
                     raise UserError(f"folder {settings.root} does not exist")
-                return {name: version_of(filesystem.info(f"{path}/{name}")) for name in files_below(path)}
+                return {name: version_of(info) for name, info in infos_below(filesystem, path).items()}
             filesystem.invalidate_cache()
             found = filesystem.find(path, detail=True)
             return {name.removeprefix(path).lstrip("/"): version_of(found[name]) for name in sorted(found)}
@@ -313,6 +313,8 @@ class PairsSource:
         stored_size, orientation = _header(row.image, data)
         size = _upright_size(stored_size, orientation)
         read = _Read(digests[row.image], digests.get(row.background, ""), digest_of(list(digests.values())))
+        if read.image == read.background:
+            raise Rejected("plate-is-picture", f"{row.background} has the same bytes as the picture: nobody is gone")
         if row.background:
             plate = _upright_size(*_header(row.background, data))
             _check_size(row.background, plate, size, _PLATE_SCALE)
@@ -465,10 +467,11 @@ def _files_of(row: PairRow) -> list[str]:
     return [row.image, *maps, *row.masks]
 
 
-def _splits(rows: Sequence[tuple[PairRow, str]], shares: dict[Split, float]) -> list[Split | Rejected]:
-    """The split of each row, given with the digest of its plate: one a scene.
+def _splits(rows: Sequence[tuple[PairRow, list[str]]], shares: dict[Split, float]) -> list[Split | Rejected]:
+    """The split of each row, given with the digests of its picture and plate: one a scene.
 
-    Of a scene whose rows name several splits the held-out one keeps its rows, and the others are refused.
+    What is a picture of one row may be the plate of another, from which fewer people have vanished. Of a scene
+    whose rows name several splits the held-out one keeps its rows, and the others are refused.
     """
     parent: dict[str, str] = {}
 
@@ -478,9 +481,9 @@ def _splits(rows: Sequence[tuple[PairRow, str]], shares: dict[Split, float]) -> 
             key = parent[key]
         return key
 
-    for row, plate in rows:
-        if plate:
-            one, other = sorted([scene(f"group {row.group}"), scene(f"plate {plate}")])
+    for row, pictures in rows:
+        for picture in filter(None, pictures):
+            one, other = sorted([scene(f"group {row.group}"), scene(f"plate {picture}")])
             parent[other] = one
     scenes = [scene(f"group {row.group}") for row, _ in rows]
     named: dict[str, Split] = {}

@@ -26,7 +26,7 @@ from dataset_tools.records import SPLITS, Curation, ImageRecord, Rejection, Role
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.splits import SplitShares, split_of
 from dataset_tools.storage import open_root, sha256_of_file, tag_of
-from dataset_tools.storage_options import Location
+from dataset_tools.storage_options import Location, scrub
 from dataset_tools.web import WebSettings, host_of
 
 _BATCH = 10_000
@@ -183,6 +183,8 @@ class WebList:
             if not url:
                 raise Rejected("no-url", "the URL is empty")
             host_of(url)
+            if scrub(url) != url:
+                raise Rejected("secret-in-url", "the URL holds a password or a signature, and would be published")
             if not told["licence"]:
                 raise Rejected("no-licence", "the licence is empty, and source.licence names none for all")
             if split not in ("", *SPLITS):
@@ -193,7 +195,7 @@ class WebList:
             known = split if split in SPLITS else ""
             where = f"row {number} of {PurePosixPath(self.settings.urls).name}"
             why = (error.reason, f"{where}: {error.message}")
-            return Rejection(known, url[:500], "", "curate", "row-rejected", *why)
+            return Rejection(known, scrub(url)[:500], "", "curate", "row-rejected", *why)
         return WebRow(number, **told)
 
 

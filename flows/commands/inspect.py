@@ -16,6 +16,7 @@ def inspect(
 ) -> None:
     """Show counts, sizes, people a picture, overlap and licences; draw a contact sheet."""
     from dataset_tools.contact_sheet import contact_sheet
+    from dataset_tools.errors import UserError, one_line
     from dataset_tools.inspection import as_tables
     from dataset_tools.inspection import inspect as inspect_dataset
     from dataset_tools.schema import encode_png
@@ -29,6 +30,11 @@ def inspect(
         for configuration, splits in read_manifest(dataset).shards.items()
         for split in splits
     ]
-    samples = [part[index] for part in parts for index in range(min(each, len(part)))]
+    try:
+        samples = [part[index] for part in parts for index in range(min(each, len(part)))]
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{dataset} is damaged, and mild verify tells where: {one_line(error)}") from None
     write_bytes(*open_root(picture), encode_png(contact_sheet(samples, columns=4, tile=240)))
     say(f"contact sheet in {picture}")

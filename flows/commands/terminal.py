@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dataset_tools.errors import UserError
+from dataset_tools.settings import read_yaml
 
 UNBROKEN = 100_000
 """Columns of a file or pipe, where a line ends only where it ends."""
@@ -54,7 +55,7 @@ def parsed(changes: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set {change}: write it as key=value")
         try:
-            parsed[key] = yaml.safe_load(value)
+            parsed[key] = read_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"--set {change}: the value is not valid YAML: {' '.join(str(error).split())}") from None
     return parsed

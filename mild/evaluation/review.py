@@ -72,8 +72,8 @@ class ReviewSettings(Settings):
     """How long a run of the command line waits for decisions; 0: not at all, it ends and says what to do. That of a
     deployment is suspended instead, for as long as it takes."""
     time_limit: float | None = Field(default=None, gt=0)
-    """Seconds that a step may take, such as erasing everybody in the pictures of one shard by one method. One that takes
-    longer is ended and tried again, twice; then the run fails. Null: any time."""
+    """Seconds that a step may take, such as erasing everybody in the pictures of one shard by one method. One that
+    takes longer is ended and tried again, twice; then the run fails. Null: any time."""
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -132,8 +132,8 @@ class EvaluateSettings(Settings):
     leakage: int = Field(4, ge=0)
     """Pictures on which semantic leakage is measured, at most."""
     time_limit: float | None = Field(default=None, gt=0)
-    """Seconds that a step may take, such as erasing everybody in the pictures of one shard by one method. One that takes
-    longer is ended and tried again, twice; then the run fails. Null: any time."""
+    """Seconds that a step may take, such as erasing everybody in the pictures of one shard by one method. One that
+    takes longer is ended and tried again, twice; then the run fails. Null: any time."""
 
     @field_validator("methods", "metrics", mode="before")
     @classmethod

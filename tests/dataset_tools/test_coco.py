@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dataset_tools.records import Curation, Rejection, records_to_table
 from dataset_tools.schema import KEYPOINTS, MadeBy
 from dataset_tools.sources import Source
 from dataset_tools.sources.coco import COCO_KEYPOINTS, CocoSettings, CocoSource
+from flows.record_table import digest_of_records
 
 WIDTH, HEIGHT = 80, 60
 BY, BY_NC = "http://creativecommons.org/licenses/by/2.0/", "http://creativecommons.org/licenses/by-nc/2.0/"
@@ -428,3 +430,18 @@ def test_what_is_read_is_in_the_fingerprint(coco: Callable[..., CocoSource], tmp
     file = tmp_path / "coco/annotations/instances_val2017.json"
     file.write_text(file.read_text() + " ")
     assert source.fingerprint() != before
+
+
+def test_a_mask_that_changes_within_its_box_changes_what_the_record_says(coco: Callable[..., CocoSource]) -> None:
+    """Its digest decides whether a shard is built anew."""
+
+    def digests(polygon: list[float]) -> list[str]:
+        files = documents()
+        for name, document in files.items():
+            document["annotations"] = [person(1, 1, segmentation=[polygon])] if name == "instances_train2017" else []
+        (record,) = (each for each in coco(files).curate().records if each.role == "people")
+        return [digest_of_records([asdict(record)]), digest_of_records([asdict(replace(record, id="other"))])]
+
+    square = [20.0, 10.0, 40.0, 10.0, 40.0, 50.0, 20.0, 50.0]
+    notched = [20.0, 10.0, 40.0, 10.0, 40.0, 50.0, 30.0, 30.0, 20.0, 50.0]
+    assert digests(square) == digests(square) and not set(digests(square)) & set(digests(notched))

@@ -19,6 +19,7 @@ from dataset_tools.curated import (
     curated_samples,
     person_free,
     photographs,
+    without_folders,
 )
 from dataset_tools.errors import Rejected
 from dataset_tools.estimators import CleanPlate, FoundPeople, FoundRegion, PeopleInPicture
@@ -396,7 +397,7 @@ def test_a_clean_plate_of_the_opt_out_list_takes_its_picture_with_it_and_is_reme
     estimators = Estimators(plate=Turned())
     assert list(curated_samples([record("a", instance("ann", ANN))], source, paired, estimators, rejected, check)) == []
     assert [(row.image_id, row.stage, row.reason) for row in rejected] == [("", "opt-out", "opted-out")]
-    assert (digest, phash, kind) in check.seen and len(check.seen) == 2
+    assert ("a", digest, phash, kind) in check.seen and len(check.seen) == 2
 
 
 def test_pictures_that_are_not_good_enough_are_set_aside_before_a_network_sees_them() -> None:
@@ -548,3 +549,16 @@ def test_marks_of_the_ground_are_turned_and_sized_as_their_picture(rotation: int
     assert marked.glossy is not None and np.array_equal(marked.glossy, upright)
     assert np.array_equal(marked.image, striped()) and unmarked.glossy is None
     assert told(rejected) == {("c", "", "mask", "not-found")}
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [
+        ("2024/05/a.png has the same bytes as 2024/06/b.png", "2024/05/a.png has the same bytes as 2024/06/b.png"),
+        ("/home/ann/photos/2024/a.png is gone", "a.png is gone"),
+        ("cannot read '/mnt/a b/c.png' (/mnt/d.png)", "cannot read 'a b/c.png' (d.png)"),
+        ("s3://bucket/photos/a.png: no access", "a.png: no access"),
+    ],
+)
+def test_messages_keep_relative_names_and_lose_the_folders_of_this_machine(message: str, kept: str) -> None:
+    assert without_folders(message, []) == kept

@@ -588,6 +588,22 @@ def test_a_bad_value_sets_one_row_aside_and_names_its_line(
     assert (image(1), "one") in chosen(curation)
 
 
+@pytest.mark.parametrize("role", ["people", "background"])
+@pytest.mark.parametrize(("column", "value"), [(5, "1.02"), (10, "x")])
+def test_a_picture_with_a_box_that_cannot_be_used_is_left_out(
+    tmp_path: Path, role: str, column: int, value: str
+) -> None:
+    """The second person of it has no mask, which would leave it out if the box could be read."""
+    masked = (Somebody(mask="aaaa"),) if role == "people" else ()
+    rows = Rows.of([Picture(image(1), (*masked, Somebody(box=RIGHT)), (("Person", 0),)), OTHER])
+    rows.boxes[len(masked)][column] = value
+    curation = run(tmp_path, {"train": rows}, ANY_SIZE)
+    assert [record.id for record in curation.records] == [OTHER.id]
+    assert [(row.image_id, row.reason) for row in curation.rejected if row.outcome == "image-rejected"] == [
+        (image(1), "unusable-box")
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -752,4 +768,5 @@ def test_a_number_that_cannot_be_read_is_named_in_parquet_too(tmp_path: Path) ->
         connection.execute(f"COPY (FROM read_csv('{path}', all_varchar = true)) TO '{target}' (FORMAT parquet)")
     changed = replace(tables["train"], boxes=Table(str(target), target.name))
     curation = curate(classes, {"train": changed}, ANY_SIZE, lambda split, name: name)
-    assert [r.message for r in curation.rejected] == ["train-boxes.parquet, row 1: a number cannot be read"]
+    told = [r.message for r in curation.rejected if r.outcome == "row-rejected"]
+    assert told == ["train-boxes.parquet, row 1: a number cannot be read"]

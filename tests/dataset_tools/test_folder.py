@@ -189,11 +189,13 @@ def test_masks_that_may_be_anothers_or_are_there_twice_are_not_used(
 
 
 def test_every_file_that_is_passed_over_has_a_row(tmp_path: Path) -> None:
-    """Unreadable suffixes, masks of no photograph; folders behind links are read, and none is read for ever."""
+    """Unreadable suffixes, links to nothing, masks of no photograph; folders behind links are read, and none for
+    ever."""
     save(photo(1), tmp_path / "elsewhere/far.jpg")
     save(photo(2), tmp_path / "photos/one.jpg")
     (tmp_path / "photos/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos/round").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "photos/phone.heic").write_bytes(b"x")
     for name in ("one", "linked/far", "nobody", "nobody_3", "nobody/x"):
         save(LEFT, tmp_path / f"masks/{name}.png")
@@ -201,6 +203,7 @@ def test_every_file_that_is_passed_over_has_a_row(tmp_path: Path) -> None:
     curation = source_of(tmp_path).curate()
     assert [Path(record.image).name for record in curation.records] == ["far.jpg", "one.jpg"]
     assert sorted((row.image_id, row.reason) for row in curation.rejected) == [
+        ("lost.jpg", "not-found"),
         ("nobody.png", "missing-image"),
         ("nobody/x.png", "missing-image"),
         ("nobody_3.png", "missing-image"),
@@ -474,6 +477,25 @@ def test_a_table_with_wrong_columns_is_an_error_that_names_them(tmp_path: Path, 
     save(LEFT, tmp_path / "masks/one_0.png")
     (tmp_path / "photos/attribution.csv").write_text(f"{header}\none.jpg,CC0\n")
     with pytest.raises(UserError, match="the columns are file, licence"):
+        source_of(tmp_path).curate()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("one.jpg,CC0,Doe, Ann\n", "row 2 of .*attribution.csv has more cells than there are columns"),
+        ("one.jpg,CC0,Ann\ntwo.jpg,CC BY 4.0,Ben\none.jpg,CC BY 4.0,Ann\n", "row 4 of .* is the second of one"),
+        ('one.jpg,CC0,"Ann\ntwo.jpg,CC BY 4.0,Ben\n', "attribution.csv is not a CSV file in UTF-8"),
+    ],
+)
+def test_a_table_from_which_a_photograph_may_get_the_licence_of_another_is_refused(
+    tmp_path: Path, rows: str, message: str
+) -> None:
+    for number, name in enumerate(("one", "two")):
+        save(photo(number), tmp_path / f"photos/{name}.jpg")
+        save(LEFT, tmp_path / f"masks/{name}_0.png")
+    (tmp_path / "photos/attribution.csv").write_text(f"file,licence,author\n{rows}")
+    with pytest.raises(UserError, match=message):
         source_of(tmp_path).curate()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections import Counter
@@ -215,6 +216,11 @@ def test_it_becomes_plain_data_and_tables(inspection: Inspection) -> None:
 def test_what_cannot_be_inspected_is_said_in_one_line(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no dataset"):
         inspect(str(tmp_path / "nothing"))
+    whole = (dataset / "rejected.parquet").read_bytes()
+    for number in range(0, len(whole), 7):  # whatever the library makes of it, it is one line
+        (dataset / "rejected.parquet").write_bytes(whole[:number] + bytes([whole[number] ^ 4]) + whole[number + 1 :])
+        with contextlib.suppress(UserError):
+            inspect(str(dataset))
     (dataset / "rejected.parquet").write_bytes(b"not parquet")
     with pytest.raises(UserError, match=r"rejected\.parquet cannot be read") as caught:
         inspect(str(dataset))

@@ -173,7 +173,7 @@ def test_what_was_seen_tells_whether_another_list_names_other_pictures() -> None
         check.of_file(RECORD, SHA)
     check.of_file(other, "f" * 64)
     check.of_picture(other, "f" * 64, "00ff00ff00ff00ff")
-    assert check.seen == [(SHA, "", "sha256"), ("f" * 64, "00ff00ff00ff00ff", "")]
+    assert check.seen == [(RECORD.id, SHA, "", "sha256"), ("other", "f" * 64, "00ff00ff00ff00ff", "")]
     row = caught.value.row("train")
     assert (row.image_id, row.reason, row.stage) == ("", "opted-out", "opt-out")
     assert not {SHA, "0a1b"} & set(row.message.split())
@@ -189,4 +189,31 @@ def test_rows_that_name_a_picture_of_the_list_for_another_reason_do_not_stay(lis
     )
     kept = OptOut(id=(listed,)).without_named(table)
     assert kept.schema == table.schema
-    assert [(each["image_id"], each["message"]) for each in kept.to_pylist()] == [("2c", ""), ("3d", "unlike 0a1b-9")]
+    assert [(each["image_id"], each["message"]) for each in kept.to_pylist()] == [("", ""), ("3d", "unlike 0a1b-9")]
+
+
+def test_rows_that_name_a_picture_by_its_file_its_key_or_its_address_do_not_stay() -> None:
+    def row(name: str, message: str = "") -> Rejection:
+        return Rejection("train", name, "", "curate", "image-rejected", "duplicate-image", message)
+
+    record = replace(RECORD, id="anna-1", image="photos/2024/anna copy.png")
+    table = rejections_to_table(
+        [
+            row("anna-1"),
+            row("anna-2", "2024/anna.png has the same bytes as 2024/anna copy.png"),
+            row("ben-1", "2024/ben.png has the same bytes as 2024/joanna copy.png"),
+            row("zoe-1"),
+            row("https://www.pictures.example/zoe.jpg#page"),
+        ]
+    )
+    listed = OptOut(id=("folder-zoe-1",), url=("http://pictures.example/zoe.jpg",), sha256=(SHA,))
+    kept = listed.without_named(table, [record]).to_pylist()
+    assert [(each["image_id"], each["message"]) for each in kept] == [
+        ("", ""),
+        ("ben-1", "2024/ben.png has the same bytes as 2024/joanna copy.png"),
+    ]
+
+
+def test_a_key_that_was_too_long_for_a_sample_names_its_picture_nevertheless() -> None:
+    record = replace(RECORD, id="x" * 80)
+    assert len(record.key()) == 80 and OptOut(id=(record.key(),)).named(record) == "id"

@@ -256,18 +256,28 @@ def test_a_plate_of_nearly_the_same_size_is_resized_and_noted(tmp_path: Path) ->
 
 
 def test_pictures_of_one_scene_come_into_one_split(tmp_path: Path) -> None:
-    """Of one group, of one plate, of equal plates, and of what these join; others are spread."""
+    """Of one group, of one plate, of equal plates, of a picture that is another's plate, and of what these join; others
+    are spread."""
     rows = [write_pair(tmp_path, f"p{k}", k) for k in range(30)]
     shared = [rows[0], rows[1].model_copy(update={"group": "p0"})]
     shared.append(rows[2].model_copy(update={"background": rows[1].background}))
     save(photo(1002), tmp_path / "plate/p3.png")  # another file of the bytes of p2's own plate
     shared += [rows[3], rows[4].model_copy(update={"background": "plate/p2.png", "group": "p2"})]
-    source = source_of(tmp_path, [*shared, *rows[5:]], splits={"train": 0.5, "test": 0.5})
+    shared.append(rows[5].model_copy(update={"background": rows[4].image}))
+    source = source_of(tmp_path, [*shared, *rows[6:]], splits={"train": 0.5, "test": 0.5})
     curation = source.curate()
     assert curation.rejected == []
     splits = {record.id: record.split for record in curation.records}
-    assert len({splits[f"p{k}"] for k in range(5)}) == 1
+    assert len({splits[f"p{k}"] for k in range(6)}) == 1
     assert 6 <= sum(split == "test" for split in splits.values()) <= 24
+
+
+def test_a_plate_that_is_its_picture_is_set_aside(tmp_path: Path) -> None:
+    rows = [write_pair(tmp_path, name, seed) for seed, name in enumerate("ab")]
+    rows[0] = rows[0].model_copy(update={"background": rows[0].image})
+    curation = source_of(tmp_path, rows).curate()
+    assert [record.id for record in curation.records] == ["b"]
+    assert reasons(curation) == {"a": ("image-rejected", "plate-is-picture")}
 
 
 def test_a_row_may_name_its_split_and_nothing_held_out_leaks(tmp_path: Path) -> None:

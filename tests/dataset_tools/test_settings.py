@@ -17,7 +17,7 @@ from dataset_tools.curation import CurationSettings
 from dataset_tools.errors import UserError
 from dataset_tools.fetch import FetchSettings
 from dataset_tools.schema import EncodingSettings
-from dataset_tools.settings import Settings, digest_of
+from dataset_tools.settings import Settings, digest_of, read_yaml
 
 
 class Folder(Settings):
@@ -210,3 +210,37 @@ def test_yaml_that_cannot_be_read_is_told_by_its_place_and_not_repeated(tmp_path
     with pytest.raises(UserError, match="line 2, column 11") as caught:
         Build.load(path)
     assert "not-to-be-seen" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["smallest_area: yes", "smallest_area: off"])
+def test_a_number_that_yaml_reads_as_a_boolean_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "masks.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"smallest_area: YAML reads this as (true|false), which it cannot be"):
+        Masks.load(tmp_path / "masks.yaml")
+
+
+def test_a_boolean_is_taken_where_one_is_meant_whatever_else_is_allowed() -> None:
+    class Wide(Settings):
+        plain: bool = False
+        either: Annotated[float, Field(ge=0)] | bool | None = None
+        number: Annotated[float, Field(ge=0)] | None = None
+
+    assert (Wide.check({"plain": True, "either": True}, origin="t").either) is True
+    with pytest.raises(UserError, match="t: number: YAML reads this as true"):
+        Wide.check({"number": True}, origin="t")
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "masks.yaml").write_text("smallest_area: 0.1\n# much else\nsmallest_area: 0.2\n")
+    with pytest.raises(UserError, match="the key 'smallest_area' stands twice, line 3"):
+        Masks.load(tmp_path / "masks.yaml")
+
+
+def test_a_merged_key_may_be_set_otherwise() -> None:
+    assert read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")["b"] == {"x": 3, "y": 2}
+
+
+def test_a_date_that_there_is_not_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "masks.yaml").write_text("smallest_area: 2024-02-30\n")
+    with pytest.raises(UserError, match="is not valid YAML: day is out of range for month"):
+        Masks.load(tmp_path / "masks.yaml")

@@ -58,6 +58,15 @@ def test_rows_are_read_and_each_that_cannot_be_used_is_named(tmp_path: Path) -> 
     assert reasons(settings) == [(f"row {number} of list.csv", name) for number, name in enumerate(names, start=3)]
 
 
+@pytest.mark.parametrize(
+    "url", ["https://bob:hunter2@a.example/1.jpg", "https://a.example/1.jpg?X-Amz-Signature=hunter2"]
+)
+def test_a_url_with_a_secret_is_left_out_and_not_repeated(tmp_path: Path, url: str) -> None:
+    (row,) = listed(tmp_path / "list.csv", f"url,licence\n{url},CC0\n").open().rows()
+    assert isinstance(row, Rejection) and row.reason in ("bad-url", "secret-in-url")
+    assert "a.example" in row.image_id and "hunter2" not in f"{row}"
+
+
 def test_a_parquet_file_says_the_same_in_columns_of_any_name(tmp_path: Path) -> None:
     table = pa.table(
         {

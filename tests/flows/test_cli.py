@@ -164,6 +164,14 @@ def test_a_dataset_in_any_folder_is_found_whole_and_its_path_printed_as_it_is(dr
         code, out, _ = here("inspect", str(folder), "--picture", f"{folder}/sheet.png", "--each", "1")
         assert (code, out.splitlines()[-1]) == (0, f"contact sheet in {folder}/sheet.png")
         assert (folder / "sheet.png").is_file()
+        shard = (folder / "composite/train-000000.tar").read_bytes()
+        for damaged in (shard[:1000], b"\0" * len(shard), None):
+            (folder / "composite/train-000000.tar").unlink()
+            if damaged is not None:
+                (folder / "composite/train-000000.tar").write_bytes(damaged)
+            code, _, err = here("inspect", str(folder), "--picture", f"{folder}/sheet.png")
+            assert code == 2 and "is damaged, and mild verify tells where" in err
+        (folder / "composite/train-000000.tar").write_bytes(shard)
         shutil.copy(folder / "composite/train-000000.tar", folder / "composite/train-000007.tar")
         code, out, _ = here("verify", str(folder))
         assert code == 1 and "composite/train-000007.tar: is not in the manifest" in out.splitlines()
