@@ -64,6 +64,19 @@ def ablate(
         UserError: as the flows ``train`` and ``evaluate``; or a seed is named twice.
     """
     root, rungs = check_ablate(train_settings, evaluate_settings, dataset, output, seeds, judged_on, changes)
+    for rung in rungs:
+        for seed in seeds:
+            own = {**(changes or {}), **RUNGS[rung][1], "train.seed": seed}
+            train(train_settings, dataset, f"{root}/{rung}-{seed}", own)
+    chosen, adapters = {"methods": _judged(evaluate_settings, root, rungs, seeds)}, f"{root}/full-{seeds[0]}"
+    return evaluate(evaluate_settings, judged_on or dataset, adapters, f"{root}/evaluation", chosen, BEFORE)
+
+
+def _judged(
+    evaluate_settings: EvaluateSettings | str, root: str, rungs: Sequence[str], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The methods of an evaluation recipe but its MILD, every rung with every seed, and the full one with others'
+    cues."""
     methods: list[dict[str, Any]] = [
         method.model_dump(mode="json")
         for method in EvaluateSettings.load(evaluate_settings).methods
@@ -77,15 +90,11 @@ def ablate(
         methods.append({"kind": "mild", **named, **how})
 
     for rung in rungs:
-        below, without = RUNGS[rung]
         for seed in seeds:
-            adapters = f"{root}/{rung}-{seed}"
-            train(train_settings, dataset, adapters, {**(changes or {}), **without, "train.seed": seed})
-            judge(rung, seed, below, adapters=adapters)
+            judge(rung, seed, RUNGS[rung][0], adapters=f"{root}/{rung}-{seed}")
     for seed in seeds:
         judge(SHUFFLED, seed, "full", adapters=f"{root}/full-{seed}", shuffled_cues=True)
-    chosen, adapters = {"methods": methods}, f"{root}/full-{seeds[0]}"
-    return evaluate(evaluate_settings, judged_on or dataset, adapters, f"{root}/evaluation", chosen, BEFORE)
+    return methods
 
 
 def check_ablate(
@@ -115,5 +124,6 @@ def check_ablate(
             f"the training recipe lacks a part of the full model: {', '.join(same)} would be trained like other rungs; "
             "give it hmg with both cues, sma and its constraints"
         )
-    check_evaluate(evaluate_settings, judged_on or dataset, "", f"{root}/evaluation")
+    chosen = {"methods": _judged(evaluate_settings, root, rungs, seeds)}
+    check_evaluate(evaluate_settings, judged_on or dataset, "", f"{root}/evaluation", chosen)
     return root, rungs

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
@@ -32,6 +33,7 @@ from dataset_tools.shards import Manifest, Shard
 from dataset_tools.sources import Source
 from dataset_tools.sources.folder import FolderSettings
 from dataset_tools.sources.openimages import OpenImagesSettings
+from dataset_tools.sources.pairs import PairsSettings
 from dataset_tools.sources.sample import SampleSettings
 from dataset_tools.sources.video import VideoSettings, list_clips
 from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings
@@ -148,7 +150,9 @@ def check_build(settings: BuildSettings | str, output: str, changes: dict[str, A
         UserError: they cannot.
     """
     checked = BuildSettings.load(settings, changes)
-    check_writable(normal_place(output))
+    root = normal_place(output)
+    _check_apart(root, checked.source)
+    check_writable(root)
     networks = checked.networks().values()
     check_at_hand(network.weights for network in networks)
     for network in networks:
@@ -160,6 +164,16 @@ def check_build(settings: BuildSettings | str, output: str, changes: dict[str, A
     elif not isinstance(checked.source, SampleSettings):
         checked.source.open().check()
     return checked
+
+
+def _check_apart(root: str, source: PictureSource) -> None:
+    """Raise `UserError` where the next build would find this one's pictures among those of the source."""
+    if not isinstance(source, FolderSettings) and not (isinstance(source, PairsSettings) and source.layout):
+        return
+    for place in map(normal_place, source.open().places):
+        paths = (root, place) if is_url(root) or is_url(place) else (os.path.realpath(root), os.path.realpath(place))
+        if f"{paths[0]}/".startswith(f"{paths[1]}/"):
+            raise UserError(f"output {root} lies in {place}, in which pictures are searched: name one beside it")
 
 
 @flow(name="build-shards", flow_run_name=flow_run_name, persist_result=False)

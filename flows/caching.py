@@ -292,6 +292,11 @@ def run_steps(
         unsound.append(job)
         return None
 
+    # What is asked for twice is done once: two at the same files would spoil them.
+    keys, different = [job.key() for job in jobs], dict[str, JobT]()
+    for key, job in zip(keys, jobs, strict=True):
+        different.setdefault(key, job)
+    jobs = list(different.values())
     if progress is not None:
         progress.expect(len(jobs))
     found: list[ResultT | None] = []
@@ -306,7 +311,9 @@ def run_steps(
     altered = f", {len(unsound)} of them as what was remembered is not sound" if unsound else ""
     for name in {job.step for job in jobs}:
         run_logger().info("%s: %d done%s, %d remembered", name, len(missing), altered, len(jobs) - len(missing))
-    return [Outcome(next(done), False) if result is None else Outcome(result, True) for result in found]
+    outcomes = [Outcome(next(done), False) if result is None else Outcome(result, True) for result in found]
+    of_key = dict(zip(different, outcomes, strict=True))
+    return [of_key[key] for key in keys]
 
 
 def _remembered(store: ResultStore, job: Job) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
@@ -389,9 +390,14 @@ class _Evaluation:
 
 
 def _seen(cases: list[_Done], erased: list[_Done]) -> list[str]:
-    """Digest of each method's results and of the cases that they are compared with."""
+    """Digest of each method's results, of why there is none, and of the cases that they are compared with."""
     digests = {done.job.key(): done.files.digest for done in cases}
-    return [digest_of([_pictures(done), digests[done.job.cases.key()]]) for done in erased]
+    return [digest_of([_pictures(done), _failures(done), digests[done.job.cases.key()]]) for done in erased]
+
+
+def _failures(erased: _Done) -> list[dict[str, str]]:
+    table = pq.read_table(erased.job.kept_at / "results.parquet", columns=["key", "masks", "failure"])
+    return [row for row in table.to_pylist() if row["failure"]]
 
 
 def _pictures(erased: _Done) -> str:

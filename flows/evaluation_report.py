@@ -35,7 +35,6 @@ from mild.evaluation.summarize import (
     worth_showing,
 )
 from mild.evaluation.summary import Cell, Comparison, DatasetRow, Leakage, MethodRow, MetricRow, Spectrum, Summary
-from mild.metrics.inception import ENOUGH_PICTURES
 from mild.metrics.metric import UNKNOWN, DistributionMetric, NotComputed
 from mild.seeds import derived_seed
 from mild.versions import software_versions
@@ -167,14 +166,17 @@ def _values(plan: Plan, dataset: str) -> Values:
 
 def _distance(metric: DistributionMetric, results: list[Path], reference: list[Path], seed: int) -> Cell:
     counts = [sum(len(np.load(path, mmap_mode="r")) for path in side) for side in (results, reference)]
-    if 0 in counts:
-        return Cell(not_computed={UNKNOWN: max(counts[0], 1)})
+    if counts[0] == 0:
+        return Cell(not_computed={"no result": 1})
+    if counts[1] == 0:
+        return Cell(not_computed={UNKNOWN: counts[0]})
     try:
         value = metric.distance(_features(results), _features(reference), seed)
     except NotComputed as reason:
         return Cell(not_computed={str(reason): counts[0]})
-    few = f"{counts[0]} results and {counts[1]} reference pictures: below {ENOUGH_PICTURES} it depends on their number"
-    return Cell(mean=value, count=counts[0], warning=few if min(counts) < ENOUGH_PICTURES else "")
+    enough = metric.enough_pictures
+    few = f"{counts[0]} results and {counts[1]} reference pictures: below {enough} it depends on their number"
+    return Cell(mean=value, count=counts[0], warning=few if min(counts) < enough else "")
 
 
 def _features(paths: list[Path]) -> Iterator[np.ndarray]:

@@ -198,7 +198,7 @@ def erase(job: EraseJob) -> Files:
 def setup_of(recipe: EvaluateSettings | ReviewSettings, adapters: str) -> Setup:
     """What methods are opened with; ``adapters`` are a folder or hub id, or empty."""
     base = recipe.base or (read_config(fetched(adapters)).base if adapters else "")
-    return Setup(base, adapters, recipe.inference_steps, recipe.prompt)
+    return Setup(base, adapters, recipe.inference_steps, recipe.prompt, own_bases=not recipe.base)
 
 
 def forget_methods() -> None:
@@ -302,15 +302,15 @@ class InsightJob(KeptJob):
     """What one MILD method shows of itself on a few samples of a shard: its layers, or its leakage."""
 
     step: ClassVar[str] = "insight"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = PICTURES
     erased: EraseJob
     """The method, and the samples."""
     what: Literal["layers", "leakage"]
 
     def determines(self) -> Any:
-        """As erasing."""
-        return [self.what, self.erased.determines()]
+        """As erasing; and of leakage the method's name, which it holds."""
+        return [self.what, self.erased.method.name if self.what == "leakage" else "", self.erased.determines()]
 
     def label(self) -> str:
         """What of what."""

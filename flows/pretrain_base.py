@@ -49,14 +49,14 @@ class VaeJob(Job):
     """Train the VAE, ``work/vae``."""
 
     step: ClassVar[str] = "train-vae"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     settings: PretrainSettings
     pictures: str
     """Digest."""
 
     def determines(self) -> Any:
         """All but how the UNet is trained."""
-        return [self.pictures, self.settings.model_dump(mode="json", exclude={"unet"})]
+        return [self.pictures, self.settings.determines("vae")]
 
 
 class TakeVaeJob(Job):
@@ -76,7 +76,7 @@ class UnetJob(Job):
     """Train the UNet, ``work/trained``."""
 
     step: ClassVar[str] = "train-unet"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     base: str | None
     base_digest: str | None
     settings: PretrainSettings
@@ -86,8 +86,9 @@ class UnetJob(Job):
     """Digest."""
 
     def determines(self) -> Any:
-        """All but where the base lies."""
-        return self.model_dump(mode="json", exclude={"root", "work", "base"})
+        """All but where the base lies, and how the VAE was come by."""
+        settings = self.settings.determines("unet", own_vae=False)
+        return [self.base_digest, self.pictures, self.vae, settings]
 
 
 class EncodeJob(Job):
@@ -221,7 +222,8 @@ def pretrain_base(settings: PretrainRecipe | str, output: str, changes: dict[str
     cached = []
 
     def run(step: Any, job: Job) -> str:
-        outcome = run_steps(step, [job], storage)[0]
+        # What fills a GPU; machines may set a limit on it.
+        outcome = run_steps(step if step is draw else step.with_options(tags=["gpu"]), [job], storage)[0]
         if outcome.cached:
             cached.append(job.step)
         digest: str = outcome.result.digest

@@ -47,7 +47,8 @@ def evaluate(
     show_evaluation(result["summary"])
     say(f"cached    {result['cached']} of {result['steps']} steps")
     say(f"report in {result['report']}")
-    if fail_on_regression and Comparison.model_validate(result["summary"]["against"]).regressions:
+    compared = result["summary"]["against"]  # none where this is the first evaluation at its place
+    if fail_on_regression and compared and Comparison.model_validate(compared).regressions:
         raise typer.Exit(REGRESSED)
 
 

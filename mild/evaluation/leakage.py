@@ -41,9 +41,13 @@ def leakage_of(method: WindowsMethod, setup: Setup, cases: Iterable[Case], seed:
 
     pipeline.watch = watch
     count = 0
-    for case in cases:
-        eraser.erase([case], [derived_seed(seed, case.key)])
-        count += 1
+    try:
+        for case in cases:
+            eraser.erase([case], [derived_seed(seed, case.key)])
+            count += 1
+    finally:
+        # It knows the pipeline, whose memory would not be given back.
+        pipeline.watch = None
     records = [record for window in recorded for record in window]
     blocks = list(dict.fromkeys(record.block for record in records))
     steps = sorted({record.step for record in records})

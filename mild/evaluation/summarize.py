@@ -103,7 +103,8 @@ class How:
     baseline: str
     """Method, or arm, that differences are taken to."""
     own: str
-    """Method, or arm, whose difference to the baseline is the headline's; empty: that of whoever leads."""
+    """Method, or arm, whose difference to the baseline is the headline's: the full one, or else the first of MILD's;
+    empty: that of whoever leads."""
     full: str
     """MILD method, or arm, of which every part works that works in any; empty where there is none, or one alone."""
     below: dict[str, str]
@@ -126,10 +127,11 @@ class How:
         run = [row for row in methods if not row.not_run]
         ours = [row for row in run if row.kind == "mild"]
         whole = [row.arm or row.name for row in with_every_part(ours)]
+        full = whole[0] if whole and len({row.arm or row.name for row in ours}) > 1 else ""
         return cls(
             baseline=recipe.compared_with(),
-            full=whole[0] if whole and len({row.arm or row.name for row in ours}) > 1 else "",
-            own=next((row.arm or row.name for row in ours), ""),
+            full=full,
+            own=full or next((row.arm or row.name for row in ours), ""),
             below={row.arm if len(arms.get(row.arm, [])) > 1 else row.name: row.below for row in run if row.below},
             arms=arms,
             titles={**{row.name: row.title for row in methods}, **{arm: arm for arm in arms}},
@@ -326,13 +328,14 @@ def with_times(method: MethodRow, values: Sequence[Values]) -> MethodRow:
 def worth_showing(values: Sequence[Values], how: How, count: int) -> list[tuple[Values, int]]:
     """Cases for the gallery: half of them the worst of our own method by the first metric, the others as they come."""
     every = [(own, index) for own in values for index in range(len(own.cases))]
-    metric = next((one for one in how.metrics if any(one.name in own.scores.get(how.own, {}) for own in values)), None)
+    ours = how.arms.get(how.own, [how.own])[0]
+    metric = next((one for one in how.metrics if any(one.name in own.scores.get(ours, {}) for own in values)), None)
     worst: list[tuple[Values, int]] = []
     if metric is not None:
         ranked = [
-            (float(own.scores[how.own][metric.name][index]), number)
+            (float(own.scores[ours][metric.name][index]), number)
             for number, (own, index) in enumerate(every)
-            if metric.name in own.scores.get(how.own, {}) and np.isfinite(own.scores[how.own][metric.name][index])
+            if metric.name in own.scores.get(ours, {}) and np.isfinite(own.scores[ours][metric.name][index])
         ]
         ranked.sort(reverse=not metric.larger_is_better)
         worst = [every[number] for _, number in ranked[: count // 2]]

@@ -13,8 +13,6 @@ from mild.metrics.network_metric import MetricNetwork, NetworkMetric
 
 FEATURES = 2048
 """Dimensions of the features, after the last pooling."""
-ENOUGH_PICTURES = FEATURES
-"""With fewer pictures the covariance is singular, and FID's bias towards larger values is great."""
 SUBSETS = 100
 SUBSET_SIZE = 1000
 """KID is the mean over that many random subsets of that size, or of all pictures where there are fewer."""
@@ -112,6 +110,8 @@ class FID(InceptionMetric):
 
     kind: Literal["fid"] = "fid"
     digits: ClassVar[int] = 2
+    enough_pictures: ClassVar[int] = FEATURES
+    """With fewer the covariance is singular, and the bias towards larger values great."""
 
     def distance(self, results: Iterable[np.ndarray], reference: Iterable[np.ndarray], seed: int) -> float:
         """See `DistributionMetric.distance`. Nothing is drawn; memory does not grow with the number of pictures."""

@@ -120,6 +120,8 @@ class DistributionMetric(MetricSettings):
 
     reference_pictures: Literal["clean-backgrounds", "person-free"] = "clean-backgrounds"
     """Of the very places that are judged, or `EvaluateSettings.person_free`: any pictures that show nobody."""
+    enough_pictures: ClassVar[int] = 0
+    """Below so many its value depends on their number."""
 
     @abstractmethod
     def features_fingerprint(self) -> str:

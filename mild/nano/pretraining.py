@@ -83,7 +83,7 @@ def train_vae(settings: PretrainSettings, pictures: str | Path, folder: str | Pa
         divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
         return (result - target).square().mean() + options.divergence * divergence
 
-    kept = _checkpoints_beside(folder, settings.model_dump(mode="json", exclude={"unet"}))
+    kept = _checkpoints_beside(folder, settings.determines("vae"))
     losses = _optimise({"vae": vae}, batch_of, loss_of, options, kept, "vae", log)
     _standardise(vae, data.pictures, settings)
     with folder_written_whole(folder, "config.json") as place:
@@ -243,7 +243,7 @@ def train_unet(
         return (weight * (prediction.float() - target).square()).mean()
 
     began = {"base": None if base is None else digest_of_place(base)}
-    kept = _checkpoints_beside(folder, settings.model_dump(mode="json") | began)
+    kept = _checkpoints_beside(folder, settings.determines("unet", own_vae=base is None) | began)
     losses = _optimise(trained, batch_of, loss_of, options, kept, "unet", log)
     pipeline.unet.set_attn_processor(AttnProcessor2_0())
     with folder_written_whole(folder, "model_index.json") as place:

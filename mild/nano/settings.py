@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -82,3 +82,14 @@ class PretrainSettings(Settings):
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of the forward passes; weights and optimizer stay in float32. bf16 is for GPUs and for processors with
     AMX (``grep amx_bf16 /proc/cpuinfo``); on others it takes five times as long."""
+
+    def determines(self, stage: Literal["vae", "unet"], *, own_vae: bool = True) -> dict[str, Any]:
+        """The settings that decide about the weights of a stage; the others may change within a run.
+
+        Args:
+            own_vae: whether the UNet's VAE is trained by these settings too.
+        """
+        how = {"vae": {"checkpoint_every"}, "unet": {"checkpoint_every", "compile"}}
+        left_out: dict[str, Any] = {"vae": how["vae"] if own_vae else True}
+        left_out["unet"] = how["unet"] if stage == "unet" else True
+        return self.model_dump(mode="json", exclude=left_out)

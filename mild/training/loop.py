@@ -466,7 +466,9 @@ class _Run:
             told = torch.tensor([*values.values(), float(stop)], dtype=torch.float64, device=accelerator.device)
             *means, stopping = accelerator.reduce(told, "mean").tolist()
             values, stop = dict(zip(values, means, strict=True)), stopping > 0
-        norm = accelerator.clip_grad_norm_(list(self.trained.values()), settings.max_grad_norm or math.inf).item()
+        # Not by `Accelerator.clip_grad_norm_`: of a UNet that is sharded it unscales fp16's gradients twice.
+        accelerator.unscale_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), settings.max_grad_norm or math.inf).item()
         total = values["background"] + weight * values["foreground"] + values["extents"]
         # With fp16 the scaler meets gradients that are too large now and then, and skips the step.
         if not math.isfinite(total) or not (math.isfinite(norm) or accelerator.scaler):

@@ -71,3 +71,14 @@ def test_a_recipe_that_is_not_of_the_full_model_is_told_of(drawn_dataset: str, t
     assert rungs == [rung for rung in PARTS if rung != "extents"]
     with pytest.raises(UserError, match="full model: sma, full would be trained like other rungs"):
         check_ablate(*given, {"train.mild.sma": False})
+
+
+@pytest.mark.parametrize(
+    "values", [{"baseline": "mild"}, {"methods": ["base", {"kind": "telea", "name": "full-0"}, "mild"]}]
+)
+def test_a_recipe_that_the_rungs_do_not_fit_is_told_of_before_they_are_trained(
+    values: dict[str, Any], drawn_dataset: str, tmp_path: Path
+) -> None:
+    recipe = EvaluateSettings.load(RECIPES[1]).model_dump() | values
+    with pytest.raises(UserError, match=r"baseline|twice"):
+        check_ablate(RECIPES[0], EvaluateSettings.check(recipe, origin="t"), drawn_dataset, str(tmp_path / "o"), (0,))

@@ -30,9 +30,10 @@ from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import ShardDataset, read_manifest, verify
 from dataset_tools.storage import PARTIAL_SUFFIX, open_root
 from flows import cli, preflight
-from flows.build_dataset import build_dataset
+from flows.build_dataset import build_dataset, check_build
 from flows.commands.build import build
 from flows.dataset_steps import download_slot
+from flows.settings import BuildSettings
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -368,6 +369,17 @@ def test_an_output_that_cannot_be_written_is_refused_at_the_door(recipe: Path, t
     with pytest.raises(UserError, match="is a file"):
         build_dataset(str(recipe), str(tmp_path / "file/dataset"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("output", ["photos", "photos/dataset", "linked/dataset", "masks/dataset"])
+def test_an_output_among_the_pictures_that_are_read_is_refused(tmp_path: Path, output: str) -> None:
+    for name in ("photos", "masks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "photos")
+    source = {"kind": "folder", "photos": str(tmp_path / "photos"), "masks": str(tmp_path / "masks")}
+    with pytest.raises(UserError, match="in which pictures are searched: name one beside it"):
+        check_build(BuildSettings.check({"name": "mine", "source": source}, origin="test"), str(tmp_path / output))
+    assert not any((tmp_path / "photos").iterdir())
 
 
 class Pictures(SimpleHTTPRequestHandler):

@@ -189,6 +189,17 @@ def test_keys_do_not_know_where_things_lie(place: dict[str, str], tmp_path: Path
     assert run(moved, {"a": "1"})["a"].cached
 
 
+def test_what_is_asked_for_twice_is_done_once(place: dict[str, str]) -> None:
+    jobs = [WriteJob(**place, name=name, content="1") for name in "aba"]
+
+    @flow(name="test-caching", task_runner=RunnerSettings().open())
+    def steps() -> list[Outcome[Files]]:
+        return run_steps(write, jobs, result_storage(place["work"]))
+
+    first, other, again = steps()
+    assert sorted(calls_of(place["work"])) == ["a", "b"] and first == again != other
+
+
 def test_what_the_user_must_mend_is_not_retried(place: dict[str, str]) -> None:
     """Trying again does not add a missing column."""
     with pytest.raises(UserError, match="no column XMin"):

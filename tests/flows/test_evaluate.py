@@ -20,9 +20,10 @@ from dataset_tools.shards import ShardDataset
 from dataset_tools.storage import open_root
 from flows import cli
 from flows.evaluate import evaluate
-from flows.evaluation_steps import EraseJob, cases_jobs, erase
-from mild.bases import NANO_ADAPTERS
-from mild.evaluation.cases import prepare_cases
+from flows.evaluation_steps import EraseJob, InsightJob, cases_jobs, erase
+from mild.bases import NANO, NANO_ADAPTERS
+from mild.evaluation.cases import case_of, prepare_cases
+from mild.evaluation.leakage import leakage_of
 from mild.evaluation.methods import Setup
 from mild.evaluation.methods.mild import MILDMethod
 from mild.evaluation.settings import DatasetSettings
@@ -265,6 +266,46 @@ def test_mild_is_shown_in_layers_and_with_what_leaks(tmp_path: Path, drawn_datas
     }
 
 
+def test_what_is_kept_of_leakage_goes_with_the_name_that_it_holds(tmp_path: Path, drawn_dataset: str) -> None:
+    place = {"root": str(tmp_path / "out"), "work": str(tmp_path)}
+    held = ShardDataset(drawn_dataset, "composite", "train")
+    (cases, *_) = cases_jobs(place, "drawn", DatasetSettings(split="train"), held, np.arange(len(held)))
+
+    def key(name: str, what: Any) -> str:
+        method = {"method": MILDMethod(name=name), "fingerprint": "same", "setup": Setup("", "", 1, ""), "seed": 0}
+        return InsightJob(**place, erased=EraseJob(**place, **method, cases=cases), what=what).key()
+
+    assert key("mild", "leakage") != key("ours", "leakage") and key("mild", "layers") == key("ours", "layers")
+
+
+def test_measuring_leakage_gives_the_pipeline_back(drawn_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What watches it knows it: unless it is taken off, neither is ever freed."""
+    sample = ShardDataset(drawn_dataset, "composite", "train")[0]
+    case, opened, open_method = case_of(sample, DatasetSettings(), "exact"), [], MILDMethod.open
+
+    def noting(self: MILDMethod, setup: Setup) -> Any:
+        opened.append(open_method(self, setup))
+        return opened[-1]
+
+    monkeypatch.setattr(MILDMethod, "open", noting)
+    leakage_of(MILDMethod(), Setup(NANO, NANO_ADAPTERS, 1, ""), [case], 0)
+    assert opened[0].pipeline.watch is None
+
+
+def test_each_method_that_fails_is_told_its_own_reason(tmp_path: Path, drawn_dataset: str) -> None:
+    """No result of one is no result of the other."""
+    methods = ["telea"] + [
+        {"kind": "command", "name": name, "command": ["sh", "-c", f"echo {name} is out >&2; exit 1"]}
+        for name in ("tea", "coffee")
+    ]
+    datasets = {"drawn": {"configuration": "composite", "split": "train", "samples": 1}}
+    result = run(tmp_path, drawn_dataset, methods=methods, datasets=datasets)
+    cells = result["summary"]["groups"][0]["cells"]
+    for name in ("tea", "coffee"):
+        (reason,) = cells[name]["psnr_hole"]["not_computed"]
+        assert f"{name} is out" in reason
+
+
 def test_cues_are_shuffled_over_all_shards(tmp_path: Path, drawn_dataset: str) -> None:
     place = {"root": str(tmp_path / "out"), "work": str(tmp_path)}
     held = ShardDataset(drawn_dataset, "composite", "train")
@@ -300,6 +341,18 @@ def test_what_got_worse_since_the_run_before_is_told_and_may_fail_the_command(
         ("psnr_hole", "worse"),
         ("ssim", "worse"),
     }
+
+
+def test_where_nothing_stood_before_nothing_got_worse(
+    drawn_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.commands.evaluate.prepare_prefect", lambda verbose: None)
+    settings = recipe(tmp_path, methods=["mean-fill"])
+    given = ["-d", drawn_dataset, "-o", str(tmp_path / "out"), "--against", "before", "--fail-on-regression"]
+    monkeypatch.setattr("sys.argv", ["mild", "evaluate", settings, *given])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
 
 
 def test_compared_with_what_stood_there_before_until_something_changes_again(again: Path, drawn_dataset: str) -> None:

@@ -60,6 +60,8 @@ def test_a_base_is_trained_once_and_only_what_changed_is_done_again(
     assert "--set pretrain.unet.steps=3" in (tmp_path / "base" / "README.md").read_text()
     (tmp_path / "base" / "README.md").unlink()
     assert pretrain_base(str(settings), base, {"pretrain.unet.steps": 3})["cached"] == STEPS[:4]
+    seldom = {f"pretrain.{stage}.checkpoint_every": 7 for stage in ("vae", "unet")}
+    assert pretrain_base(str(settings), base, {"pretrain.unet.steps": 3, **seldom})["cached"] == STEPS[:4]
 
 
 def test_a_base_is_trained_further_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,8 @@ class Setup:
     """Denoising steps of methods that do not set their own."""
     prompt: str
     """What the holes show, for methods that take text and do not set their own."""
+    own_bases: bool = True
+    """Whether adapters run on the bases that they were trained on; else all on ``base``."""
 
 
 class MethodSettings(Settings, ABC):

@@ -27,7 +27,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.settings import digest_of
 from mild.bases import digest_of_place
 from mild.evaluation.methods import MethodSettings, Setup
-from mild.evaluation.methods.sdxl import SDXLEraser, pipeline_folder, precision
+from mild.evaluation.methods.sdxl import SDXLEraser, no_steps_left, pipeline_folder, precision
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class AttentiveEraserMethod(MethodSettings):
             self.folder(setup)
         except UserError as error:
             return str(error)
-        return None
+        return no_steps_left(self.inference_steps, self.strength)
 
     def weights(self, setup: Setup) -> dict[str, str]:
         """See `MethodSettings.weights`; says which kind of base it is."""

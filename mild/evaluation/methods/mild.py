@@ -16,6 +16,7 @@ from dataset_tools.settings import digest_of
 from mild.bases import digest_of_place
 from mild.erasing.extents import REACH
 from mild.evaluation.methods import Case, MethodSettings, Setup
+from mild.evaluation.methods.sdxl import missing_base
 from mild.model.saved import fetched, read_config
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class BaseMethod(WindowsMethod):
 
     def missing(self, setup: Setup) -> str | None:
         """See `MethodSettings.missing`."""
-        return None if setup.base else "no base is named: give adapters, whose base it then is"
+        return missing_base(setup.base)
 
     def weights(self, setup: Setup) -> dict[str, str]:
         """See `MethodSettings.weights`."""
@@ -149,10 +150,14 @@ class MILDMethod(WindowsMethod):
         if not self.place(setup):
             return "no adapters are named: train first, and give the folder with --adapters"
         try:
-            read_config(fetched(self.place(setup)))
+            return missing_base(self.base(setup))
         except UserError as error:
             return str(error)
-        return None
+
+    def base(self, setup: Setup) -> str:
+        """Where its base is. Raises `UserError` where its adapters cannot be read."""
+        trained_on: str = read_config(fetched(self.place(setup))).base
+        return trained_on if setup.own_bases else setup.base
 
     def parts(self, setup: Setup) -> dict[str, bool]:
         """Which of ``hmg``, ``pose``, ``parsing``, ``sma`` and ``extents`` work: switched on here, and trained with.
@@ -173,7 +178,7 @@ class MILDMethod(WindowsMethod):
         """See `MethodSettings.weights`."""
         folder = fetched(self.place(setup))
         return {
-            "base": digest_of_place(read_config(folder).base),
+            "base": digest_of_place(self.base(setup)),
             "adapters": digest_of_place(str(folder)),
         }
 
@@ -182,7 +187,7 @@ class MILDMethod(WindowsMethod):
         from mild.erasing.pipeline import MILDPipeline
 
         folder = fetched(self.place(setup))
-        pipeline = MILDPipeline.from_pretrained(read_config(folder).base, mild=folder)
+        pipeline = MILDPipeline.from_pretrained(self.base(setup), mild=folder)
         assert pipeline.layered is not None
         if not self.sma:
             pipeline.layered.leave_out("sma")

@@ -19,7 +19,7 @@ from dataset_tools.settings import digest_of
 from dataset_tools.weights import Weights, find_weights
 from mild.bases import digest_of_place
 from mild.evaluation.methods import MethodSettings, Setup
-from mild.evaluation.methods.sdxl import SDXLEraser, pipeline_folder, precision
+from mild.evaluation.methods.sdxl import SDXLEraser, no_steps_left, pipeline_folder, precision
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class RORemMethod(MethodSettings):
             self._parts()
         except UserError as error:
             return str(error)
-        return None
+        return no_steps_left(self.steps, STRENGTH)
 
     def weights(self, setup: Setup) -> dict[str, str]:
         """See `MethodSettings.weights`."""

@@ -52,7 +52,8 @@ class SDXLMethod(MethodSettings):
 
     def missing(self, setup: Setup) -> str | None:
         """See `MethodSettings.missing`."""
-        return None if self.place(setup) else "no base is named: set base, or give adapters, whose base it then is"
+        steps = self.inference_steps or setup.inference_steps
+        return missing_base(self.place(setup)) or no_steps_left(steps, self.strength)
 
     def weights(self, setup: Setup) -> dict[str, str]:
         """See `MethodSettings.weights`."""
@@ -152,6 +153,21 @@ class SDXLEraser(PipelineEraser):
             **self._options,
         ).images
         return filled
+
+
+def missing_base(name: str) -> str | None:
+    """Why a base cannot be loaded, as far as can be told here: hub ids are fetched when they are needed."""
+    if not name:
+        return "no base is named: set base, or give adapters, whose base it then is"
+    place = place_of(name)
+    return None if HUB_ID.fullmatch(place) or Path(place).is_dir() else f"base {name} is no folder here"
+
+
+def no_steps_left(steps: int, strength: float) -> str | None:
+    """Why stock pipelines cannot run, which take the whole part of ``steps * strength`` steps."""
+    if int(steps * strength) >= 1:
+        return None
+    return f"a strength of {strength:g} leaves none of {steps} steps: set inference_steps or strength"
 
 
 def pipeline_folder(name: str) -> Path:

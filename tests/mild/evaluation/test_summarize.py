@@ -264,3 +264,17 @@ def test_the_gallery_shows_our_worst_cases_and_others() -> None:
     shown = worth_showing([values], _how(["base", "mild"]), 4)
     assert [index for _, index in shown] == [1, 3, 0, 2]
     assert len(worth_showing([values], _how(["base", "mild"]), 100)) == 6
+
+
+def test_of_arms_the_gallery_shows_the_worst_cases_of_the_first_training() -> None:
+    values = _values({"base": [9.0] * 4, "mild-0": [5.0, 1.0, 4.0, 2.0], "mild-1": [1.0, 5.0, 4.0, 2.0]})
+    how = _how(["base", "mild-0@full", "mild-1@full"])
+    assert how.own == "full" and [index for _, index in worth_showing([values], how, 2)] == [1, 0]
+
+
+def test_the_headline_is_about_the_method_with_every_part() -> None:
+    rows = [
+        MethodRow(name=name, title=name, kind="mild", parts={"sma": True, "hmg": whole})
+        for name, whole in (("backbone", False), ("full", True))
+    ]
+    assert How.of(rows, (PSNR,), EvaluateSettings(methods=["base", "mild"])).own == "full"

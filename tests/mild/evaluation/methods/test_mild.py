@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 
 from dataset_tools.errors import UserError
 from dataset_tools.schema import Sample
+from mild.bases import place_of
 from mild.erasing.pipeline import MILDPipeline
 from mild.erasing.regions import editable
 from mild.evaluation.cases import case_of, read_picture, with_cues_of
@@ -305,10 +306,23 @@ def test_what_is_not_there_is_told(setup: Setup, tmp_path: Path) -> None:
     assert BaseMethod().missing(setup) is None
     assert "--adapters" in (MILDMethod().missing(nothing) or "")
     assert "no base is named" in (BaseMethod().missing(nothing) or "")
+    gone = replace(setup, base=str(tmp_path / "gone"))
+    assert "gone is no folder here" in (BaseMethod().missing(gone) or "")
+    assert "gone is no folder here" in (MILDMethod().missing(replace(gone, own_bases=False)) or "")
     assert "nowhere does not exist" in (MILDMethod(adapters=str(tmp_path / "nowhere")).missing(setup) or "")
     assert "mild.json is missing" in (MILDMethod(adapters=str(tmp_path)).missing(setup) or "")
     with pytest.raises(UserError, match=r"mild\.json is missing"):
         MILDMethod(adapters=str(tmp_path)).open(setup)
+
+
+def test_a_base_that_the_evaluation_names_is_that_of_the_adapters_too(setup: Setup, tmp_path: Path) -> None:
+    shutil.copytree(place_of(setup.base), tmp_path / "base")
+    (tmp_path / "base/more.txt").write_text("another base")
+    other = replace(setup, base=str(tmp_path / "base"))
+    assert MILDMethod().weights(other)["base"] == MILDMethod().weights(setup)["base"]
+    all_of_one = replace(other, own_bases=False)
+    assert MILDMethod().weights(all_of_one)["base"] == BaseMethod().weights(other)["base"]
+    assert MILDMethod().fingerprint(all_of_one) != MILDMethod().fingerprint(other)
 
 
 @pytest.mark.parametrize("method", [MILDMethod, BaseMethod])

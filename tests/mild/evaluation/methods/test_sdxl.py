@@ -97,6 +97,14 @@ def test_a_base_has_to_be_named(setup: Setup) -> None:
     assert "no base is named" in (SDXLMethod().missing(nothing) or "")
     assert SDXLMethod(base="some/base").missing(nothing) is None
     assert SDXLMethod().missing(setup) is None
+    assert "nowhere is no folder here" in (SDXLMethod(base="./nowhere").missing(setup) or "")
+
+
+def test_a_strength_that_leaves_no_step_is_told_before_anything_runs(setup: Setup) -> None:
+    """Stock pipelines take the whole part of steps times strength, and refuse none."""
+    one = replace(setup, inference_steps=1)
+    assert "leaves none of 1 steps" in (SDXLMethod().missing(one) or "")
+    assert SDXLMethod(strength=1).missing(one) is None and SDXLMethod(inference_steps=2).missing(one) is None
 
 
 def test_the_fingerprint_is_that_of_settings_weights_and_prompt(
