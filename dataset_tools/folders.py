@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dataset_tools.errors import UserError
@@ -13,7 +13,9 @@ from dataset_tools.storage import PARTIAL_SUFFIX, held, local_place, partial_of
 
 
 @contextlib.contextmanager
-def folder_written_whole(path: str | Path, mark: str) -> Iterator[Path]:
+def folder_written_whole(
+    path: str | Path, mark: str, is_own: Callable[[str], bool] = lambda name: True
+) -> Iterator[Path]:
     """Give an empty sibling folder to fill; when the block ends well it becomes ``path``, replacing what was there.
 
     Where the block fails, ``path`` stays as it was and nothing is left behind. Where ``path`` is a link, the link stays
@@ -22,6 +24,7 @@ def folder_written_whole(path: str | Path, mark: str) -> Iterator[Path]:
     Args:
         mark: name of a file that every result of this kind has. A folder without it, unless it is empty, is
             somebody's, and is not replaced.
+        is_own: whether a result of this kind may have a file of that name. A folder with any other is not replaced.
 
     Raises:
         UserError: ``path`` is a file, a URL or a folder of something else, or it cannot be written.
@@ -33,6 +36,10 @@ def folder_written_whole(path: str | Path, mark: str) -> Iterator[Path]:
         raise UserError(
             f"{target} holds something else than such a result ({mark} is missing), and would be replaced as a whole; "
             "name a new folder"
+        )
+    if target.is_dir() and (strange := [file.name for file in target.iterdir() if not is_own(file.name)]):
+        raise UserError(
+            f"{target} would be replaced as a whole, and holds {strange[0]}: name a new folder, or move that"
         )
     partial = partial_of(target)
     old = partial.with_suffix(f".old{PARTIAL_SUFFIX}")

@@ -296,8 +296,7 @@ def _opaque(picture: Image.Image, data: bytes, mended: list[tuple[str, str]]) ->
     if grey:
         mended.append(("converted-gray", f"a single channel was repeated for red, green and blue (mode {mode})"))
     if mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        return Image.fromarray(_eight_bits(np.asarray(picture), picture, bits))
     if picture.has_transparency_data:
         mended.append(("converted-alpha", "transparency was composited on white"))
         white = Image.new("RGBA", picture.size, "white")
@@ -306,6 +305,15 @@ def _opaque(picture: Image.Image, data: bytes, mended: list[tuple[str, str]]) ->
     if mode in ("CMYK", "LAB"):
         return picture
     return picture.convert("L" if grey else "RGB")
+
+
+def _eight_bits(values: np.ndarray, picture: Image.Image, bits: int) -> np.ndarray:
+    """Grey levels of more than 8 bits as (h, w) uint8. TIFF may have 12 bits, and white for 0, which Pillow leaves so
+    (PhotometricInterpretation: https://www.loc.gov/preservation/digital/formats/content/tiff_tags.shtml)."""
+    white = 2 ** (bits if picture.format == "TIFF" else 16) - 1
+    levels = ((values.astype(np.uint32) * 255 + white // 2) // white).clip(max=255).astype(np.uint8)
+    inverted = picture.format == "TIFF" and picture.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+    return 255 - levels if inverted else levels
 
 
 def _managed(

@@ -114,6 +114,8 @@ def decode_mask(data: bytes, max_pixels: int) -> np.ndarray:
 
 def read_mask_picture(picture: Image.Image) -> MaskFile:
     """Read an open mask file or a PIL image. Raises `Rejected` with ``not-a-mask``."""
+    if getattr(picture, "is_animated", False):
+        raise Rejected("not-a-mask", "it holds several pages or frames: save one file a person")
     picture.load()
     orientation = exif_orientation(picture)  # asked now: Pillow turns TIFF files upright while it loads them
     people, colours = _people(picture)
@@ -277,6 +279,7 @@ def _sixteen_bit(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _scaled(values: np.ndarray, white: float | None = None) -> np.ndarray:
+    values = values.astype(np.float64)  # half precision ends at 65504
     return np.rint(values * (_WHITE / float(values.max() if white is None else white))).astype(np.uint16)
 
 

@@ -245,7 +245,7 @@ class MaskFiles:
     def of(self, photograph: str) -> Iterator[FoundMask]:
         stem = _stem(photograph)
         claims = self.claims.get(stem, {})
-        found = sorted((claim for way in claims.values() for claim in way), key=lambda one: (len(one[0]), one))
+        found = sorted((claim for way in claims.values() for claim in way), key=_as_listed)
         people = [person for person, _ in found]
         if (found and stem in self.unclear) or len(claims) > 1 or len(set(people)) < len(people):
             files = ", ".join(printable(name) for _, name in found)
@@ -265,6 +265,12 @@ class MaskFiles:
             return decode_mask_file(self.place.read(name), MAX_PIXELS)
         except Rejected as error:
             return error
+
+
+def _as_listed(claim: tuple[str, str]) -> list[tuple[int, str]]:
+    """Sorts persons' names as file managers do: numbers in them by their value, all else by its letters."""
+    parts = re.findall(r"\d+|\D+", claim[0])
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _claims(name: str) -> Iterator[tuple[str, str, str]]:

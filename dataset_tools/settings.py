@@ -30,7 +30,7 @@ class Settings(BaseModel):
         """Pydantic takes what YAML reads as a boolean for 0 or 1."""
         faults = [
             InitErrorDetails(
-                type=PydanticCustomError("boolean", f"YAML reads this as {str(value).lower()}, which it cannot be"),  # type: ignore[arg-type]
+                type=PydanticCustomError("boolean", f"YAML reads this as {str(value).lower()}, which it cannot be"),
                 loc=(name,),
                 input=value,
             )

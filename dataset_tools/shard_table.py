@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from dataset_tools.anonymise import regions_blurred
 from dataset_tools.donors import is_whole, sits
-from dataset_tools.errors import UserError
+from dataset_tools.errors import Rejected, UserError
 from dataset_tools.fetch import map_in_order
 from dataset_tools.masks import touching
 from dataset_tools.ranges import read_whole
@@ -156,8 +156,9 @@ def read_shard_table(root: str, path: str, columns: Sequence[str] | None = None)
 def read_shard_tables(root: str, paths: Iterable[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """`read_shard_table` of each path in turn, several at once, a few ahead. Raises `UserError` as that."""
     # Parsed by one thread: each that does so keeps memory of its own, the more the more tables it has seen.
-    for place, data in map_in_order(partial(_fetched, root), paths, WORKERS, 2 * WORKERS):
-        yield _parsed(place, data, columns)
+    for fetched in map_in_order(partial(_fetched, root), paths, WORKERS, 2 * WORKERS):
+        assert not isinstance(fetched, Rejected)
+        yield _parsed(*fetched, columns)
 
 
 def _fetched(root: str, path: str) -> tuple[str, bytes]:

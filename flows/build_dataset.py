@@ -166,9 +166,11 @@ def check_build(settings: BuildSettings | str, output: str, changes: dict[str, A
     return checked
 
 
-def _check_apart(root: str, source: PictureSource) -> None:
+def _check_apart(root: str, source: object) -> None:
     """Raise `UserError` where the next build would find this one's pictures among those of the source."""
-    if not isinstance(source, FolderSettings) and not (isinstance(source, PairsSettings) and source.layout):
+    if isinstance(source, PairsSettings) and not source.layout:
+        return  # a list names its files
+    if not isinstance(source, FolderSettings | PairsSettings):
         return
     for place in map(normal_place, source.open().places):
         paths = (root, place) if is_url(root) or is_url(place) else (os.path.realpath(root), os.path.realpath(place))

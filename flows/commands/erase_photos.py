@@ -38,6 +38,7 @@ from mild.bases import NANO_ADAPTERS
 from mild.erasing.extents import REACH
 from mild.erasing.isolation import Protect
 from mild.erasing.layers import INDEX as LAYERS_INDEX
+from mild.erasing.layers import is_of_layers
 from mild.erasing.regions import editable
 from mild.model.saved import fetched, read_config
 
@@ -164,7 +165,7 @@ def erase(
     drawn_only = options.base is None and options.mild is None
     if drawn_only:
         options = replace(options, mild=NANO_ADAPTERS)
-    jobs, several = _plan(photos, masks, output, layers)
+    jobs, several = _plan(photos, masks, output, layers, complaints)
     rejected: list[Rejection] = []
     finder = _open_masks(masks, jobs, rejected) if masks else _find_masks(options, jobs)
     _check_layers(jobs)
@@ -203,10 +204,11 @@ def erase(
 
 
 def _plan(
-    photos: Sequence[str], masks: Sequence[str], output: str | None, layers: str | None
+    photos: Sequence[str], masks: Sequence[str], output: str | None, layers: str | None, complaints: Console
 ) -> tuple[list[Job], bool]:
     """The photographs, and whether they are to be treated as several."""
-    found, several = find_photos(photos, [text for text in (*masks, output, layers) if text is not None])
+    others = [text for text in (*masks, output, layers) if text is not None]
+    found, several = find_photos(photos, others, lambda line: complaints.print(Text(line), soft_wrap=True))
     results = result_paths(found, several, ERASED, output)
     jobs = []
     for name, photo in found.items():
@@ -261,9 +263,9 @@ def _check_layers(jobs: Sequence[Job]) -> None:
             )
         if exists(folder) and not folder.is_dir():
             raise UserError(f"--layers {folder} is a file; name a folder")
-        if exists(folder) and any(folder.iterdir()) and not (folder / LAYERS_INDEX).is_file():
+        if exists(folder) and (strange := [file.name for file in folder.iterdir() if not is_of_layers(file.name)]):
             # Saving replaces the whole folder.
-            raise UserError(f"--layers {folder} holds something else than layers; name a new folder")
+            raise UserError(f"--layers {folder} holds something else than layers, {strange[0]}; name a new folder")
 
 
 def _cue_networks(options: EraseOptions, complaints: Console) -> CueNetworks:
@@ -405,6 +407,10 @@ def _erase_one(pipeline: MILDPipeline, job: Job, ready: _Ready, options: EraseOp
         )
     except torch.OutOfMemoryError:
         raise Rejected("out-of-memory", "the GPU's memory does not suffice for it") from None
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):  # no kind of its own
+            raise MemoryError from None
+        raise
     data, note = encoded(result.image, job.output, photograph.icc_profile, photograph.metadata)
     if job.layers is not None:
         result.parts.icc_profile, result.parts.metadata = photograph.icc_profile, photograph.metadata

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.choose import choose
@@ -71,7 +72,7 @@ def mask(
     document = None if coco is None else Path(coco)
     if document is not None and document.suffix.lower() != ".json":
         raise UserError(f"--coco {coco}: name a file that ends in .json")
-    jobs, several = _plan(photos, document, output)
+    jobs, several = _plan(photos, document, output, complaints)
     finder = NetworkMasks(choose("instances", instances).open(), {job.name: job.photo for job in jobs})
     for folder in sorted({result.parent for job in jobs for result in job.results}):
         check_writable(folder)
@@ -99,9 +100,12 @@ def mask(
     return batch.aside
 
 
-def _plan(photos: Sequence[str], document: Path | None, output: str | None) -> tuple[list[Job], bool]:
+def _plan(
+    photos: Sequence[str], document: Path | None, output: str | None, complaints: Console
+) -> tuple[list[Job], bool]:
     """The photographs, and whether they are to be treated as several."""
-    found, several = find_photos(photos, [] if output is None else [output])
+    others = [] if output is None else [output]
+    found, several = find_photos(photos, others, lambda line: complaints.print(Text(line), soft_wrap=True))
     if document is not None:
         people = result_paths(found, several, PEOPLE, output)
         return [Job(name, photo, None, people[name]) for name, photo in found.items()], several

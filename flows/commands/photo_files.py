@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
@@ -17,40 +17,60 @@ ERASED, MASK, PEOPLE = "-erased.png", "-mask.png", "-people.jpg"
 """What the names of results end in: the photograph's stem comes before it."""
 
 
-def find_photos(given: Sequence[str], others: Sequence[str]) -> tuple[dict[str, Path], bool]:
+NOT_READ = (".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf")
+"""Kinds of photographs that are passed over with a word, not in silence."""
+
+
+def find_photos(
+    given: Sequence[str], others: Sequence[str], tell: Callable[[str], None]
+) -> tuple[dict[str, Path], bool]:
     """Photographs by their names: below the folder given, the fixed part of a glob, or the files' common folder.
 
     Args:
         given: files, folders and globs.
         others: folders of masks and results; where one lies in a folder of photographs, what it holds is none.
+        tell: is told in a line what was passed over.
 
     Returns:
         The photographs, and whether they are to be treated as several: as any folder or glob is.
 
     Raises:
-        UserError: a folder or glob holds none, or two are called the same.
+        UserError: a folder or glob holds none, or nothing but masks and results, or two are called the same.
     """
     files = [Path(text) for text in given if not Path(text).is_dir() and not _is_glob(text)]
-    found = [(_common_folder(files), file) for file in files]
+    found, searched, not_read = [], list[tuple[Path, Path]](), list[Path]()
     for text in given:
         if Path(text).is_dir():
-            photos = [Path(text, name) for name in files_below(Path(text)) if name.lower().endswith(PHOTO_SUFFIXES)]
+            inside = [Path(text, name) for name in files_below(Path(text))]
+            photos = [path for path in inside if path.name.lower().endswith(PHOTO_SUFFIXES)]
+            not_read += [path for path in inside if path.suffix.lower() in NOT_READ]
             if not photos:
                 raise UserError(f"folder {text} holds no photographs ({', '.join(PHOTO_SUFFIXES)})")
-            found += [(Path(text), photo) for photo in photos]
+            searched += [(Path(text), photo) for photo in photos]
         elif _is_glob(text):
             root = Path(*takewhile(lambda part: not _has_magic(part), Path(text).parts))
             matches = [Path(match) for match in _matches(text, root)]
             photos = [path for path in matches if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
+            not_read += [path for path in matches if path.suffix.lower() in NOT_READ]
             if not photos:
                 raise UserError(f"{text} matches no photographs ({', '.join(PHOTO_SUFFIXES)})")
-            found += [(root, photo) for photo in photos]
-    # What an earlier run left beside its photographs is no photograph to work on.
-    results = {photo.with_name(photo.stem + ending) for _, photo in found for ending in (ERASED, MASK, PEOPLE)}
+            searched += [(root, photo) for photo in photos]
+    # What an earlier run left beside its photographs is no photograph to work on, unless it is named.
+    results = {photo.with_name(photo.stem + ending) for _, photo in searched for ending in (ERASED, MASK, PEOPLE)}
+    passed_over = []
+    for root, photo in searched:
+        if photo in results:
+            passed_over.append(photo)
+        elif not any(_is_below(Path(other), root) and _is_below(photo, Path(other)) for other in others):
+            found.append((root, photo))
+    for files_left, why in ((passed_over, "as results of an earlier run"), (not_read, "as of kinds that are not read")):
+        if files_left:
+            tell(f"{len(files_left)} passed over {why}: {files_left[0]}{' and so on' if len(files_left) > 1 else ''}")
+    found += [(_common_folder(files), file) for file in files]
+    if not found:
+        raise UserError(f"{', '.join(given)}: there are only masks and results, and no photograph")
     names: dict[str, Path] = {}
     for root, photo in found:
-        if photo in results or any(_is_below(Path(other), root) and _is_below(photo, Path(other)) for other in others):
-            continue
         name = Path(os.path.relpath(photo, root)).as_posix()
         other = names.setdefault(name, photo)
         if os.path.abspath(other) != os.path.abspath(photo):

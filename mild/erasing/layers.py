@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import operator
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,7 +192,7 @@ class LayeredPicture:
             UserError: an index is out of range or given twice, or somebody who goes was not painted out in
                 ``background``.
         """
-        people = len(self.layers)
+        people, keep = len(self.layers), indices(keep, "keep")
         for place, index in enumerate(keep):
             if not 0 <= index < people:
                 raise UserError(f"there is no person {index + 1} (index {index}) to keep: the picture has {people}")
@@ -227,7 +229,7 @@ class LayeredPicture:
         maps = {"painted.png": self.painted, "seen.png": self.seen, "beyond.png": self.beyond}
         pictures = {"original.png": self.original, "background.png": self.background, **maps}
         resolution = Metadata(dpi=self.metadata.dpi)
-        with folder_written_whole(folder, INDEX) as place:
+        with folder_written_whole(folder, INDEX, is_of_layers) as place:
             try:
                 for name, picture in itertools.chain(
                     pictures.items(),
@@ -258,6 +260,11 @@ class LayeredPicture:
         layers = [Layer.cut(picture[..., :3], picture[..., 3]) for picture in pictures]
         people = {name: _read_people(place / f"{name}.png", size, len(layers)) for name in ("seen", "beyond")}
         icc_profile, metadata = _read_colours_and_metadata(place / "original.png")
+        for name in ("background.png", *names):
+            if _read_colours_and_metadata(place / name)[0] != icc_profile:
+                raise UserError(
+                    f"{place / name} has another colour profile than original.png: export it with that one, converted"
+                )
         return cls(
             original=_read_picture(place / "original.png", "RGB", size),
             background=_read_picture(place / "background.png", "RGB", size),
@@ -269,6 +276,26 @@ class LayeredPicture:
             icc_profile=icc_profile,
             metadata=metadata,
         )
+
+
+def indices(values: Any, name: str) -> list[int]:
+    """Whole numbers that a caller gives.
+
+    Raises:
+        UserError: they are no sequence, or one of them is no whole number: a boolean tells of no person.
+    """
+    try:
+        given = list(values)
+        if any(isinstance(value, bool | np.bool_) for value in given):
+            raise TypeError
+        return [operator.index(value) for value in given]
+    except TypeError:
+        raise UserError(f"{name} is {values!r}: give indices of people, such as [1]") from None
+
+
+def is_of_layers(name: str) -> bool:
+    """Whether `LayeredPicture.save` writes a file of that name."""
+    return bool(re.fullmatch(r"layers\.json|(original|background|painted|seen|beyond|layer-\d{2,})\.png", name))
 
 
 def _layer_names(people: int) -> list[str]:

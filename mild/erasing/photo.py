@@ -19,7 +19,7 @@ from dataset_tools.masks import why_inverted, why_much
 from dataset_tools.photo_masks import upright_turn
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
 from mild.erasing.isolation import Protect, isolate
-from mild.erasing.layers import editable_of, seen_people
+from mild.erasing.layers import editable_of, indices, seen_people
 from mild.erasing.regions import editable
 
 Picture = Image.Image | np.ndarray
@@ -48,6 +48,10 @@ class Photo:
     """Of `mild.erasing.regions.editable`."""
     generator: torch.Generator | None
     """Source of the noise; None for torch's global one."""
+    icc_profile: bytes | None = None
+    """Of the colours; None for sRGB, or where nobody knows."""
+    dpi: tuple[float, float] | None = None
+    """Pixels an inch, across and down, of the upright picture."""
 
     @property
     def painted_out(self) -> Sequence[int]:
@@ -126,15 +130,16 @@ def checked_photo(
     """
     # Pillow turns TIFF pictures upright while it loads them: what it stored is asked before that.
     orientation = exif_orientation(image) if isinstance(image, Image.Image) else 1
+    icc_profile, dpi = _colours_and_dpi(image, name)
     picture = _rgb(image, name)
     people = np.stack(_people(masks, picture.shape[:2], orientation, name))
     count = len(people)
-    chosen = list(range(count)) if remove is None else [int(k) for k in remove]
+    chosen = list(range(count)) if remove is None else indices(remove, f"{name}remove")
     if wrong := [k for k in chosen if not 0 <= k < count]:
         raise UserError(f"{name}remove names person {wrong[0]}, but there are masks 0 to {count - 1} only")
     if len(set(chosen)) < len(chosen):
         raise UserError(f"{name}remove names one person twice")
-    layering = tuple(range(count)) if order is None else tuple(int(k) for k in order)
+    layering = tuple(range(count)) if order is None else tuple(indices(order, f"{name}order"))
     if sorted(layering) != list(range(count)):
         raise UserError(f"{name}order is {layering}; name each of 0 to {count - 1} once, from back to front")
     if pose is not None and np.shape(pose) != (count, len(KEYPOINTS), 3):
@@ -161,15 +166,16 @@ def checked_photo(
         for k in chosen:
             people[k] = isolate(people[k], people[stay], protect, **cues, keypoints=joints)
             if not people[k].any():
-                raise UserError(f"{name}mask {k} lies wholly on {protect} that are to be protected")
+                raise UserError(f"{name}person {k + 1} (index {k}) lies wholly on {protect} that are to be protected")
     if chosen and editable(people, chosen, margin).all():
         raise UserError(f"{name}the masks cover the whole picture: leave some background to go by")
     for k in chosen:
         if inverted := why_inverted(people[k]):
-            raise UserError(f"{name}mask {k}: {inverted}")
+            raise UserError(f"{name}person {k + 1} (index {k}): {inverted}")
     if much := why_much(list(people[chosen])):
         warnings.warn(f"{name}{much}", stacklevel=3)
-    return Photo(picture, people, chosen, layers, layering, pose, parsing, label_set, margin, generator)
+    asked = (chosen, layers, layering, pose, parsing, label_set, margin, generator)
+    return Photo(picture, people, *asked, icc_profile, dpi)
 
 
 def checked_photos(images: Sequence[Picture], common: dict[str, Any], **lists: Sequence[Any] | None) -> list[Photo]:
@@ -187,6 +193,19 @@ def checked_photos(images: Sequence[Picture], common: dict[str, Any], **lists: S
         checked_photo(picture, name=f"picture {number}: ", **common, **row)
         for number, (picture, row) in enumerate(zip(images, rows, strict=True))
     ]
+
+
+def _colours_and_dpi(image: Picture, name: str) -> tuple[bytes | None, tuple[float, float] | None]:
+    """What a picture's result is to be saved with; warns where its colours are converted by rule of thumb."""
+    if not isinstance(image, Image.Image):
+        return None, None
+    profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
+    if profile and image.mode not in ("RGB", "RGBA", "P"):
+        warnings.warn(f"{name}its ICC profile of mode {image.mode} is not followed: convert it to sRGB", stacklevel=4)
+        profile = None
+    if dpi is not None and exif_orientation(image) >= 5:
+        dpi = dpi[::-1]
+    return profile or None, dpi
 
 
 def _rgb(image: Picture, name: str) -> np.ndarray:

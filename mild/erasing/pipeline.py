@@ -40,6 +40,7 @@ from PIL import Image
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
+from dataset_tools.metadata import Metadata
 from mild.bases import SUGGESTED_BASE
 from mild.erasing.extents import HIDDEN, LEFT_BEHIND, REACH, enlarged, followed
 from mild.erasing.isolation import Protect
@@ -120,7 +121,7 @@ def recompose(result: Erased, keep: Sequence[int]) -> Any:
     Raises:
         UserError: there is no such person, or somebody would have to vanish who was not painted out.
     """
-    return _in_form(result.parts.recompose(keep), _form_of(result.image))
+    return _in_form(result.parts.recompose(keep), _form_of(result.image), result.parts)
 
 
 @dataclass(eq=False)
@@ -381,6 +382,10 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         common: dict[str, Any] = {"label_set": label_set, "layers": layers, "protect": protect, "margin": margin}
         single = not isinstance(image, list | tuple)
         if single:
+            if generator is not None and not isinstance(generator, torch.Generator):
+                if len(generator) != 1:
+                    raise UserError(f"generator has {len(generator)} entries for one picture: give one")
+                (generator,) = generator
             photos = [checked_photo(image, generator=generator, **own, **common)]
         else:
             each = [generator] * len(image) if isinstance(generator, torch.Generator) else generator
@@ -693,11 +698,12 @@ def _assembled(
     area |= beyond > 0
     people = [_layer(photo, k, [one for one in painted if one.job.person == k], reach) for k in range(len(photo.masks))]
     parts = LayeredPicture(photo.image, background, area, photo.seen, beyond, people, photo.order, photo.margin)
+    parts.icc_profile, parts.metadata = photo.icc_profile, Metadata(dpi=photo.dpi)
     keep = [k for k in range(len(photo.masks)) if k not in photo.remove]
     image, removed = parts.recompose(keep), parts.changed(keep)
     return Erased(
-        images=[_in_form(image, output_type)],
-        background=_in_form(background, output_type),
+        images=[_in_form(image, output_type, parts)],
+        background=_in_form(background, output_type, parts),
         removed=_in_form(removed, output_type),
         parts=parts,
     )
@@ -764,14 +770,19 @@ def _form_of(picture: Any) -> OutputType:
     return forms.get(type(picture), "pil")
 
 
-def _in_form(array: np.ndarray, output_type: OutputType) -> Any:
-    """A picture (H, W, C) uint8, or a mask (H, W) bool, as ``output_type`` says."""
+def _in_form(array: np.ndarray, output_type: OutputType, parts: LayeredPicture | None = None) -> Any:
+    """A picture (H, W, C) uint8, or a mask (H, W) bool, as ``output_type`` says; a PIL image has the profile and
+    resolution of ``parts`` in its ``info``, from where Pillow's writers take the profile."""
     if output_type == "np":
         return array
     if output_type == "pt":
         tensor = torch.from_numpy(array)
         return tensor if array.dtype == np.bool_ else tensor.permute(2, 0, 1).float() / 255
-    return Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array)
+    picture = Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array)
+    if parts is not None:
+        known = {"icc_profile": parts.icc_profile, "dpi": parts.metadata.dpi}
+        picture.info |= {name: value for name, value in known.items() if value is not None}
+    return picture
 
 
 def _check_stock(given: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from dataset_tools.errors import Rejected
 from dataset_tools.images import (
     DecodeSettings,
+    _eight_bits,
     decode_image,
     orient,
     orient_points,
@@ -149,6 +150,20 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
         assert np.array_equal(image[..., 0], np.round(values / 257).astype(np.uint8))
         assert np.array_equal(image[..., 0], image[..., 2])
         assert reasons(data) == {"converted-16-bit", "converted-gray"}
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_grey_tiffs_of_any_depth_are_read_from_black_to_white(bits: int, white_is_zero: bool) -> None:
+    values = np.linspace(0, 2**bits - 1, 32 * 32).reshape(32, 32).astype(np.uint16)
+    file = io.BytesIO()
+    stored = 2**bits - 1 - values if white_is_zero else values
+    # Written as 16 bits, and called what they are: Pillow writes no others.
+    Image.fromarray(stored).save(file, "TIFF", tiffinfo={262: 0 if white_is_zero else 1})
+    with Image.open(io.BytesIO(file.getvalue())) as picture:
+        picture.load()
+        levels = _eight_bits(np.asarray(picture), picture, bits)
+    assert np.abs(levels - values * (255 / (2**bits - 1))).max() <= 1
 
 
 def sixteen_bit_rgb_png(values: np.ndarray) -> bytes:

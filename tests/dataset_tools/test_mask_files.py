@@ -250,6 +250,14 @@ def test_of_several_files_each_is_one_person_and_an_only_one_may_be_several() ->
     assert people_of([read(two(1, 2))])[0].note == ""
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_shares_of_any_precision_are_the_same_mask(kind: type) -> None:
+    soft = np.zeros((40, 40), kind)
+    for number, share in enumerate((0.25, 0.75, 1)):
+        soft[8 + number : 32 - number, 8 + number : 32 - number] = share
+    assert np.array_equal(read_mask_array(soft).whole(), soft >= 0.5)
+
+
 def test_broken_masks_are_rejected_by_name() -> None:
     whole = encoded(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), np.uint8))
     for data, reason in ((whole[:-300], "truncated-image"), (b"", "empty-file"), (b"text", "not-an-image")):

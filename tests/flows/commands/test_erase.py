@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,6 +27,7 @@ from dataset_tools.schema import encode_rle
 from flows.commands import erase_photos
 from mild.bases import NANO, NANO_ADAPTERS, place_of
 from mild.erasing.layers import Layer, LayeredPicture
+from mild.erasing.pipeline import MILDPipeline
 from mild.erasing.regions import editable
 from mild.model.layered import LayeredUNet
 from mild.settings import LoraSettings, MildSettings
@@ -303,11 +305,66 @@ def test_what_an_earlier_run_left_is_no_photo(tmp_path: Path, erase: Command) ->
     save(photo(), tmp_path / "one.png")
     save(LEFT, tmp_path / "masks/one.png")
     options = ["--mask", tmp_path / "masks", "--layers", tmp_path / "layers"]
-    for output in ([], ["-o", tmp_path / "results"]):
-        assert erase(tmp_path, *options, *output, "--force")[::2] == (0, "")
-        assert erase(tmp_path, *options, *output, "--force")[::2] == (0, "")
+    to = ["-o", tmp_path / "results"]
+    for number, output in enumerate(([], [], to, to)):
+        code, _, err = erase(tmp_path, *options, *output, "--force")
+        assert (code, "1 passed over as results of an earlier run: " in err) == (0, number > 0)
     names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-erased*"))
     assert names == ["one-erased.png", "results/one-erased.png"]
+
+
+def test_photographs_that_are_named_are_worked_on_whatever_they_are_called(tmp_path: Path, erase: Command) -> None:
+    for name in ("party.png", "party-people.png", "party-people.jpg"):
+        save(photo(), tmp_path / name)
+        save(LEFT, tmp_path / f"masks/{Path(name).stem}.png")
+    files = [tmp_path / "party.png", tmp_path / "party-people.jpg"]
+    code, out, err = erase(*files, "--mask", tmp_path / "masks", "-o", tmp_path / "out")
+    assert (code, err, out.count("people erased")) == (0, "", 2)
+
+
+def test_photographs_of_kinds_that_are_not_read_are_told_of(tmp_path: Path, erase: Command) -> None:
+    save(photo(), tmp_path / "photos/one.png")
+    (tmp_path / "photos/IMG_7.HEIC").write_bytes(b"x")
+    save(LEFT, tmp_path / "masks/one.png")
+    code, _, err = erase(tmp_path / "photos", "--mask", tmp_path / "masks")
+    assert code == 0 and "1 passed over as of kinds that are not read" in err and "IMG_7.HEIC" in err
+
+
+def test_masks_and_results_alone_are_nothing_to_work_on(tmp_path: Path, erase: Command) -> None:
+    save(LEFT, tmp_path / "photos/masks/one.png")
+    code, _, err = erase(f"{tmp_path}/photos/**/*.png", "--mask", tmp_path / "photos/masks", "-o", tmp_path / "out")
+    assert code == 2 and "there are only masks and results, and no photograph" in err
+
+
+def test_a_mask_of_several_pages_is_refused_rather_than_read_in_part(tmp_path: Path, erase: Command) -> None:
+    first, second = (Image.fromarray(mask) for mask in (LEFT, RIGHT))
+    first.save(tmp_path / "mask.tif", save_all=True, append_images=[second])
+    code, _, err = erase(save(photo(), tmp_path / "one.png"), "--mask", tmp_path / "mask.tif")
+    assert code == 2 and "holds several pages or frames: save one file a person" in err
+
+
+def test_masks_in_a_folder_are_counted_as_file_managers_list_them(tmp_path: Path, erase: Command) -> None:
+    save(photo(), tmp_path / "one.png")
+    for name, mask in (("anna", LEFT), ("bo", RIGHT)):
+        save(mask, tmp_path / f"masks/one/{name}.png")
+    assert erase(tmp_path / "one.png", "--mask", tmp_path / "masks", "--remove", "1")[0] == 0
+    assert_erased(tmp_path / "one-erased.png", photo(), LEFT[None])
+
+
+def test_no_memory_left_sets_a_photograph_aside(
+    tmp_path: Path, erase: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch has no kind of error of its own for the memory of a CPU."""
+    for name in ("one", "two"):
+        save(photo(), tmp_path / f"{name}.png")
+        save(LEFT, tmp_path / f"masks/{name}.png")
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(MILDPipeline, "__call__", full)
+    code, _, err = erase(tmp_path / "one.png", tmp_path / "two.png", "--mask", tmp_path / "masks")
+    assert code == 1 and err.count("memory does not suffice") == 2 and "2 of 2 photographs were set aside" in err
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path, erase: Command, mild: Command) -> None:
@@ -333,6 +390,16 @@ def test_force_does_not_replace_a_folder_that_holds_no_layers(tmp_path: Path, mi
     code, _, err = mild("erase", file, *masks, "--layers", tmp_path / "masks", "--force")
     assert code == 2 and "masks holds something else than layers" in err
     assert len(list((tmp_path / "masks").iterdir())) == 2
+
+
+def test_force_replaces_no_layers_among_which_somebody_keeps_a_file(tmp_path: Path, erase: Command) -> None:
+    file, masks = save(photo(), tmp_path / "one.png"), write_people(tmp_path / "masks")
+    layers = ["--layers", tmp_path / "layers", "--force"]
+    assert [erase(file, *masks, *layers)[0] for _ in range(2)] == [0, 0]
+    (tmp_path / "layers/notes.txt").write_text("mine")
+    code, _, err = erase(file, *masks, *layers)
+    assert code == 2 and "layers holds something else than layers, notes.txt" in err
+    assert (tmp_path / "layers/notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("stored_like_the_photo", [True, False])

@@ -285,6 +285,17 @@ def test_a_layer_that_an_editor_saved_with_a_palette_is_read(tmp_path: Path) -> 
     assert np.array_equal(loaded.recompose([0]), picture.original)
 
 
+def test_a_layer_in_other_colours_than_the_original_is_refused(tmp_path: Path) -> None:
+    """Its numbers would be shown as colours that nobody chose."""
+    picture = _scene(8, 2)
+    picture.icc_profile = b"a wide profile"
+    picture.save(tmp_path / "out")
+    assert LayeredPicture.load(tmp_path / "out").icc_profile == b"a wide profile"
+    Image.open(tmp_path / "out/background.png").save(tmp_path / "out/background.png", icc_profile=b"another")
+    with pytest.raises(UserError, match=r"background\.png has another colour profile than original\.png"):
+        LayeredPicture.load(tmp_path / "out")
+
+
 def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(tmp_path: Path) -> None:
     picture = _scene(8, 2)
 

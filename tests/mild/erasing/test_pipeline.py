@@ -26,7 +26,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
@@ -597,6 +597,31 @@ def test_masks_are_read_as_the_command_reads_files(pipe: MILDPipeline) -> None:
 FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
 
 
+def test_a_photographs_profile_and_resolution_go_with_its_pixels(pipe: MILDPipeline, tmp_path: Path) -> None:
+    """Without the profile that its numbers are of, all of a picture would be shown in other colours."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(photo()).save(tmp_path / "photo.png", icc_profile=profile, dpi=(300, 150))
+    with Image.open(tmp_path / "photo.png") as image:
+        result = erase(pipe, image, people(), layers=True, output_type="pil", num_inference_steps=1)
+    result.image.save(tmp_path / "result.png")
+    result.parts.save(tmp_path / "layers")
+    recompose(result, [0]).save(tmp_path / "again.png")
+    for name in ("result.png", "again.png", "layers/original.png", "layers/background.png", "layers/layer-01.png"):
+        with Image.open(tmp_path / name) as saved:
+            assert saved.info["icc_profile"] == profile, name
+    assert result.image.info["dpi"] == pytest.approx((300, 150), abs=0.1)
+    grey = Image.fromarray(photo()).convert("L")
+    grey.info["icc_profile"] = profile
+    with pytest.warns(UserWarning, match="its ICC profile of mode L is not followed"):
+        assert "icc_profile" not in erase(pipe, grey, people(), output_type="pil", num_inference_steps=1).image.info
+
+
+def test_a_generator_for_the_only_picture_may_stand_in_a_list(pipe: MILDPipeline) -> None:
+    one, listed = torch.Generator().manual_seed(3), [torch.Generator().manual_seed(3)]
+    results = [erase(pipe, photo(), people(), generator=each, num_inference_steps=1).image for each in (one, listed)]
+    assert np.array_equal(*results)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -604,7 +629,7 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
         ({"masks": [people()[0], EMPTY]}, "mask 1 is empty"),
         ({"masks": [np.ones((9, 9), bool)]}, r"mask 0 is of shape \(9, 9\), the picture \(90, 120\)"),
         ({"masks": [FULL]}, "cover the whole picture"),
-        ({"masks": [~people()[2]], "margin": 0}, "mask 0: 92% of the picture would go; is the mask inverted?"),
+        ({"masks": [~people()[2]], "margin": 0}, r"person 1 \(index 0\): 92% of the picture would go; is the mask"),
         ({"masks": people()[0]}, "masks is a single mask: give a list"),
         ({"masks": np.dstack([people()[0]] * 3)}, "masks is a single mask: give a list"),
         ({"masks": Image.fromarray(people()[0])}, "masks is a single mask: give a list"),
@@ -613,6 +638,12 @@ FULL, EMPTY = np.ones((90, 120), bool), np.zeros((90, 120), bool)
         ({"remove": [3]}, "remove names person 3, but there are masks 0 to 2 only"),
         ({"remove": [-1]}, "remove names person -1"),
         ({"remove": [1, 1]}, "remove names one person twice"),
+        ({"remove": [True, False, False]}, r"remove is \[True, False, False\]: give indices of people"),
+        ({"remove": np.array([False, True, False])}, "remove is .*: give indices of people"),
+        ({"remove": [0.9]}, r"remove is \[0.9\]: give indices"),
+        ({"remove": 1}, "remove is 1: give indices"),
+        ({"order": [0, 1, True]}, "order is .*: give indices"),
+        ({"generator": [torch.Generator(), torch.Generator()]}, "generator has 2 entries for one picture"),
         ({"order": [0, 0, 1]}, "name each of 0 to 2 once"),
         ({"pose": np.zeros((2, 18, 3))}, r"pose is of shape \(2, 18, 3\); give \(3, 18, 3\)"),
         ({"parsing": np.zeros((3, 3), np.uint8)}, "parsing is uint8 of shape"),
