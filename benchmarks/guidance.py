@@ -189,8 +189,9 @@ def main() -> None:
         "sma": {
             "largest_alpha": float(alphas.abs().max()),
             "alphas": alphas.mean(0).tolist(),
-            "attention_out_of_the_hole": float(np.mean(seen["sma_with"])),
-            "without_it": float(np.mean(seen["sma_without"])),
+            # At the UNet's coarsest level a small hole has no token.
+            "attention_out_of_the_hole": float(np.nanmean(seen["sma_with"])),
+            "without_it": float(np.nanmean(seen["sma_without"])),
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "software": software_versions(),
