@@ -80,6 +80,7 @@ class OptOut(BaseModel):
         """
         # Rows do not tell the source, which ids may begin with, as they do in keys of samples.
         ids = {name for id in self.id for name in (id, id.rpartition("/")[2], id.partition("-")[2])}
+        ids.discard("")  # of rows that tell only that there was one
         files = set()
         for picture in pictures:
             ids |= {picture.id, picture.key()}

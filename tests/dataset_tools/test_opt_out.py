@@ -190,6 +190,8 @@ def test_rows_that_name_a_picture_of_the_list_for_another_reason_do_not_stay(lis
     kept = OptOut(id=(listed,)).without_named(table)
     assert kept.schema == table.schema
     assert [(each["image_id"], each["message"]) for each in kept.to_pylist()] == [("", ""), ("3d", "unlike 0a1b-9")]
+    told = rejections_to_table([OptedOut("id").row("train")])
+    assert OptOut(id=(listed,)).without_named(told) == told
 
 
 def test_rows_that_name_a_picture_by_its_file_its_key_or_its_address_do_not_stay() -> None:
