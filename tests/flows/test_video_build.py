@@ -38,7 +38,9 @@ def test_clips_become_pairs_with_what_is_known_and_only_a_changed_clip_is_read_a
         assert sample.made_by.plate.name == "video"
         assert {person.mask_by for person in sample.people} == {"difference"}
     rejected = pq.read_table(output / "rejected.parquet").to_pylist()
-    assert [row["reason"] for row in rejected if row["outcome"] == "image-rejected"] == ["nobody-moves"]
+    aside = [row["reason"] for row in rejected if row["outcome"] == "image-rejected"]
+    # As many pictures as are missing may have been set aside beside the clip.
+    assert aside.count("nobody-moves") == 1 and len(aside) == 1 + 3 - len(samples)
 
     folders = {path.name.split("-")[0]: path for path in (tmp_path / "dataset.work/clips").iterdir() if path.is_dir()}
     kept, lost = folders["empty"] / "clip.json", folders["park"] / "plate-0.png"
