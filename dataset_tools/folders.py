@@ -32,14 +32,10 @@ def folder_written_whole(
     target = Path(os.path.realpath(local_place(path, "a folder of results")))
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; name a folder for the result")
-    if target.is_dir() and any(target.iterdir()) and not (target / mark).exists():
+    if foreign := why_foreign(target, mark, is_own):
         raise UserError(
-            f"{target} holds something else than such a result ({mark} is missing), and would be replaced as a whole; "
+            f"{target} holds something else than such a result ({foreign}), and would be replaced as a whole; "
             "name a new folder"
-        )
-    if target.is_dir() and (strange := [file.name for file in target.iterdir() if not is_own(file.name)]):
-        raise UserError(
-            f"{target} would be replaced as a whole, and holds {strange[0]}: name a new folder, or move that"
         )
     partial = partial_of(target)
     old = partial.with_suffix(f".old{PARTIAL_SUFFIX}")
@@ -65,6 +61,14 @@ def folder_written_whole(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def why_foreign(folder: Path, mark: str, is_own: Callable[[str], bool]) -> str | None:
+    """Why a folder is somebody's, and not replaced by `folder_written_whole`; None where it may be, or is not there."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    if strange := [name for name in names if not is_own(name)]:
+        return strange[0]
+    return f"{mark} is missing" if names and mark not in names else None
 
 
 @contextlib.contextmanager

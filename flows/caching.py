@@ -284,8 +284,9 @@ def run_steps(
     store, listings = ResultStore(result_storage=block, cache_result_in_memory=False), Listings()
     unsound = []
 
-    def look(job: JobT) -> ResultT | None:
-        result: ResultT | None = _remembered(store, job)
+    def look(asked: tuple[str, JobT]) -> ResultT | None:
+        key, job = asked
+        result: ResultT | None = _remembered(store, key)
         if result is None or result.is_sound(job, listings):
             return result
         forget([job])
@@ -300,7 +301,7 @@ def run_steps(
     if progress is not None:
         progress.expect(len(jobs))
     found: list[ResultT | None] = []
-    for result in map_in_order(look, jobs, LOOKERS, 4 * LOOKERS):
+    for result in map_in_order(look, different.items(), LOOKERS, 4 * LOOKERS):
         assert not isinstance(result, Rejected)
         found.append(result)
         if progress is not None and result is not None:
@@ -316,14 +317,14 @@ def run_steps(
     return [of_key[key] for key in keys]
 
 
-def _remembered(store: ResultStore, job: Job) -> Any:
-    """What Prefect's engine would find for a job; None where that is nothing, or was cut short by a kill.
+def _remembered(store: ResultStore, key: str) -> Any:
+    """What Prefect's engine would find for a job's key; None where that is nothing, or was cut short by a kill.
 
     Raises:
         UserError, OSError: as the store does that cannot be asked.
     """
     try:
-        return store.read(job.key()).result
+        return store.read(key).result
     except UserError:
         raise
     except (FileNotFoundError, ValueError):

@@ -421,12 +421,13 @@ class _Part:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Rejected("bad-segmentation", f"segmentation: {error}") from None
         x, y, w, h = coco_mask.toBbox(rle).tolist()
+        mask = f"{height}:{width}:{rle['counts']}"
         return InstanceRecord(
             id=str(number),
             category=category.capitalize(),
             box=(x / width, y / height, (x + w) / width, (y + h) / height),
-            mask=f"{height}:{width}:{rle['counts']}",
-            digest=hashlib.sha256(f"{height}:{width}:{rle['counts']}".encode()).hexdigest(),
+            mask=mask,
+            digest=hashlib.sha256(mask.encode()).hexdigest(),
             occluded=isinstance(segmentation, list) and len(segmentation) > 1,
             truncated=min(x, y) == 0 or x + w == width or y + h == height,
             crowd=bool(crowd),

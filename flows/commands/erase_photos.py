@@ -23,6 +23,7 @@ from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import Estimator
 from dataset_tools.estimators.choose import Cue, choose, not_at_hand
 from dataset_tools.estimators.photographs import CueNetworks, Cues, NetworkMasks
+from dataset_tools.folders import why_foreign
 from dataset_tools.images import without_pillows_limit
 from dataset_tools.masks import why_inverted, why_much
 from dataset_tools.photo_masks import NamedMasks, PhotoMasks, Place, open_masks
@@ -208,7 +209,7 @@ def _plan(
 ) -> tuple[list[Job], bool]:
     """The photographs, and whether they are to be treated as several."""
     others = [text for text in (*masks, output, layers) if text is not None]
-    found, several = find_photos(photos, others, lambda line: complaints.print(Text(line), soft_wrap=True))
+    found, several = find_photos(photos, others, complaints)
     results = result_paths(found, several, ERASED, output)
     jobs = []
     for name, photo in found.items():
@@ -263,9 +264,9 @@ def _check_layers(jobs: Sequence[Job]) -> None:
             )
         if exists(folder) and not folder.is_dir():
             raise UserError(f"--layers {folder} is a file; name a folder")
-        if exists(folder) and (strange := [file.name for file in folder.iterdir() if not is_of_layers(file.name)]):
+        if foreign := why_foreign(folder, LAYERS_INDEX, is_of_layers):
             # Saving replaces the whole folder.
-            raise UserError(f"--layers {folder} holds something else than layers, {strange[0]}; name a new folder")
+            raise UserError(f"--layers {folder} holds something else than layers, {foreign}; name a new folder")
 
 
 def _cue_networks(options: EraseOptions, complaints: Console) -> CueNetworks:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.choose import choose
@@ -105,7 +104,7 @@ def _plan(
 ) -> tuple[list[Job], bool]:
     """The photographs, and whether they are to be treated as several."""
     others = [] if output is None else [output]
-    found, several = find_photos(photos, others, lambda line: complaints.print(Text(line), soft_wrap=True))
+    found, several = find_photos(photos, others, complaints)
     if document is not None:
         people = result_paths(found, several, PEOPLE, output)
         return [Job(name, photo, None, people[name]) for name, photo in found.items()], several

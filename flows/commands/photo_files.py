@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
 
 from dataset_tools.errors import UserError
 from dataset_tools.photo_masks import PHOTO_SUFFIXES, files_below
@@ -21,15 +24,13 @@ NOT_READ = (".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".jxl", ".dng", 
 """Kinds of photographs that are passed over with a word, not in silence."""
 
 
-def find_photos(
-    given: Sequence[str], others: Sequence[str], tell: Callable[[str], None]
-) -> tuple[dict[str, Path], bool]:
+def find_photos(given: Sequence[str], others: Sequence[str], complaints: Console) -> tuple[dict[str, Path], bool]:
     """Photographs by their names: below the folder given, the fixed part of a glob, or the files' common folder.
 
     Args:
         given: files, folders and globs.
         others: folders of masks and results; where one lies in a folder of photographs, what it holds is none.
-        tell: is told in a line what was passed over.
+        complaints: is told in a line what was passed over.
 
     Returns:
         The photographs, and whether they are to be treated as several: as any folder or glob is.
@@ -65,7 +66,9 @@ def find_photos(
             found.append((root, photo))
     for files_left, why in ((passed_over, "as results of an earlier run"), (not_read, "as of kinds that are not read")):
         if files_left:
-            tell(f"{len(files_left)} passed over {why}: {files_left[0]}{' and so on' if len(files_left) > 1 else ''}")
+            more = " and so on" if len(files_left) > 1 else ""
+            line = f"{len(files_left)} passed over {why}: {files_left[0]}{more}"
+            complaints.print(Text(line), soft_wrap=True)
     found += [(_common_folder(files), file) for file in files]
     if not found:
         raise UserError(f"{', '.join(given)}: there are only masks and results, and no photograph")

@@ -400,6 +400,10 @@ def test_force_replaces_no_layers_among_which_somebody_keeps_a_file(tmp_path: Pa
     code, _, err = erase(file, *masks, *layers)
     assert code == 2 and "layers holds something else than layers, notes.txt" in err
     assert (tmp_path / "layers/notes.txt").read_text() == "mine"
+    # Nor pictures that are only called like those of layers: said before anything is painted.
+    save(photo(), tmp_path / "own/background.png")
+    code, _, err = erase(file, *masks, "--layers", tmp_path / "own", "--force")
+    assert code == 2 and "--layers" in err and "holds something else than layers, layers.json is missing" in err
 
 
 @pytest.mark.parametrize("stored_like_the_photo", [True, False])
