@@ -22,7 +22,7 @@ def folder_written_whole(
     and the folder that it leads to is replaced, on whatever disk that is.
 
     Args:
-        mark: name of a file that every result of this kind has. A folder without it, unless it is empty, is
+        mark: a file that every result of this kind has, by its path in it. A folder without it, unless it is empty, is
             somebody's, and is not replaced.
         is_own: whether a result of this kind may have a file of that name. A folder with any other is not replaced.
 
@@ -68,7 +68,7 @@ def why_foreign(folder: Path, mark: str, is_own: Callable[[str], bool]) -> str |
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     if strange := [name for name in names if not is_own(name)]:
         return strange[0]
-    return f"{mark} is missing" if names and mark not in names else None
+    return f"{mark} is missing" if names and not (folder / mark).exists() else None
 
 
 @contextlib.contextmanager
