@@ -52,7 +52,7 @@ def test_it_is_small_holds_safetensors_only_and_its_card_says_how_it_was_made(na
     assert sum(path.stat().st_size for path in files) < 25e6
     assert not any(b"_name_or_path" in path.read_bytes() for path in files if path.suffix == ".json")
     card = (Path(nano_base) / "README.md").read_text()
-    for fact in ("mild pretrain pretrain-nano.yaml", "Seed 0", "digest `", "loss-unet.svg"):
+    for fact in ("mild pretrain pretrain-further.yaml", "Seed 2", "digest `", "loss-unet.svg"):
         assert fact in card
 
 
