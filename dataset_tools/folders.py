@@ -29,14 +29,7 @@ def folder_written_whole(
     Raises:
         UserError: ``path`` is a file, a URL or a folder of something else, or it cannot be written.
     """
-    target = Path(os.path.realpath(local_place(path, "a folder of results")))
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file; name a folder for the result")
-    if foreign := why_foreign(target, mark, is_own):
-        raise UserError(
-            f"{target} holds something else than such a result ({foreign}), and would be replaced as a whole; "
-            "name a new folder"
-        )
+    target = check_replaceable(path, mark, is_own)
     partial = partial_of(target)
     old = partial.with_suffix(f".old{PARTIAL_SUFFIX}")
     with _written(target):
@@ -61,6 +54,23 @@ def folder_written_whole(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(path: str | Path, mark: str, is_own: Callable[[str], bool] = lambda name: True) -> Path:
+    """The folder that `folder_written_whole` replaces, where it may; for a look before long work begins.
+
+    Raises:
+        UserError: ``path`` is a file, a URL or a folder of something else.
+    """
+    target = Path(os.path.realpath(local_place(path, "a folder of results")))
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; name a folder for the result")
+    if foreign := why_foreign(target, mark, is_own):
+        raise UserError(
+            f"{target} holds something else than such a result ({foreign}), and would be replaced as a whole; "
+            "name a new folder"
+        )
+    return target
 
 
 def why_foreign(folder: Path, mark: str, is_own: Callable[[str], bool]) -> str | None:

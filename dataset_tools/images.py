@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field
 
 from dataset_tools.colours import Profile, lab_to_srgb, unmanaged
@@ -224,8 +224,13 @@ def opened(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Iterator[I
         if isinstance(error, MemoryError) or not _is_of_pillow(error):
             raise
         if "truncated" in str(error).lower() or _is_cut(data, kind):
+            why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+            raise Rejected("truncated-image", f"the {kind} file ends early, after {len(data)} bytes{why}") from None
+        if isinstance(error, UnidentifiedImageError):  # whose text names an address in memory
             raise Rejected(
-                "truncated-image", f"the {kind} file ends early, after {len(data)} bytes ({error})"
+                "undecodable-image",
+                f"the {kind} file's header is damaged, or of a kind that is not read, such as numbers of 32 bits: "
+                "save it anew, with 8 or 16 bits a channel",
             ) from None
         raise Rejected("undecodable-image", f"the {kind} file is damaged: {error or type(error).__name__}") from None
 

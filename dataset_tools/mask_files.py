@@ -7,6 +7,7 @@
    only Pascal VOC's border (palette index 255 of colour 224, 224, 192) is left out.
 4. A file is *one person* if it has one value beside the background, or if the values in between lie on edges: soft,
    blurred or JPEG's. What is half as bright as its brightest value, or more, is the person.
+   What a lossy file (JPEG, WEBP) leaves beside solid areas are specks, and no people.
 5. Whatever is neither is refused as ``not-a-mask``: solid areas of several values with soft edges between them, or a
    picture.
 
@@ -30,6 +31,7 @@ from dataset_tools.masks import border_share
 
 MOST_PEOPLE = 100
 """A file of more values than this is no index."""
+LOSSY = ("JPEG", "MPO", "WEBP")
 VOID = (224, 224, 192)
 """Colour of index 255 in Pascal VOC's palette: the border between things."""
 
@@ -42,8 +44,8 @@ class MaskFile:
     """One mask file."""
 
     people: dict[int, np.ndarray]
-    """(h, w) bool of each person, as stored, by the person's value: brightness, palette index or colour. A file of
-    one person has the value 0."""
+    """(h, w) bool of each person, as stored, by the person's value: brightness, palette index or colour. The only
+    person of a file has the value 0."""
     colours: bool = False
     """Whether the values are colours, 0xrrggbb."""
     orientation: int = 1
@@ -52,6 +54,12 @@ class MaskFile:
     def whole(self) -> np.ndarray:
         """(h, w) bool: everybody."""
         return np.logical_or.reduce(list(self.people.values()))
+
+    def person(self, value: int | None) -> np.ndarray:
+        """(h, w) bool: the person of a value; None: everybody. Raises `Rejected` with ``missing-mask``."""
+        if value is not None and value not in self.people:
+            raise Rejected("missing-mask", f"it has no person of value {self.value(value)} now")
+        return self.whole() if value is None else self.people[value]
 
     def value(self, number: int) -> str:
         """A person's value as its owner knows it."""
@@ -64,8 +72,8 @@ class FilePerson:
 
     file: int
     """Index of the file."""
-    value: int
-    """The person's value in it, 0 for a file that is one person."""
+    value: int | None
+    """The person's value in it; None where the whole file is one person."""
     mask: np.ndarray | Rejected
     """(h, w) bool, as stored, or why it cannot be used."""
     orientation: int = 1
@@ -79,7 +87,7 @@ def people_of(files: Sequence[MaskFile | Rejected]) -> list[FilePerson]:
     found = []
     for number, file in enumerate(files):
         if isinstance(file, Rejected):
-            found.append(FilePerson(number, 0, file))
+            found.append(FilePerson(number, None, file))
         elif len(files) == 1 and len(file.people) > 1:
             values = list(file.people)
             note = ""
@@ -93,7 +101,7 @@ def people_of(files: Sequence[MaskFile | Rejected]) -> list[FilePerson]:
             note = ""
             if len(file.people) > 1:
                 note = f"its {len(file.people)} values are taken together: of several files each is one person"
-            found.append(FilePerson(number, 0, file.whole(), file.orientation, note))
+            found.append(FilePerson(number, None, file.whole(), file.orientation, note))
     return found
 
 
@@ -118,7 +126,7 @@ def read_mask_picture(picture: Image.Image) -> MaskFile:
         raise Rejected("not-a-mask", "it holds several pages or frames: save one file a person")
     picture.load()
     orientation = exif_orientation(picture)  # asked now: Pillow turns TIFF files upright while it loads them
-    people, colours = _people(picture)
+    people, colours = _people(picture, picture.format in LOSSY)
     return MaskFile(people, colours, orientation)
 
 
@@ -142,8 +150,12 @@ def read_mask_array(array: np.ndarray) -> MaskFile:
     return MaskFile({0: array} if array.dtype == np.bool_ else _by_brightness(array))
 
 
-def _people(picture: Image.Image) -> tuple[dict[int, np.ndarray], bool]:
-    """The people of a loaded picture by value, and whether the values are colours."""
+def _people(picture: Image.Image, lossy: bool) -> tuple[dict[int, np.ndarray], bool]:
+    """The people of a loaded picture by value, and whether the values are colours.
+
+    Args:
+        lossy: whether its file may hold other values than were saved.
+    """
     mode = picture.mode
     if picture.has_transparency_data and not mode.startswith("I"):
         alpha = np.asarray(picture.convert("RGBA"))[..., 3]
@@ -154,10 +166,10 @@ def _people(picture: Image.Image) -> tuple[dict[int, np.ndarray], bool]:
     if mode in ("P", "PA"):
         return _by_palette(picture)
     if mode in ("L", "I", "F") or mode.startswith("I;16"):
-        return _by_brightness(np.asarray(picture)), False
+        return _by_brightness(np.asarray(picture), lossy), False
     if mode in ("LA", "La"):
-        return _by_brightness(np.asarray(picture.convert("L"))), False
-    return _by_colour(np.asarray(picture.convert("RGB")))
+        return _by_brightness(np.asarray(picture.convert("L")), lossy), False
+    return _by_colour(np.asarray(picture.convert("RGB")), lossy)
 
 
 def _by_palette(picture: Image.Image) -> tuple[dict[int, np.ndarray], bool]:
@@ -188,11 +200,11 @@ def _by_palette(picture: Image.Image) -> tuple[dict[int, np.ndarray], bool]:
     return _by_colour(palette[index])
 
 
-def _by_colour(pixels: np.ndarray) -> tuple[dict[int, np.ndarray], bool]:
+def _by_colour(pixels: np.ndarray, lossy: bool = False) -> tuple[dict[int, np.ndarray], bool]:
     """The people in an RGB picture (h, w, 3) uint8."""
     brightness = pixels.max(axis=2)
     if (pixels.min(axis=2) == brightness).all():
-        return _by_brightness(brightness), False
+        return _by_brightness(brightness, lossy), False
     numbers = pixels[..., 0].astype(np.uint32)
     for channel in (1, 2):
         numbers <<= 8
@@ -207,10 +219,10 @@ def _by_colour(pixels: np.ndarray) -> tuple[dict[int, np.ndarray], bool]:
             return {0: plane > 0}, False
         rgb = np.array([[colour >> 16, colour >> 8 & 255, colour & 255] for colour in colours])
         if _is_one_hue(rgb, 0.02) and len(set(rgb.max(axis=1).tolist())) == len(rgb):
-            people = _by_brightness(brightness)
+            people = _by_brightness(brightness, lossy)
             if len(people) == 1:
                 return people, False
-        if _are_areas(plane, _present(plane)):
+        if _are_areas(plane, _present(plane), lossy):
             return {colour: plane == k for k, colour in enumerate(colours, start=1)}, True
     bright = brightness >= max(1, int(brightness.max()) / 2)
     low, high = _around(pixels)
@@ -224,7 +236,7 @@ def _by_colour(pixels: np.ndarray) -> tuple[dict[int, np.ndarray], bool]:
     hue = np.median(sample, axis=0)
     # Of the channels that tell the person from black, the darkest: JPEG lets colours run over edges one by one.
     told = [pixels[..., c] * np.float32(1 / hue[c]) for c in range(3) if hue[c] >= hue.max() / 4]
-    return _by_brightness(np.minimum.reduce(told).clip(0, 1)), False
+    return _by_brightness(np.minimum.reduce(told).clip(0, 1), lossy), False
 
 
 def _is_one_hue(colours: np.ndarray, tolerance: float) -> bool:
@@ -239,7 +251,7 @@ def _around(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def _by_brightness(values: np.ndarray) -> dict[int, np.ndarray]:
+def _by_brightness(values: np.ndarray, lossy: bool = False) -> dict[int, np.ndarray]:
     """The people by value in a mask (h, w) of numbers; 0 for one person."""
     if values.size == 0 or not np.isfinite(values).all() or values.min() < 0:
         raise Rejected("not-a-mask", "a mask holds numbers from 0")
@@ -250,7 +262,7 @@ def _by_brightness(values: np.ndarray) -> dict[int, np.ndarray]:
         present = present[1:]
     if len(present) < 2:
         return {0: plane > 0}
-    areas = _are_areas(plane, present)
+    areas = _are_areas(plane, present, lossy)
     if areas and (present == list(range(1, len(present) + 1)) or not _is_soft_edge(plane, present)):
         return {int(names[value]) if names is not None else value: plane == value for value in present}
     if not areas:
@@ -299,13 +311,13 @@ def _upper_half(plane: np.ndarray) -> np.ndarray:
     return (plane > 0) & (plane >= int(plane.max()) / 2)
 
 
-def _are_areas(plane: np.ndarray, values: list[int]) -> bool:
+def _are_areas(plane: np.ndarray, values: list[int], lossy: bool = False) -> bool:
     """Whether the values cover areas rather than edges.
 
     A value covers an area if most of its pixels lie in squares of 3x3 pixels of just this value. It lies on an edge
     if most of its pixels have both a lower and a higher value beside them; specks that are nearly black or white count
     as edges. Slivers of people who are hidden by others lie so too: they are forgiven while most values are areas, or
-    the values are 1, 2, 3 ... as no edge has them.
+    the values are 1, 2, 3 ... as no edge has them; but not in lossy files, whose specks look the same.
     """
     if len(values) > MOST_PEOPLE:
         return False
@@ -317,6 +329,8 @@ def _are_areas(plane: np.ndarray, values: list[int]) -> bool:
         for chosen in (plane.ravel(), plane[solid], plane[between & ~solid])
     )
     areas = 2 * of_solid >= count
+    if lossy:
+        return bool(areas.all())
     near = np.minimum(values, values[-1] - np.array(values)) <= values[-1] / 16  # what JPEG makes of black and white
     edges = ~areas & ((2 * of_between >= count) | (near & (np.array(values) < values[-1])))
     if values == list(range(1, len(values) + 1)) and 2 * edges.sum() <= len(values):

@@ -153,8 +153,8 @@ class FoundMask:
     """Of the person within the photograph, as the masks' owner calls it."""
     category: str
     kind: Literal["png", "rle"]
-    number: int
-    """The person's value in a file of several people; 0 for files of one person."""
+    number: int | None
+    """The person's value in a file of several people; None where the whole file is one person."""
     where: str
     """png: the file's name below the folder of masks. rle: ``HEIGHT:WIDTH:COUNTS``, or the row of the json that cannot
     be used."""
@@ -164,6 +164,8 @@ class FoundMask:
     """EXIF orientation (1 to 8) that the mask's file names of itself."""
     note: str = ""
     """What its owner should know about how the file was read."""
+    doubtful: bool = False
+    """Whether this is a row of a json that may be of this photograph or of another, and so takes no number."""
 
 
 class PhotoMasks(Protocol):
@@ -317,17 +319,20 @@ def _people_in(
     names: Sequence[str], people: Sequence[str], files: Sequence[MaskFile | Rejected]
 ) -> Iterator[FoundMask]:
     for one in people_of(files):
-        identity = str(one.value) if one.value else printable(people[one.file]) or "1"
+        identity = printable(people[one.file]) or "1" if one.value is None else str(one.value)
         yield FoundMask(identity, "Person", "png", one.value, names[one.file], one.mask, one.orientation, one.note)
 
 
+LONGEST_ID = 100
+"""Digits; Python refuses to read numbers of some thousands."""
 _Sizes = dict[object, tuple[str | None, int, int] | Rejected]
 
 
 class CocoMasks:
     """Masks of one COCO json (https://cocodataset.org/#format-data).
 
-    Ids may be numbers or text. People are numbered by their rows: one whose row cannot be used keeps its number.
+    Ids may be numbers or text. People are numbered by their rows: one whose row cannot be used keeps its number. A row
+    that does not say of which image it is is one of an only image's people; of several images it may be any's.
     """
 
     def __init__(self, place: Place, photographs: Iterable[str], rejected: list[Rejection]) -> None:
@@ -336,7 +341,7 @@ class CocoMasks:
             document = json.loads(data)
             images, annotations = list(document["images"]), list(document["annotations"])
             categories = {_id(entry["id"]): str(entry["name"]) for entry in document.get("categories", [])}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{place.root} is not a COCO json with images and annotations: {error!r}") from None
         self.categories = categories
         self.persons = {number for number, name in categories.items() if name.capitalize() in PEOPLE}
@@ -344,17 +349,28 @@ class CocoMasks:
             raise UserError(f"{place.root} has no category 'person'; it has {', '.join(sorted(categories.values()))}")
         self.rejected = rejected
         self.people: dict[str, list[FoundMask]] = {}
+        self.doubtful: list[FoundMask] = []
+        """Rows of which nobody knows which photograph's they are."""
         sizes = self._images(images, list(photographs))
+        only = next(iter(sizes.values())) if len(images) == len(sizes) == 1 else None
         for row, annotation in enumerate(annotations):
             try:
                 if not isinstance(annotation, dict):
-                    raise Rejected("malformed-row", f"not a mapping but a {type(annotation).__name__}")
+                    raise _OfAnyImage("malformed-row", f"not a mapping but a {type(annotation).__name__}")
                 self._annotation(row, annotation, sizes)
             except Rejected as error:
-                self._reject("", error.reason, f"annotations[{row}]: {error.message}")
+                message = f"annotations[{row}]: {error.message}"
+                name = only[0] if isinstance(error, _OfAnyImage) and isinstance(only, tuple) else None
+                self._reject(name or "", error.reason, message)
+                if isinstance(error, _OfAnyImage):
+                    lost = Rejected(error.reason, message)
+                    people = self.doubtful if name is None else self.people.setdefault(name, [])
+                    people.append(FoundMask(f"row-{row}", "Person", "rle", None, f"annotations[{row}]", lost))
 
     def of(self, photograph: str) -> Iterator[FoundMask]:
-        for found in self.people.get(photograph, []):
+        people = self.people.get(photograph, [])
+        yield from (replace(row, doubtful=True) for row in self.doubtful if people)
+        for found in people:
             if isinstance(found.mask, np.ndarray):
                 height, width, counts = found.where.split(":", 2)
                 found = replace(found, mask=decode_rle({"size": [int(height), int(width)], "counts": counts}))
@@ -404,15 +420,19 @@ class CocoMasks:
 
     def _annotation(self, row: int, annotation: dict[str, Any], sizes: _Sizes) -> None:
         """Add the person of a row, usable or not. Raises `Rejected` where it is not clear of which photograph."""
-        image = _id(_field(annotation, "image_id"))
+        category = _id(annotation.get("category_id")) if self.categories else None
+        if category in self.categories and category not in self.persons:
+            return
+        if annotation.get("image_id") is None:
+            raise _OfAnyImage("malformed-row", "it has no image_id")
+        image = _id(annotation["image_id"])
         if image not in sizes:
             raise Rejected("malformed-row", f"image_id {image!r} is the id of no image")
         known = sizes[image]
         if isinstance(known, Rejected):
-            raise known
+            raise _OfAnyImage(known.reason, known.message)
         name, height, width = known
-        category = _id(annotation.get("category_id")) if self.categories else None
-        if name is None or (category in self.categories and category not in self.persons):
+        if name is None:
             return
         people = self.people.setdefault(name, [])
         identity = annotation.get("id")
@@ -426,17 +446,17 @@ class CocoMasks:
                 raise Rejected("crowd", "a crowd, not one person")
             try:
                 rle = coco_rle(_field(annotation, "segmentation"), height, width)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise Rejected("malformed-row", f"segmentation: {error}") from None
             where, mask = f"{height}:{width}:{rle['counts']}", np.zeros((0, 0), bool)
         except Rejected as error:
             message = f"annotations[{row}]: {error.message}"
             self._reject(name, error.reason, message, str(identity))
             people.append(
-                FoundMask(str(identity), shown, "rle", 0, f"annotations[{row}]", Rejected(error.reason, message))
+                FoundMask(str(identity), shown, "rle", None, f"annotations[{row}]", Rejected(error.reason, message))
             )
             return
-        people.append(FoundMask(str(identity), shown, "rle", 0, where, mask))
+        people.append(FoundMask(str(identity), shown, "rle", None, where, mask))
 
     def _reject(self, image: str, reason: str, message: str, instance: str = "") -> None:
         self.rejected.append(
@@ -445,6 +465,10 @@ class CocoMasks:
 
     def _note(self, image: str, reason: str, message: str) -> None:
         self.rejected.append(Rejection("", image, "", "curate", "mended", reason, printable(message)))
+
+
+class _OfAnyImage(Rejected):
+    """A row that does not say of which image it is."""
 
 
 def _field(row: Any, name: str) -> Any:
@@ -460,7 +484,8 @@ def _id(value: Any) -> object:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):
-        return int(value) if value.strip().isdecimal() else value.strip()
+        text = value.strip()
+        return int(text) if text.isdecimal() and len(text) <= LONGEST_ID else text
     return value if isinstance(value, int | None) else repr(value)
 
 

@@ -43,6 +43,8 @@ class Photograph:
     """What the result may say on beside its pixels."""
     notes: list[str]
     """What its owner should know about how photograph and masks were read."""
+    doubt: str = ""
+    """Why the numbers may be others, where a row of a json may be one of its people."""
 
 
 def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
@@ -67,7 +69,9 @@ def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
         same_colours = all(reason != "converted-colours" for reason, _ in decoded.mended)
         with opened(data, PHOTO_FORMATS, MOST_PIXELS) as picture:
             metadata, left_out = read_metadata(picture, orientation=decoded.orientation, same_colours=same_colours)
-    found = list(masks.of(name))
+    of_it = list(masks.of(name))
+    found = [one for one in of_it if not one.doubtful]
+    doubts = [one.mask.message for one in of_it if one.doubtful and isinstance(one.mask, Rejected)]
     if not found:
         stem = PurePosixPath(name).with_suffix("")
         raise Rejected(
@@ -89,7 +93,8 @@ def read_photograph(path: Path, name: str, masks: PhotoMasks) -> Photograph:
     if left_out:
         notes.append(f"not taken over from its metadata: {', '.join(left_out)}")
     notes += [f"{one.where}: {one.note}" for one in found if one.note]
-    return Photograph(decoded.image, people, numbers, unusable, decoded.profile, metadata, notes)
+    doubt = doubts[0] if doubts else ""
+    return Photograph(decoded.image, people, numbers, unusable, decoded.profile, metadata, notes, doubt)
 
 
 def read_file(path: Path) -> bytes:

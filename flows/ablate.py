@@ -114,6 +114,8 @@ def check_ablate(
     root = local_place(output, "adapters")
     if not seeds or len(set(seeds)) != len(seeds):
         raise UserError(f"seeds are {', '.join(map(str, seeds)) or 'none'}: name one or more, each once")
+    if "train.seed" in (changes or {}):
+        raise UserError("train.seed: the seeds of an ablation are those of seeds (--seeds); leave it out")
     different: dict[str, str] = {}
     for rung, (_, without) in RUNGS.items():
         recipe = check_train(train_settings, dataset, f"{root}/{rung}-{seeds[0]}", {**(changes or {}), **without})

@@ -79,7 +79,7 @@ def main() -> None:
 
     ==== ===========================================================================================
     0    all is done
-    1    something was set aside, `verify` found something, or this program has a defect (a traceback)
+    1    `erase`, `mask` or `judge` set something aside, `verify` found something, or a defect (a traceback)
     2    there is something that the user must mend
     3    something got worse than in the run before (``mild evaluate --fail-on-regression``)
     129  ended by SIGHUP

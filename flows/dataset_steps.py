@@ -166,7 +166,7 @@ class CurateJob(Job):
     """Choose the images of a source."""
 
     step: ClassVar[str] = "curate"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     source: PictureSource
     tables: dict[str, list[str]]
     """Of `dataset_tools.sources.Source.tables`."""

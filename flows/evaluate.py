@@ -14,12 +14,13 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.network import unload_networks
+from dataset_tools.folders import check_replaceable
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from dataset_tools.weights import file_digest
 from flows.caching import Files, Job, Outcome, result_storage, run_steps
-from flows.evaluation_report import BEFORE, TABLE, Plan, ReportJob, SetMetric, read_summary, write_report
+from flows.evaluation_report import BEFORE, SUMMARY, TABLE, Plan, ReportJob, SetMetric, read_summary, write_report
 from flows.evaluation_steps import (
     CasesJob,
     EraseJob,
@@ -84,6 +85,8 @@ def evaluate(
     """
     recipe = check_evaluate(settings, dataset, adapters, output, changes, against)
     root = local_place(output, "a report")
+    if against and against != BEFORE:
+        against = local_place(against, "an evaluation to compare with")
     run = _Evaluation(recipe, normal_place(dataset) if dataset else "", normal_name(adapters) if adapters else "", root)
     with sole_run(root):
         try:
@@ -124,7 +127,13 @@ def check_evaluate(
         read_config(fetched(adapters))
     if against and against != BEFORE:
         read_summary(Path(local_place(against, "an evaluation to compare with")))
+    if (free := recipe.person_free) is not None:
+        place = free.place or dataset
+        shards = read_manifest(place).shards.get(free.configuration, {}).get(free.split, [])
+        if not any(shard.samples for shard in shards):
+            raise UserError(f"person_free: {place} holds no samples of {free.configuration}/{free.split}")
     check_writable(root)
+    check_replaceable(root, SUMMARY)
     return recipe
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.storage import write_bytes
 from flows.caching import Files, cached_step
+from flows.dataset_steps import parquet_bytes
 from flows.evaluation_steps import CasesJob, EraseJob, FeaturesJob, InsightJob, PlannedJob, ScoreJob, SpectrumJob
 from mild.bases import place_of
 from mild.evaluation.cases import CaseRow, read_rows
@@ -189,9 +191,12 @@ def _compared(plan: Plan, job: ReportJob, table: pa.Table, how: How) -> Comparis
         return None
     if plan.against != BEFORE:
         return compare_with(plan.against, pq.read_table(Path(plan.against, TABLE)), table, how)
-    # What a run that was killed here had kept already is what it would have compared with.
-    kept, standing = Path(job.work, "before.parquet"), Path(job.root, TABLE)
+    standing = Path(job.root, TABLE)
+    # A run that was killed here, or is repeated, compares with what the same table was about to replace.
+    kept = Path(job.work, f"before-{hashlib.sha256(parquet_bytes(table)).hexdigest()[:16]}.parquet")
     if standing.is_file() and not pq.read_table(standing).equals(table):
+        for older in Path(job.work).glob("before-*.parquet"):
+            older.unlink()
         write_bytes(LocalFileSystem(), str(kept), standing.read_bytes())
     if not kept.is_file():
         return None

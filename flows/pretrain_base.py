@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from typing import Annotated, Any, ClassVar
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import AfterValidator, Field
 
+from dataset_tools.errors import UserError
+from dataset_tools.folders import check_replaceable
 from dataset_tools.settings import Settings
 from dataset_tools.storage import check_writable, local_place
 from flows.caching import Files, Job, cached_step, result_storage, run_steps
@@ -16,9 +20,9 @@ from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
-from mild.bases import digest_of_place, normal_name
+from mild.bases import digest_of_place, normal_name, place_of
 from mild.nano.pictures import DrawingSettings, draw_pictures
-from mild.nano.settings import PretrainSettings
+from mild.nano.settings import MARK, PretrainSettings
 
 
 class PretrainRecipe(Settings):
@@ -31,7 +35,7 @@ class PretrainRecipe(Settings):
     """Pictures, networks, steps."""
     scenes: int = Field(24, ge=1)
     """Scenes of the sample world's test split on which the base is measured."""
-    inference_steps: int = Field(25, ge=1)
+    inference_steps: int = Field(25, ge=1, le=1000)
     """DDIM steps of each fill that is measured."""
     judgement: str = ""
     """For the card: what a person says who has looked at the pictures."""
@@ -154,7 +158,8 @@ def encode(job: EncodeJob) -> Files:
 
     count = job.settings.drawing.scenes * job.settings.drawing.crops
     with _Curve(job, "latents", count) as curve:
-        encode_examples(job.settings, f"{job.work}/pictures", f"{job.work}/vae", f"{job.work}/examples", curve.log)
+        places = [f"{job.work}/{name}" for name in ("pictures", "vae", "examples")]
+        encode_examples(job.settings, places[0], places[1], places[2], curve.log, os.cpu_count() or 1)
     return Files.of(job, "work", ["examples"], count)
 
 
@@ -240,7 +245,8 @@ def pretrain_base(settings: PretrainRecipe | str, output: str, changes: dict[str
         run(encode, EncodeJob(**place, settings=chosen, pictures=pictures, vae=vae))
         trained = run(pretrain_unet, UnetJob(**place, **began, settings=chosen, pictures=pictures, vae=vae))
         given = os.path.basename(settings) if isinstance(settings, str) else "RECIPE"
-        command = " ".join(["mild pretrain", given, *(f"--set {k}={v}" for k, v in (changes or {}).items())])
+        said = (f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in (changes or {}).items())
+        command = " ".join(["mild pretrain", given, *said])
         exported = {"recipe": recipe, "base_digest": base_digest, "trained": trained}
         run(export, ExportJob(**place, **exported, pictures=pictures, command=command))
     Display().show(create_link_artifact, root, link_text="base", key=artifact_key("pretrain-base", root))
@@ -256,7 +262,11 @@ def check_pretrain(
         UserError: they cannot.
     """
     recipe = PretrainRecipe.load(settings, changes)
-    check_writable(local_place(output, "a base"))
+    root = local_place(output, "a base")
+    if recipe.base is not None and os.path.realpath(place_of(recipe.base)) == os.path.realpath(root):
+        raise UserError(f"{root} would be replaced by what is trained from it: name another output")
+    check_writable(root)
+    check_replaceable(root, MARK)
     return recipe
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.network import unload_networks
-from dataset_tools.folders import folder_written_whole
+from dataset_tools.folders import check_replaceable, folder_written_whole
 from dataset_tools.pair_list import PAIR_LIST, PairRow, pair_list
 from dataset_tools.schema import MadeBy, Sample, encode_png
 from dataset_tools.settings import digest_of
@@ -112,7 +112,9 @@ def check_select_plates(
         raise UserError(f"{dataset} holds none of {', '.join(asked)}; set configuration or samples: {', '.join(there)}")
     if adapters:
         read_config(fetched(adapters))
-    check_writable(local_place(output, "pairs"))
+    root = local_place(output, "pairs")
+    check_writable(root)
+    check_replaceable(root, PAIR_LIST)
     return recipe
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -11,6 +12,8 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import AfterValidator, Field, model_validator
 
+from dataset_tools.errors import UserError
+from dataset_tools.folders import check_replaceable
 from dataset_tools.schema import Configuration
 from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
@@ -102,7 +105,7 @@ class TrainJob(Job):
     """Train adapters."""
 
     step: ClassVar[str] = "train-adapters"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     dataset: str
     dataset_digest: str
     base: str
@@ -113,7 +116,8 @@ class TrainJob(Job):
 
     def determines(self) -> Any:
         """Settings and digests; not where dataset, base and adapters lie, nor how the result is come by."""
-        data = [sorted(self.recipe.configurations.items()), self.recipe.split]
+        # Their order decides about that of the samples.
+        data = [list(self.recipe.configurations.items()), self.recipe.split]
         digests = [self.dataset_digest, self.base_digest, self.start_from_digest]
         return [*digests, data, self.recipe.train.determines()]
 
@@ -245,5 +249,9 @@ def check_train(
     recipe = TrainRecipe.load(settings, changes)
     root = local_place(output, "adapters")
     read_manifest(dataset)
+    begun = recipe.train.start_from
+    if begun is not None and os.path.realpath(place_of(begun)) == os.path.realpath(root):
+        raise UserError(f"{root} would be replaced by what is trained from it: name another output")
     check_writable(root)
+    check_replaceable(root, CONFIG)
     return recipe

@@ -198,14 +198,15 @@ class TrainSettings(Settings):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Exponential moving average of all that is trained, which is then what the run leaves; null leaves the last
     step's. Early on the average forgets faster: (1 + step) / (10 + step)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**64 - 1)
     """Decides the initial adapters, the order of samples, and noise, time step and person of each example."""
     resolution: int = Field(512, ge=8)
     """Side of the square crop that is trained on, in pixels."""
     prompt: str = ""
     """Text for both branches."""
     inference_steps: int = Field(25, ge=1, le=1000)
-    """DDIM steps in which the model is meant to erase; ``mild erase`` takes as many."""
+    """DDIM steps in which the model is meant to erase; ``mild erase`` takes as many. Where adapters are trained further
+    (``start_from``), this and the next are theirs unless they are set here."""
     inference_resolution: int | None = Field(None, ge=8)
     """Side in pixels of the square that people's surroundings are worked on at when the background is painted, at
     most; null: ``resolution``. Windows more than twice as large as ``resolution`` are only halved, as far as this

@@ -151,9 +151,10 @@ class FolderSource:
             mask = decode_rle({"size": [int(height), int(width)], "counts": counts})
         else:
             file = decode_mask_file(Place(self.settings.masks or "").read(found.where), MAX_PIXELS)
-            if found.id and found.id not in file.people:
-                raise Rejected("missing-mask", f"mask {found.where} has no person of value {file.value(found.id)} now")
-            mask = file.people[found.id] if found.id else file.whole()
+            try:
+                mask = file.person(found.value)
+            except Rejected as error:
+                raise Rejected(error.reason, f"mask {found.where}: {error.message}") from None
         return undo_orientation(orient(mask, found.turn), found.orientation)
 
 
@@ -166,18 +167,20 @@ class _Reference:
     """EXIF orientation code that turns the mask upright."""
     orientation: int
     """EXIF orientation of the photograph."""
-    id: int
-    """The person's value in a file of several people; 0 for files of one person."""
+    value: int | None
+    """The person's value in a file of several people; None where the whole file is one person."""
     where: str
     """png: the file's name below the folder of masks. rle: ``HEIGHT:WIDTH:COUNTS``."""
 
     def text(self) -> str:
-        return f"{self.kind}:{self.turn}:{self.orientation}:{self.id}:{self.where}"
+        value = "" if self.value is None else self.value
+        return f"{self.kind}:{self.turn}:{self.orientation}:{value}:{self.where}"
 
     @classmethod
     def parse(cls, text: str) -> _Reference:
-        kind, turn, orientation, number, where = text.split(":", 4)
-        return cls("rle" if kind == "rle" else "png", int(turn), int(orientation), int(number), where)
+        kind, turn, orientation, value, where = text.split(":", 4)
+        known = int(value) if value else None
+        return cls("rle" if kind == "rle" else "png", int(turn), int(orientation), known, where)
 
 
 @dataclass
@@ -336,6 +339,8 @@ def _read(place: Place, name: str, masks: PhotoMasks | None) -> _Read:
         return read
     upright = []
     for found in people:
+        if found.doubtful:  # told once, not of every photograph
+            continue
         mask = found.mask
         if isinstance(mask, np.ndarray) and not mask.any():
             mask = Rejected("empty-mask", "no pixel belongs to the person")
@@ -343,7 +348,7 @@ def _read(place: Place, name: str, masks: PhotoMasks | None) -> _Read:
             read.unusable.append((found.id, mask))
             read.told = found.kind == "rle"
             continue
-        if found.note and not found.number:
+        if found.note and found.number is None:
             read.notes.append((found.id, f"mask {found.where}: {found.note}"))
         turn = upright_turn(mask.shape, found.orientation, stored_size, orientation)
         stored = undo_orientation(orient(mask, turn), orientation)

@@ -174,9 +174,11 @@ class PairsSource:
         """
         turn, orientation, value, name = record.instances[index].mask.split(":", 3)
         file = self._mask_file(name, self._bytes(name))
-        if int(value) not in file.people:
-            raise Rejected("missing-mask", f"{name} has no person of value {value} now")
-        return undo_orientation(orient(file.people[int(value)], int(turn)), int(orientation))
+        try:
+            mask = file.person(int(value) if value else None)
+        except Rejected as error:
+            raise Rejected(error.reason, f"{name}: {error.message}") from None
+        return undo_orientation(orient(mask, int(turn)), int(orientation))
 
     def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:
         """The scene without people. See `dataset_tools.estimators.PlateProvider.clean_plate`."""
@@ -353,7 +355,7 @@ class PairsSource:
                     id=str(len(masks) + 1),
                     category=self.settings.category,
                     box=_box_of(stored),
-                    mask=f"{turn}:{orientation}:{person.value}:{name}",
+                    mask=f"{turn}:{orientation}:{'' if person.value is None else person.value}:{name}",
                     digest=hashlib.sha256(np.packbits(stored).tobytes()).hexdigest(),
                     mask_by=row.masks_by,
                     mask_score=row.mask_scores[person.file] if row.mask_scores else 1.0,

@@ -43,7 +43,7 @@ def build(
 
         alone = source == "folder" and masks is None and "source.masks" not in changes
         settings = recipe_path("build", "photographs" if alone else source)
-        changes |= {f"source.{key}": value for key, value in [("photos", photos), ("masks", masks)] if value}
+    changes |= {f"source.{key}": value for key, value in [("photos", photos), ("masks", masks)] if value}
     show_build(build_dataset(str(settings), output, changes))
 
 

@@ -66,6 +66,11 @@ def _numbered(number: int, photograph: Photograph) -> int:
         check_numbers([number], len(photograph.people) + len(photograph.unusable), "--remove")
     except UserError as error:
         raise Rejected("no-such-person", str(error)) from None
+    if photograph.doubt:
+        raise Rejected(
+            "unusable-person",
+            f"--remove {number}: who that is is not certain: {photograph.doubt}; mend it, or use --click",
+        )
     if why := photograph.unusable.get(number):
         raise Rejected("unusable-person", f"--remove {number}: person {number} cannot be used: {why}")
     return photograph.numbers.index(number)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
+import cv2
 import numpy as np
 from rich.console import Console
 from rich.text import Text
@@ -40,7 +41,7 @@ from mild.erasing.extents import REACH
 from mild.erasing.isolation import Protect
 from mild.erasing.layers import INDEX as LAYERS_INDEX
 from mild.erasing.layers import is_of_layers
-from mild.erasing.regions import editable
+from mild.erasing.regions import LARGEST_RESOLUTION, editable
 from mild.model.saved import fetched, read_config
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ class EraseOptions:
             given = -1
         if given is not None and not 0 <= given < math.inf:
             raise UserError(f"--extents {self.extents}: give off, or a share such as 2")
-        if self.resolution is not None and self.resolution < 1:
-            raise UserError(f"--resolution {self.resolution}: give pixels, 1 or more")
+        if self.resolution is not None and not 1 <= self.resolution <= LARGEST_RESOLUTION:
+            raise UserError(f"--resolution {self.resolution}: give pixels, 1 to {LARGEST_RESOLUTION}")
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,12 @@ def _open_masks(masks: Sequence[str], jobs: Sequence[Job], rejected: list[Reject
 
 
 def _check_layers(jobs: Sequence[Job]) -> None:
-    layers = {job.layers: job.photo for job in jobs if job.layers is not None}
+    layers = dict[Path, Path]()
+    for job in jobs:
+        if job.layers is not None and (other := layers.setdefault(job.layers, job.photo)) != job.photo:
+            raise UserError(
+                f"{other} and {job.photo} would both have their layers in {job.layers}; erase them one by one"
+            )
     for folder, photo in layers.items():
         if outer := next((above for above in folder.parents if above in layers), None):
             raise UserError(
@@ -408,8 +414,9 @@ def _erase_one(pipeline: MILDPipeline, job: Job, ready: _Ready, options: EraseOp
         )
     except torch.OutOfMemoryError:
         raise Rejected("out-of-memory", "the GPU's memory does not suffice for it") from None
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):  # no kind of its own
+    except (RuntimeError, cv2.error) as error:
+        # Neither has a kind of its own.
+        if "DefaultCPUAllocator" in str(error) or getattr(error, "code", 0) == cv2.Error.StsNoMem:
             raise MemoryError from None
         raise
     data, note = encoded(result.image, job.output, photograph.icc_profile, photograph.metadata)

@@ -28,7 +28,8 @@ def evaluate(
         typer.Option("--against", help="Evaluation to compare with; `before`: that which stands at --output."),
     ] = "",
     fail_on_regression: Annotated[
-        bool, typer.Option("--fail-on-regression", help="Exit code 3 where something got worse than in --against.")
+        bool,
+        typer.Option("--fail-on-regression", help="Exit code 3 where something is worse than in --against, or lost."),
     ] = False,
     set_: Changes = None,
     verbose: Verbose = False,
@@ -88,6 +89,8 @@ def _show_changes(comparison: dict[str, Any], metrics: dict[str, Any]) -> None:
             f"{numbers[0]} ({numbers[1]} to {numbers[2]})"
         )
     say(f"against {comparison['place']}: {len(comparison['changes']) - len(changed)} values are not told apart")
+    for what in comparison["lost"]:
+        say(f"lost: {what}")
     for reason in comparison["left_out"]:
         say(f"not compared: {reason}")
 

@@ -15,6 +15,8 @@ from rich.text import Text
 from dataset_tools.errors import UserError
 from dataset_tools.photo_masks import PHOTO_SUFFIXES, files_below
 from flows.commands.results import result_file
+from mild.erasing.layers import INDEX as LAYERS_INDEX
+from mild.erasing.layers import is_of_layers
 
 ERASED, MASK, PEOPLE = "-erased.png", "-mask.png", "-people.jpg"
 """What the names of results end in: the photograph's stem comes before it."""
@@ -62,7 +64,11 @@ def find_photos(given: Sequence[str], others: Sequence[str], complaints: Console
     for root, photo in searched:
         if photo in results:
             passed_over.append(photo)
-        elif not any(_is_below(Path(other), root) and _is_below(photo, Path(other)) for other in others):
+        elif any(_is_below(Path(other), root) and _is_below(photo, Path(other)) for other in others):
+            continue
+        elif is_of_layers(photo.name) and photo.with_name(LAYERS_INDEX).is_file():
+            passed_over.append(photo)
+        else:
             found.append((root, photo))
     for files_left, why in ((passed_over, "as results of an earlier run"), (not_read, "as of kinds that are not read")):
         if files_left:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dataset_tools.colours import Profile
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import exif_orientation, orient
 from dataset_tools.mask_files import MaskFile, people_of, read_mask_array, read_mask_picture
@@ -200,9 +201,16 @@ def _colours_and_dpi(image: Picture, name: str) -> tuple[bytes | None, tuple[flo
     if not isinstance(image, Image.Image):
         return None, None
     profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
-    if profile and image.mode not in ("RGB", "RGBA", "P"):
-        warnings.warn(f"{name}its ICC profile of mode {image.mode} is not followed: convert it to sRGB", stacklevel=4)
-        profile = None
+    if profile and image.mode in ("L", "CMYK"):
+        profile = None  # `_rgb` follows it
+    elif profile:
+        try:
+            if image.mode not in ("RGB", "RGBA", "P"):
+                raise ValueError(f"convert pixels of mode {image.mode} to sRGB")
+            Profile(profile, "RGB")
+        except ValueError as error:
+            warnings.warn(f"{name}its ICC profile is left out: {error}", stacklevel=4)
+            profile = None
     if dpi is not None and exif_orientation(image) >= 5:
         dpi = dpi[::-1]
     return profile or None, dpi
@@ -223,6 +231,11 @@ def _rgb(image: Picture, name: str) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode in ("L", "CMYK") and (profile := image.info.get("icc_profile")):
+        try:
+            image = Profile(profile, image.mode).to_srgb(image)
+        except ValueError as error:
+            warnings.warn(f"{name}its ICC profile is left out: {error}", stacklevel=4)
     return np.ascontiguousarray(orient(np.array(image.convert("RGB")), turn))
 
 

@@ -47,6 +47,7 @@ from mild.erasing.isolation import Protect
 from mild.erasing.layers import Layer, LayeredPicture
 from mild.erasing.photo import Photo, checked_photo, checked_photos
 from mild.erasing.regions import (
+    LARGEST_RESOLUTION,
     MARGIN,
     Region,
     colours_matched,
@@ -103,7 +104,7 @@ class Erased(BaseOutput):
         """RGBA of the picture's size, one a person in the order of the masks. What somebody in front hides of a person
         is painted where the image shows it or ``layers=True`` asked for it, and transparent otherwise."""
         whole = [layer.whole(*self.parts.painted.shape) for layer in self.parts.layers]
-        return [_in_form(layer, _form_of(self.image)) for layer in whole]
+        return [_in_form(layer, _form_of(self.image), self.parts) for layer in whole]
 
 
 class ErasedPictures(list[Erased]):
@@ -394,6 +395,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             raise UserError(f"reach is {reach}: give a share such as {REACH}, or None for masks alone")
         if resolution is not None and resolution < (least := self._multiple()):
             raise UserError(f"resolution is {resolution}: give {least} or more")
+        if resolution is not None and resolution > LARGEST_RESOLUTION:
+            raise UserError(f"resolution is {resolution}: give {LARGEST_RESOLUTION} at most")
         if num_inference_steps is None:
             num_inference_steps = (self.layered and self.layered.inference_steps) or STEPS
         most = int(self.scheduler.config.num_train_timesteps)

@@ -62,6 +62,10 @@ def editable(masks: Sequence[np.ndarray] | np.ndarray, targets: Iterable[int], m
     return area
 
 
+LARGEST_RESOLUTION = 8192
+"""Pixels of the side of a square that is worked on at most; no UNet goes through more."""
+
+
 @dataclass(frozen=True)
 class Region:
     """A window of a picture, and the size at which it is worked on."""

@@ -113,6 +113,11 @@ class JudgeSettings(PairsSettings):
         """As tables name who judges."""
         return self.model if self.temperature is None else f"{self.model} at temperature {self.temperature:g}"
 
+    @property
+    def asked(self) -> list[str]:
+        """Who answers: servers of one's own often answer to any name."""
+        return [self.judge, self.url]
+
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """US dollars."""
         return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
@@ -224,7 +229,7 @@ class _Run:
     ) -> None:
         self._settings, self._answers, self._show = settings, answers, show
         asked = {
-            (digest := digest_of([settings.judge, PROMPT, pair.digest, order])): _Question(pair, order, digest)
+            (digest := digest_of([settings.asked, PROMPT, pair.digest, order])): _Question(pair, order, digest)
             for pair in pairs
             for order in get_args(Order)
         }

@@ -55,7 +55,7 @@ class ReviewSettings(Settings):
         validate_default=True,
     )
     """Which propose, as in an evaluation. Where several propose the very same picture, the first of them is named."""
-    inference_steps: int = Field(25, ge=1)
+    inference_steps: int = Field(25, ge=1, le=1000)
     """Denoising steps of diffusion methods that do not set their own."""
     prompt: str = ""
     """What the holes show, for methods that take text."""

@@ -113,7 +113,7 @@ class EvaluateSettings(Settings):
     """By what it is judged, the most important first; a kind alone as with methods."""
     baseline: str = ""
     """Method, or arm, that differences are taken to; empty: ``base`` where it is among the methods, else the first."""
-    inference_steps: int = Field(25, ge=1)
+    inference_steps: int = Field(25, ge=1, le=1000)
     """Denoising steps of diffusion methods that do not set their own."""
     prompt: str = ""
     """What the holes show, for methods that take text."""

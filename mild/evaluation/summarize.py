@@ -274,8 +274,15 @@ def compare_with(place: str, before: pa.Table, now: pa.Table, how: How) -> Compa
     """
     former = {_identity(row): row for row in before.to_pylist()}
     current = [(row, former[_identity(row)]) for row in now.to_pylist() if _identity(row) in former]
-    changes, left_out = [], []
-    for dataset, method in dict.fromkeys((row["dataset"], row["method"]) for row in now.to_pylist()):
+    changes, left_out, lost = [], list[str](), list[str]()
+    todays = list(dict.fromkeys((row["dataset"], row["method"]) for row in now.to_pylist()))
+    datasets = {dataset for dataset, _ in todays}
+    for dataset, method in dict.fromkeys((row["dataset"], row["method"]) for row in former.values()):
+        if dataset in datasets and (dataset, method) not in todays:
+            # One that a recipe no longer names is no loss.
+            gone_by = lost if method in how.titles else left_out
+            gone_by.append(f"{method} on {dataset}: that run has results of it, this one has none")
+    for dataset, method in todays:
         pairs = [pair for pair in current if (pair[0]["dataset"], pair[0]["method"]) == (dataset, method)]
         if not pairs:
             left_out.append(f"{method} on {dataset}: that run has none of these cases")
@@ -286,10 +293,14 @@ def compare_with(place: str, before: pa.Table, now: pa.Table, how: How) -> Compa
             if metric.name not in before.column_names:
                 left_out.append(f"{metric.title}: that run did not compute it")
                 continue
-            both = np.array(
-                [[_number(row[metric.name]) for row in pair] for pair in pairs if None not in _both(pair, metric.name)]
-            ).reshape(-1, 2)
-            keys = [pair[0]["key"] for pair in pairs if None not in _both(pair, metric.name)]
+            values = [_both(pair, metric.name) for pair in pairs]
+            both = np.array([list(map(_number, pair)) for pair in values if None not in pair]).reshape(-1, 2)
+            keys = [pair[0]["key"] for pair, known in zip(pairs, values, strict=True) if None not in known]
+            gone = sum(now_value is None and old_value is not None for now_value, old_value in values)
+            if gone:
+                lost.append(
+                    f"{method} on {dataset}: {metric.title} of {gone} pictures was computed in that run, not in this"
+                )
             finite = np.isfinite(both).all(1)
             if not finite.any():
                 continue
@@ -308,7 +319,7 @@ def compare_with(place: str, before: pa.Table, now: pa.Table, how: How) -> Compa
                     verdict="same" if not difference.told_apart else "better" if better else "worse",
                 )
             )
-    return Comparison(place=place, changes=changes, left_out=list(dict.fromkeys(left_out)))
+    return Comparison(place=place, changes=changes, left_out=list(dict.fromkeys(left_out)), lost=lost)
 
 
 def with_times(method: MethodRow, values: Sequence[Values]) -> MethodRow:

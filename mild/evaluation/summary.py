@@ -154,11 +154,14 @@ class Comparison(_Part):
     changes: list[Change]
     left_out: list[str] = []
     """What could not be compared, and why."""
+    lost: list[str] = []
+    """What had values in that run and has none in this one."""
 
     @property
-    def regressions(self) -> list[Change]:
-        """What got worse beyond its interval."""
-        return [change for change in self.changes if change.verdict == "worse"]
+    def regressions(self) -> list[str]:
+        """What got worse beyond its interval, or is lost."""
+        worse = [change for change in self.changes if change.verdict == "worse"]
+        return [*(f"{change.method} on {change.dataset}: {change.metric}" for change in worse), *self.lost]
 
 
 class Leakage(_Part):

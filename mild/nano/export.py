@@ -22,7 +22,7 @@ from mild.metrics.perceptual import perceptual_hole
 from mild.metrics.psnr import psnr, psnr_hole
 from mild.nano.architecture import count_parameters, save_nano_pipeline
 from mild.nano.pictures import LEAST_SHARE, Pictures, random_hole
-from mild.nano.settings import PretrainSettings
+from mild.nano.settings import MARK, PretrainSettings
 
 PEOPLE = (1, 2, 3, 4, 2, 1, 3, 5)
 """People in the pictures of the sample world's test split, one after the other."""
@@ -131,7 +131,7 @@ def export_base(
         UserError: the folder cannot be written.
     """
     data, trained, vae = Pictures.open(pictures), Path(trained), Path(vae)
-    with folder_written_whole(folder, "model_index.json") as place:
+    with folder_written_whole(folder, MARK) as place:
         pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(trained, add_watermarker=False)
         save_nano_pipeline(pipeline.to(dtype=torch.float16), place)
         for name in ("text_encoder", "text_encoder_2"):
@@ -195,7 +195,7 @@ def judge(
     side = 2 * pipeline.resolutions[0]
     numbers = {"vae": float(np.mean([psnr(_through_vae(pipeline, picture), picture) for picture in held_out]))}
     drawn = [_test_scene(index, side) for index in range(scenes)]
-    outlines = np.stack([person.mask for scene in drawn for person in scene.people])
+    outlines = [person.mask for scene in drawn for person in scene.people]
     holes = [[random_hole(generator(0, f"hole/{index}"), side, outlines)] for index in range(scenes)]
     people = [_masks(scene) for scene in drawn]
     rows = []

@@ -10,11 +10,13 @@ that is to fill the holes of pictures unlike those of the drawn world.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,7 +25,9 @@ from pydantic import Field
 from dataset_tools.drawn_world import draw_scene, generator
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.settings import Settings
+from mild.erasing.regions import prefilled
 from mild.nano.dead_leaves import draw_leaves
+from mild.seeds import derived_seed
 from mild.training.colours import other_colours
 
 KEY = "pretraining/{part}/{index}"
@@ -34,6 +38,8 @@ COUNTS = ("no people", "one person", "two people", "three people", "four people"
 LEAST_SHARE = 0.004
 """A person who fills less of the picture than this is not mentioned and lends no outline."""
 SMALLEST_HOLE, LARGEST_HOLE = 0.03, 0.4
+DRAWN_AT_ONCE = 64
+"""Pictures whose holes one process draws before it hands them over."""
 
 
 class DrawingSettings(Settings):
@@ -57,6 +63,19 @@ class DrawingSettings(Settings):
     """Share of the pictures to train on whose colours are changed (`mild.training.colours`)."""
 
 
+class Unpacked(Sequence[np.ndarray]):
+    """Masks (S, S) bool of an array of bits (M, S, S / 8) uint8, unpacked one by one."""
+
+    def __init__(self, packed: np.ndarray) -> None:
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.unpackbits(self._packed[index], axis=-1).view(bool)
+
+
 @dataclass(frozen=True, eq=False)
 class Pictures:
     """Drawn pictures in files, P of them of side S; see `draw_pictures`."""
@@ -65,17 +84,17 @@ class Pictures:
     """(P, S, S, 3) uint8 RGB."""
     captions: list[str]
     """What each picture shows: kind of place and how many people."""
-    outlines: np.ndarray
-    """(M, S, S) bool: visible people, where they are in their pictures."""
+    outlines: Sequence[np.ndarray]
+    """M of (S, S) bool: visible people, where they are in their pictures."""
     held_out: np.ndarray
     """(H, S, S, 3) uint8 RGB."""
 
     @classmethod
     def open(cls, folder: str | Path) -> Pictures:
-        """Map what `draw_pictures` wrote; pictures stay on the disk until they are asked for."""
+        """Map what `draw_pictures` wrote; pictures and outlines stay on the disk until they are asked for."""
         place = Path(folder)
         pictures = np.load(place / "pictures.npy", mmap_mode="r")
-        outlines = np.unpackbits(np.load(place / "outlines.npy"), axis=-1).view(bool)
+        outlines = Unpacked(np.load(place / "outlines.npy", mmap_mode="r"))
         captions = json.loads((place / "captions.json").read_text("utf-8"))
         return cls(pictures, captions, outlines, np.load(place / "held_out.npy"))
 
@@ -113,12 +132,65 @@ def draw_pictures(settings: DrawingSettings, folder: str | Path, workers: int) -
         (place / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
 
 
-def random_hole(rng: np.random.Generator, side: int, outlines: np.ndarray) -> np.ndarray:
+def filled_holes(
+    seed: int, folder: str | Path, holes: int, workers: int
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """Random holes of each picture, and what erasing them starts from, picture by picture.
+
+    Each hole depends on (seed, number of its picture, its own number) alone.
+
+    Args:
+        folder: that `draw_pictures` wrote.
+        holes: of each picture.
+        workers: processes that draw.
+
+    Yields:
+        Of each hole the pixels, (S, S) bool, and the picture filled smoothly there (`mild.erasing.regions.prefilled`),
+        (S, S, 3) uint8.
+    """
+    count = len(Pictures.open(folder).pictures)
+    of_picture = partial(_fill_holes, seed, holes)
+    if workers == 1:
+        _hold(folder)
+        yield from map(of_picture, range(count))
+        return
+    # Not all at once: what is drawn lies in memory until it is taken.
+    together = workers * DRAWN_AT_ONCE
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(folder,)) as pool:
+        for start in range(0, count, together):
+            yield from pool.map(of_picture, range(start, min(start + together, count)), chunksize=DRAWN_AT_ONCE)
+
+
+_held: list[Pictures] = []
+"""What this process draws holes for."""
+
+
+def _hold(folder: str | Path) -> None:
+    _held[:] = [Pictures.open(folder)]
+
+
+def _begin(folder: str | Path) -> None:
+    """In a process that draws, first of all."""
+    cv2.setNumThreads(1)  # there are as many processes as are to compute at once
+    _hold(folder)
+
+
+def _fill_holes(seed: int, holes: int, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    (data,) = _held
+    picture, found = np.array(data.pictures[index]), []
+    for number in range(holes):
+        rng = np.random.default_rng(derived_seed(seed, "hole", index, number))
+        hole = random_hole(rng, len(picture), data.outlines)
+        found.append((hole, prefilled(picture, hole)))
+    return found
+
+
+def random_hole(rng: np.random.Generator, side: int, outlines: Sequence[np.ndarray]) -> np.ndarray:
     """A hole of 3 % to 40 % of a picture: one to three boxes, strokes or outlines of people, anywhere.
 
     Args:
         side: of the picture, in pixels.
-        outlines: (M, side, side) bool; may be empty.
+        outlines: M of (side, side) bool; may be none.
 
     Returns:
         (side, side) bool.

@@ -33,14 +33,13 @@ from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from mild.bases import digest_of_place
 from mild.charts import loss_chart
-from mild.erasing.regions import prefilled
 from mild.nano.architecture import build_nano_pipeline, load_nano_pipeline, save_nano_pipeline
-from mild.nano.pictures import Pictures, random_hole
+from mild.nano.pictures import Pictures, filled_holes
 from mild.nano.settings import LoopSettings, PretrainSettings
 from mild.seeds import derived_seed
 from mild.training.checkpoints import Checkpoints
 
-ENCODED_AT_ONCE = 16
+ENCODED_AT_ONCE = 64
 
 Log = Callable[[str, int, float], None]
 """Called with the stage (``vae``, ``latents``, ``unet``), how many of its steps are done, and the loss."""
@@ -106,7 +105,7 @@ def take_vae(base: str, folder: str | Path) -> None:
 
 
 def encode_examples(
-    settings: PretrainSettings, pictures: str | Path, vae: str | Path, folder: str | Path, log: Log
+    settings: PretrainSettings, pictures: str | Path, vae: str | Path, folder: str | Path, log: Log, workers: int = 1
 ) -> None:
     """Encode every picture whole, and without and with a smooth fill of each of its holes; the folder appears whole.
 
@@ -116,6 +115,7 @@ def encode_examples(
     Args:
         pictures: folder that `draw_pictures` wrote.
         vae: folder that `train_vae` or `take_vae` wrote.
+        workers: processes that draw holes and fill them; any number gives the same.
     """
     data = Pictures.open(pictures)
     model = AutoencoderKL.from_pretrained(vae).to(_device()).eval()
@@ -134,26 +134,17 @@ def encode_examples(
         seen = _new_array(place / "seen.npy", np.float16, (count, holes, *shape))
         starts = _new_array(place / "starts.npy", np.float16, (count, holes, *shape))
         packed = _new_array(place / "holes.npy", np.uint8, (count, holes, side, side // 8))
+        drawn = filled_holes(settings.seed, pictures, holes, workers)
         for start in range(0, count, ENCODED_AT_ONCE):
             window = slice(start, min(count, start + ENCODED_AT_ONCE))
-            given = np.array(data.pictures[window])
-            batch = _as_floats(torch.from_numpy(given).to(_device()))
+            batch = _as_floats(torch.from_numpy(np.array(data.pictures[window])).to(_device()))
             latents[window] = encoded(batch)
+            found = list(itertools.islice(drawn, window.stop - window.start))
             for number in range(holes):
-                drawn = np.stack(
-                    [
-                        random_hole(
-                            np.random.default_rng(derived_seed(settings.seed, "hole", index, number)),
-                            side,
-                            data.outlines,
-                        )
-                        for index in range(window.start, window.stop)
-                    ]
-                )
-                packed[window, number] = np.packbits(drawn, axis=-1)
-                shown = torch.from_numpy(~drawn)[:, None].to(batch)
-                seen[window, number] = encoded(batch * shown)
-                filled = np.stack([prefilled(*pair) for pair in zip(given, drawn, strict=True)])
+                hole = np.stack([of_picture[number][0] for of_picture in found])
+                packed[window, number] = np.packbits(hole, axis=-1)
+                seen[window, number] = encoded(batch * torch.from_numpy(~hole)[:, None].to(batch))
+                filled = np.stack([of_picture[number][1] for of_picture in found])
                 starts[window, number] = encoded(_as_floats(torch.from_numpy(filled).to(_device())))
             log("latents", window.stop, 0.0)
         for array in (latents, seen, starts, packed):
@@ -276,6 +267,8 @@ def _optimise(
 ) -> list[float]:
     """Train with AdamW from the checkpoint, where there is one, to the end; the networks then hold the average.
 
+    While a step is computed, the examples of the next are drawn.
+
     On a CPU the batch is cut into as many parts as torch has threads, each computed by a thread of its own: small
     layers gain little from several threads, and lose much where the cores have other work too.
 
@@ -308,7 +301,7 @@ def _optimise(
         return loss.item(), torch.autograd.grad(loss, weights, allow_unused=True)
 
     threads = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    with kept.held(), threads as pool:
+    with kept.held(), threads as pool, ThreadPoolExecutor(1) as drawing:
         saved = kept.latest()
         losses: list[float] = [] if saved is None else saved.tensors["losses"].tolist()
         if saved is not None:
@@ -316,10 +309,13 @@ def _optimise(
                 tensor.copy_(saved.tensors[name])
         for p in weights:
             optimizer.state[p]["step"].fill_(len(losses))
+        coming = drawing.submit(batch_of, len(losses))
         for step in range(len(losses), settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step)
-            batch = batch_of(step)
+            batch = coming.result()
+            if step + 1 < settings.steps:
+                coming = drawing.submit(batch_of, step + 1)
             found = list(pool.map(part_of, [[values[cut] for values in batch] for cut in cuts]))
             losses.append(sum(loss for loss, _ in found))
             if not math.isfinite(losses[-1]):

@@ -9,6 +9,9 @@ from pydantic import Field
 from dataset_tools.settings import Settings
 from mild.nano.pictures import DrawingSettings
 
+MARK = "loss-unet.csv"
+"""A file that every base has that was trained here, and no other pipeline's folder."""
+
 
 class LoopSettings(Settings):
     """How long and how fast one network is trained."""

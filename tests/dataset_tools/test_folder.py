@@ -130,6 +130,19 @@ def test_every_way_of_storing_masks_gives_the_same_two_people(tmp_path: Path, wr
     assert masks_of(pickle.loads(pickle.dumps(source)), record)[0].any()
 
 
+def test_a_person_of_palette_index_zero_has_their_own_mask_and_no_others(tmp_path: Path) -> None:
+    save(photo(0), tmp_path / "photos/one.png")
+    index = Image.fromarray((2 - 2 * LEFT - RIGHT).astype(np.uint8), mode="P")
+    index.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 0])
+    (tmp_path / "masks").mkdir()
+    index.save(tmp_path / "masks/one.png")
+    source = source_of(tmp_path)
+    (record,) = source.curate().records
+    assert [instance.id for instance in record.instances] == ["0", "1"]
+    found = masks_of(source, record)
+    assert np.array_equal(found[0], LEFT) and np.array_equal(found[1], RIGHT)
+
+
 def test_photographs_in_subfolders_find_their_own_masks(tmp_path: Path) -> None:
     for number, folder in enumerate(("a", "b")):
         save(photo(number), tmp_path / f"photos/{folder}/same.jpg")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -313,3 +314,16 @@ def test_whatever_pillow_stumbles_over_is_the_pictures_fault(monkeypatch: pytest
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load_prepare", fail)
     with pytest.raises(Rejected, match="undecodable-image"):
         decode_image(encoded(smooth(), "PNG"), SMALL)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_what_pillow_cannot_read_is_told_without_addresses_in_memory(kind: str) -> None:
+    buffer = io.BytesIO()
+    if kind == "TIFF":
+        tifffile.imwrite(buffer, np.zeros((8, 8, 3), np.float32))
+    else:
+        buffer.write(b"\xff\xd8\xff" + bytes(range(1, 200)) + b"\xff\xd9")
+    with pytest.raises(Rejected) as caught:
+        decode_image(buffer.getvalue(), DecodeSettings(min_side=1))
+    assert caught.value.reason == "undecodable-image"
+    assert "0x" not in caught.value.message and "save it anew" in caught.value.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 
@@ -237,6 +238,22 @@ def two(left: int, right: int) -> np.ndarray:
 def test_what_is_neither_one_person_nor_several_is_refused(pixels: np.ndarray) -> None:
     with pytest.raises(Rejected, match="not-a-mask"):
         read(pixels)
+
+
+@pytest.mark.parametrize(("kind", "quality"), [("JPEG", 100), ("JPEG", 95), ("WEBP", 90), ("WEBP", 98)])
+@pytest.mark.parametrize("values", [(85, 170), (128, 255), (1, 2)])
+def test_what_a_lossy_file_leaves_of_several_people_is_never_numbered_by_its_specks(
+    kind: str, quality: int, values: tuple[int, int]
+) -> None:
+    """Either they are read as they were, or the file is refused."""
+    pixels = two(*values)
+    # Not along the blocks of eight pixels by which such files are cut.
+    pixels = np.roll(pixels, (3, 5), (0, 1))
+    people: list[np.ndarray] = []
+    with contextlib.suppress(Rejected):
+        people = list(read(pixels, kind, quality=quality).people.values())
+    assert len(people) <= 2
+    assert all(person.sum() > 1000 for person in people)
 
 
 def test_of_several_files_each_is_one_person_and_an_only_one_may_be_several() -> None:

@@ -180,6 +180,17 @@ def test_a_set_without_plates_serves_real_samples(tmp_path: Path) -> None:
     assert [row.reason for row in samples_of(source)[1]] == ["no-plate"]
 
 
+def test_of_several_mask_files_one_may_hold_several_values(tmp_path: Path) -> None:
+    save(shot(0), tmp_path / "image/a.png")
+    save(plate(0), tmp_path / "plate/a.png")
+    save(ANN.astype(np.uint8) + (ANN & (np.arange(SIZE[0])[:, None] < 25)), tmp_path / "mask/a_0.png")
+    save(grey(BOB), tmp_path / "mask/a_1.png")
+    source = source_of(tmp_path, {"image": "image/{id}.*", "background": "plate/{id}.*", "masks": "mask/{id}_*.*"})
+    samples, rejected = samples_of(source)
+    assert [row.outcome for row in rejected] == ["mended"]
+    assert [np.array_equal(p.mask, m) for p, m in zip(samples[0].people, [ANN, BOB], strict=True)] == [True, True]
+
+
 def test_files_without_their_others_are_named(tmp_path: Path) -> None:
     layout = write_corne(tmp_path)
     for name in ("twice", "bare", "blind", "unshaded"):

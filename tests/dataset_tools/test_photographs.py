@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image, ImageOps
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import DecodeSettings, decode_image, without_pillows_limit
-from dataset_tools.photo_masks import NamedMasks, Place, files_below
+from dataset_tools.photo_masks import CocoMasks, NamedMasks, Place, files_below
 from dataset_tools.photographs import read_photograph
+from flows.commands.chosen_people import Chosen
 
 HEIGHT, WIDTH = 40, 60
 ANN, BOB = np.zeros((2, HEIGHT, WIDTH), bool)
@@ -34,6 +36,54 @@ def turned(array: np.ndarray, exif: Image.Exif) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG", exif=exif)
     return np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
+
+
+def coco(path: Path, annotations: list[object], names: tuple[str, ...] = ("photo.png",)) -> CocoMasks:
+    images = [{"id": k, "file_name": name, "height": HEIGHT, "width": WIDTH} for k, name in enumerate(names, start=1)]
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return CocoMasks(Place(str(path)), names, [])
+
+
+def annotation(person: np.ndarray, **changes: object) -> dict[str, object]:
+    rows, columns = (np.flatnonzero(person.any(axis)) for axis in (1, 0))
+    top, bottom, left, right = (int(v) for v in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
+    return {"image_id": 1, "segmentation": [[left, top, right, top, right, bottom, left, bottom]], **changes}
+
+
+@pytest.mark.parametrize("row", [None, "text", {"segmentation": []}, {"image_id": None, "segmentation": []}])
+def test_of_an_only_image_a_row_that_does_not_name_it_keeps_its_number(tmp_path: Path, row: object) -> None:
+    file = save(noise(), tmp_path / "photo.png")
+    found = read_photograph(file, "photo.png", coco(tmp_path / "c.json", [row, annotation(ANN), annotation(BOB)]))
+    assert found.numbers == [2, 3] and "annotations[0]" in found.unusable[1] and not found.doubt
+    assert np.array_equal(found.people[0], ANN)
+
+
+def test_a_row_that_may_be_of_any_of_several_images_makes_numbers_doubtful(tmp_path: Path) -> None:
+    file = save(noise(), tmp_path / "photo.png")
+    masks = coco(tmp_path / "c.json", [annotation(BOB, image_id=None), annotation(ANN)], ("photo.png", "other.png"))
+    found = read_photograph(file, "photo.png", masks)
+    assert len(found.people) == 1 and "annotations[0]" in found.doubt
+    with pytest.raises(Rejected, match=r"annotations\[0\].*use --click"):
+        Chosen(remove=(1,)).among(found)
+    assert Chosen(clicks=((10, 10),)).among(found) == [0]
+
+
+def test_numbers_that_no_mask_can_have_cost_one_row(tmp_path: Path) -> None:
+    file = save(noise(), tmp_path / "photo.png")
+    huge = "1" * 401
+    (tmp_path / "c.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": "7" * 5000, "file_name": "photo.png", "height": HEIGHT, "width": WIDTH}],
+                "annotations": [
+                    annotation(BOB, image_id="7" * 5000, segmentation=[[0, 0, 9, 0, 9, "HUGE"]]),
+                    annotation(ANN, image_id="7" * 5000),
+                ],
+            }
+        ).replace('"HUGE"', huge)
+    )
+    found = read_photograph(file, "photo.png", CocoMasks(Place(str(tmp_path / "c.json")), ["photo.png"], []))
+    assert found.numbers == [2] and list(found.unusable) == [1]
 
 
 @pytest.mark.parametrize("code", range(1, 9))

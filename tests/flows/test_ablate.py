@@ -82,3 +82,8 @@ def test_a_recipe_that_the_rungs_do_not_fit_is_told_of_before_they_are_trained(
     recipe = EvaluateSettings.load(RECIPES[1]).model_dump() | values
     with pytest.raises(UserError, match=r"baseline|twice"):
         check_ablate(RECIPES[0], EvaluateSettings.check(recipe, origin="t"), drawn_dataset, str(tmp_path / "o"), (0,))
+
+
+def test_a_seed_among_the_changes_would_do_nothing_and_is_refused(drawn_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.seed"):
+        check_ablate(*RECIPES, drawn_dataset, str(tmp_path / "out"), (0,), "", {"train.seed": 7})

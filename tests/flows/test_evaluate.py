@@ -19,7 +19,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.shards import ShardDataset
 from dataset_tools.storage import open_root
 from flows import cli
-from flows.evaluate import evaluate
+from flows.evaluate import check_evaluate, evaluate
 from flows.evaluation_steps import EraseJob, InsightJob, cases_jobs, erase
 from mild.bases import NANO, NANO_ADAPTERS
 from mild.evaluation.cases import case_of, prepare_cases
@@ -366,6 +366,35 @@ def test_compared_with_what_stood_there_before_until_something_changes_again(aga
     assert verdicts[0] == verdicts[1]
     assert verdicts[0]["telea", "psnr_hole"] == "worse" and verdicts[0]["mean-fill", "psnr_hole"] == "same"
     assert told[1]["cached"] == told[1]["steps"]
+
+
+def test_another_evaluation_in_between_is_what_stood_there_before(again: Path, drawn_dataset: str) -> None:
+    run(again, drawn_dataset, against="before", methods=[{"kind": "mean-fill", "name": "telea"}])
+    better = [{"kind": "telea", "name": "telea"}]
+    run(again, drawn_dataset, methods=better)
+    told = run(again, drawn_dataset, against="before", methods=better)["summary"]["against"]
+    assert told is None, "nothing was replaced: it is not held against what stood there two runs ago"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"person_free": {"configuration": "composite", "split": "nowhere"}}, "person_free"),
+        ({"person_free": {"place": "absent", "configuration": "composite", "split": "train"}}, "absent"),
+    ],
+)
+def test_pictures_to_compare_with_that_are_not_there_are_told_of_at_the_door(
+    drawn_dataset: str, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        check_evaluate(recipe(tmp_path, **changes), drawn_dataset, "", str(tmp_path / "out"))
+
+
+def test_an_output_that_holds_something_else_is_refused_at_the_door(drawn_dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="something else"):
+        check_evaluate(recipe(tmp_path), drawn_dataset, "", str(tmp_path / "mine"))
 
 
 def test_the_event_says_of_which_dataset_the_evaluation_is(

@@ -12,9 +12,10 @@ import yaml
 
 from dataset_tools.errors import UserError
 from flows.pipeline import recipe_path
-from flows.pretrain_base import PretrainRecipe, pretrain_base
+from flows.pretrain_base import PretrainRecipe, check_pretrain, pretrain_base
 from mild.bases import NANO, digest_of_place, place_of
 from mild.model.backbone import load_base
+from mild.nano.settings import MARK
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -31,17 +32,14 @@ TOY: dict[str, Any] = {
 STEPS = ["draw-pictures", "train-vae", "encode-examples", "train-unet", "export-base"]
 
 
-def test_the_recipe_is_the_one_that_the_shipped_base_was_made_with() -> None:
-    recipe = PretrainRecipe.load(recipe_path("pretrain", "nano"))
-    card = (Path(place_of(NANO)) / "README.md").read_text()
-    for steps in (recipe.pretrain.vae, recipe.pretrain.unet):
-        assert f"{steps.steps} steps of {steps.batch_size}" in card
-    assert recipe.judgement in card
-
-
-def test_the_recipe_for_training_further_starts_from_the_shipped_base_and_is_measured_in_one_step() -> None:
+def test_the_recipe_for_training_further_is_the_one_that_the_shipped_base_was_made_with() -> None:
     recipe = PretrainRecipe.load(recipe_path("pretrain", "further"))
-    assert (recipe.base, recipe.inference_steps) == (NANO, 1)
+    card = (Path(place_of(NANO)) / "README.md").read_text()
+    steps = recipe.pretrain.unet
+    assert f"{steps.steps} steps of {steps.batch_size}" in card
+    assert f"{recipe.inference_steps} DDIM steps" in card
+    assert recipe.judgement in card
+    assert recipe.base == NANO
 
 
 def test_a_base_is_trained_once_and_only_what_changed_is_done_again(
@@ -84,3 +82,17 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Path) 
     settings.write_text(yaml.safe_dump(TOY))
     with pytest.raises(UserError, match=r"pretrain.vae.step.*'steps'"):
         pretrain_base(str(settings), str(tmp_path / "base"), {"pretrain.vae.step": 3})
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_folder_that_no_training_of_a_base_wrote_is_refused_before_anything_is_drawn(
+    tmp_path: Path, begun: bool
+) -> None:
+    """Nor is the base replaced from which it starts."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "model_index.json").write_text("{}")
+    if begun:
+        (mine / MARK).write_text("step,loss")
+    with pytest.raises(UserError, match="trained from it" if begun else "something else"):
+        check_pretrain(PretrainRecipe(base=str(mine) if begun else None), str(mine))

@@ -49,7 +49,7 @@ class AttentiveEraserMethod(MethodSettings):
     base: str = ""
     """Folder or hub id, as published ``stabilityai/stable-diffusion-xl-base-1.0``; empty: the base of the
     evaluation."""
-    inference_steps: int = Field(50, ge=1)
+    inference_steps: int = Field(50, ge=1, le=1000)
     """DDIM steps, of which ``strength`` are made."""
     strength: float = Field(0.8, gt=0, le=1)
     """How much of the schedule is run: below 1 it begins from the noised picture."""

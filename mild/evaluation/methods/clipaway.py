@@ -70,7 +70,7 @@ class CLIPAwayMethod(MethodSettings):
     """Digest (hex) that a file of one's own must have; a pickle (.pth) needs it."""
     projection: str = ""
     """``model.safetensors``, which takes Alpha-CLIP's embeddings to those that the IP-Adapter knows."""
-    inference_steps: int = Field(50, ge=1)
+    inference_steps: int = Field(50, ge=1, le=1000)
     """Steps of the pipeline's own scheduler."""
     guidance_scale: float = Field(7.5, gt=1)
     """Classifier-free guidance."""

@@ -29,7 +29,7 @@ class WindowsMethod(MethodSettings):
     match_colours: bool = True
     """Whether the colours that are painted are brought nearer to those around the hole (`mild.erasing.regions`);
     without, it is the paper's method alone."""
-    inference_steps: int | None = Field(None, ge=1)
+    inference_steps: int | None = Field(None, ge=1, le=1000)
     """DDIM steps; null: as all methods."""
 
     @property

@@ -35,7 +35,7 @@ class PowerPaintMethod(MethodSettings):
     words."""
     prompt: str = "empty scene blur"
     """What stands before the learned words."""
-    inference_steps: int = Field(45, ge=1)
+    inference_steps: int = Field(45, ge=1, le=1000)
     """Steps of the pipeline's own scheduler."""
     guidance_scale: float = Field(12, ge=1)
     """Classifier-free guidance, away from "an object": its authors ask for 10 and more in removal."""

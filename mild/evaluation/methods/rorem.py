@@ -48,7 +48,7 @@ class RORemMethod(MethodSettings):
     lcm_lora: str = ""
     """Folder or file (``pytorch_lora_weights.safetensors``) of RORem-LCM, published on its authors' page alone; with it
     the steps are those of `LCMScheduler`."""
-    inference_steps: int | None = Field(None, ge=1)
+    inference_steps: int | None = Field(None, ge=1, le=1000)
     """null: as its authors, 50, or 4 with ``lcm_lora``. The strength of 0.99 leaves out the first one."""
     prompt: str = ""
     """Empty as in the paper, whatever the holes show for other methods."""

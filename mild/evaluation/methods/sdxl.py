@@ -31,7 +31,7 @@ class SDXLMethod(MethodSettings):
     kind: Literal["sdxl-inpaint"] = "sdxl-inpaint"
     base: str = ""
     """Folder or hub id of the pipeline; empty: the base of the evaluation."""
-    inference_steps: int | None = Field(None, ge=1)
+    inference_steps: int | None = Field(None, ge=1, le=1000)
     """Steps of the base's own scheduler; null: as all methods."""
     guidance_scale: float = Field(7.5, ge=1)
     """Classifier-free guidance."""

@@ -477,7 +477,14 @@ def _form_of_changes(summary: Summary) -> _Form:
         names = (one.dataset, titles.get(one.method, one.method), metric.title)
         rows.append([*(_Text(name) for name in (*names, one.verdict)), _Text(before), _Text(now), _Text(moved)])
     heads = ["Dataset", "Method", "Metric", "Verdict", "Before", "Now", "Difference"]
-    return _Form("Against the run before", summary.against.place, heads, 4, rows, list(summary.against.left_out))
+    return _Form(
+        "Against the run before",
+        summary.against.place,
+        heads,
+        4,
+        rows,
+        [*summary.against.lost, *summary.against.left_out],
+    )
 
 
 def _markdown(text: str) -> str:

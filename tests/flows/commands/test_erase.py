@@ -313,6 +313,43 @@ def test_what_an_earlier_run_left_is_no_photo(tmp_path: Path, erase: Command) ->
     assert names == ["one-erased.png", "results/one-erased.png"]
 
 
+def test_layers_beside_photographs_are_no_photographs_when_the_command_goes_on(tmp_path: Path, erase: Command) -> None:
+    save(photo(), tmp_path / "p/one.png")
+    save(LEFT, tmp_path / "masks/one.png")
+    for number in range(2):
+        code, out, err = erase(tmp_path / "p", "--mask", tmp_path / "masks", "--layers", tmp_path / "p", "--force")
+        assert (code, out.count("people erased")) == (0, 1), (number, err)
+
+
+def test_two_photographs_whose_layers_would_lie_in_one_place_are_refused(tmp_path: Path, erase: Command) -> None:
+    for name in ("x/a.jpg", "y/a.png"):
+        save(photo(), tmp_path / name)
+    (tmp_path / "masks.json").write_text(
+        json.dumps(
+            {
+                "images": [
+                    {"id": k, "file_name": name, "height": HEIGHT, "width": WIDTH}
+                    for k, name in enumerate(("a.jpg", "a.png"))
+                ],
+                "annotations": [
+                    {"id": k, "image_id": k, "segmentation": [[5, 5, 30, 5, 30, 40, 5, 40]]} for k in range(2)
+                ],
+            }
+        )
+    )
+    to = ["--layers", tmp_path / "layers", "--force"]
+    code, _, err = erase(tmp_path / "x/a.jpg", tmp_path / "y", "--mask", tmp_path / "masks.json", *to)
+    assert code == 2 and "would both have their layers in" in err
+
+
+@pytest.mark.parametrize("resolution", ["100000", "1000000000000"])
+def test_a_resolution_that_no_network_goes_through_is_refused(tmp_path: Path, erase: Command, resolution: str) -> None:
+    save(photo(), tmp_path / "one.png")
+    save(LEFT, tmp_path / "mask.png")
+    code, _, err = erase(tmp_path / "one.png", "--mask", tmp_path / "mask.png", "--resolution", resolution)
+    assert code == 2 and f"--resolution {resolution}" in err and not (tmp_path / "one-erased.png").exists()
+
+
 def test_photographs_that_are_named_are_worked_on_whatever_they_are_called(tmp_path: Path, erase: Command) -> None:
     for name in ("party.png", "party-people.png", "party-people.jpg"):
         save(photo(), tmp_path / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import shutil
@@ -30,6 +31,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
+from dataset_tools.images import DecodeSettings, decode_image
+from mild.erasing.photo import checked_photo
 from mild.erasing.pipeline import Erased, MILDPipeline, recompose
 from mild.erasing.regions import MARGIN, cut_soft, editable
 from mild.model.backbone import BRANCHES, adapter_parameters, load_base, precise_vae
@@ -609,11 +612,26 @@ def test_a_photographs_profile_and_resolution_go_with_its_pixels(pipe: MILDPipel
     for name in ("result.png", "again.png", "layers/original.png", "layers/background.png", "layers/layer-01.png"):
         with Image.open(tmp_path / name) as saved:
             assert saved.info["icc_profile"] == profile, name
+    assert all(layer.info["icc_profile"] == profile for layer in result.layers)
     assert result.image.info["dpi"] == pytest.approx((300, 150), abs=0.1)
+
+
+def test_a_profile_of_other_pixels_is_followed_or_left_out_and_never_kept(icc_profiles: dict[str, bytes]) -> None:
+    """Pillow keeps a picture's profile when it converts its pixels."""
+    asked = dict.fromkeys(("remove", "order", "pose", "parsing", "generator", "protect"))
+    read = functools.partial(checked_photo, masks=people(), label_set="none", layers=False, margin=MARGIN, **asked)
     grey = Image.fromarray(photo()).convert("L")
-    grey.info["icc_profile"] = profile
-    with pytest.warns(UserWarning, match="its ICC profile of mode L is not followed"):
-        assert "icc_profile" not in erase(pipe, grey, people(), output_type="pil", num_inference_steps=1).image.info
+    grey.info["icc_profile"] = icc_profiles["grey"]
+    found = read(grey)
+    buffer = io.BytesIO()
+    grey.save(buffer, "PNG", icc_profile=icc_profiles["grey"])
+    assert np.array_equal(found.image, decode_image(buffer.getvalue(), DecodeSettings(min_side=1)).image)
+    assert found.icc_profile is None
+    for mode, name, why in (("RGB", "grey", "one of GRAY colours"), ("L", "srgb", "one of RGB colours")):
+        other = Image.fromarray(photo()).convert(mode)
+        other.info["icc_profile"] = icc_profiles[name]
+        with pytest.warns(UserWarning, match=why):
+            assert read(other).icc_profile is None
 
 
 def test_a_generator_for_the_only_picture_may_stand_in_a_list(pipe: MILDPipeline) -> None:

@@ -247,9 +247,24 @@ def test_what_got_better_or_worse_is_told_from_chance_picture_by_picture() -> No
         "better": "better",
         "chance": "same",
     }
-    (regression,) = found.regressions
-    assert regression.now - regression.before == pytest.approx(-0.5)
-    assert found.left_out == ["new on composite: that run has none of these cases"]
+    (worse,) = (change for change in found.changes if change.verdict == "worse")
+    assert worse.now - worse.before == pytest.approx(-0.5)
+    assert found.regressions == ["worse on composite: psnr_hole"]
+    assert found.left_out == [
+        "gone on composite: that run has results of it, this one has none",
+        "new on composite: that run has none of these cases",
+    ]
+
+
+def test_values_that_a_method_of_the_recipe_no_longer_reaches_are_lost() -> None:
+    how = _how(["broken", "absent"])
+    old = _values({"broken": [20.0, 21.0, 22.0], "absent": [20.0, 21.0, 22.0]})
+    new = _values({"broken": [20.0, np.nan, np.nan]})
+    found = compare_with("there", rows_of(old), rows_of(new), how)
+    assert len(found.lost) == 2
+    assert found.lost[0].startswith("absent on composite")
+    assert "of 2 pictures" in found.lost[1]
+    assert found.regressions == found.lost
 
 
 def test_more_of_what_should_be_less_is_worse() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from dataset_tools.drawn_world import draw_scene
 from dataset_tools.records import SPLITS
 from dataset_tools.sources import sample
+from mild.nano import pictures
 from mild.nano.dead_leaves import draw_leaves
-from mild.nano.pictures import KEY, DrawingSettings, Pictures, caption, draw_pictures, random_hole
+from mild.nano.pictures import KEY, DrawingSettings, Pictures, caption, draw_pictures, filled_holes, random_hole
 
 SMALL = DrawingSettings(scenes=4, held_out=2, crops=2, drawn=64, side=32)
 FILES = ["pictures.npy", "outlines.npy", "captions.json", "held_out.npy"]
@@ -87,6 +89,16 @@ def test_any_number_of_processes_gives_the_same_bytes(folder: Path, tmp_path: Pa
     assert filecmp.cmpfiles(folder, tmp_path / "again", FILES, shallow=False) == (FILES, [], [])
 
 
+@pytest.mark.process
+def test_any_number_of_processes_draws_the_same_holes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "DRAWN_AT_ONCE", 2)  # more than one round
+    alone, together = (list(filled_holes(5, folder, 2, workers)) for workers in (1, 2))
+    assert len(alone) == len(together) == 8
+    for one, other in zip(itertools.chain(*alone), itertools.chain(*together), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
 def test_another_seed_draws_other_pictures(folder: Path, tmp_path: Path) -> None:
     draw_pictures(SMALL.model_copy(update={"seed": 1}), tmp_path / "other", workers=1)
     assert not np.array_equal(Pictures.open(folder).pictures, Pictures.open(tmp_path / "other").pictures)
@@ -127,7 +139,7 @@ def test_holes_leave_at_least_half_of_the_picture_and_lie_everywhere(with_outlin
     outlines = np.zeros((1, 64, 64), bool)
     outlines[0, 20:50, 28:38] = True
     holes = np.stack(
-        [random_hole(np.random.default_rng(seed), 64, outlines[: int(with_outlines)]) for seed in range(300)]
+        [random_hole(np.random.default_rng(seed), 64, list(outlines[: int(with_outlines)])) for seed in range(300)]
     )
     shares = holes.mean((1, 2))
     assert shares.min() >= 0.03
@@ -139,7 +151,6 @@ def test_holes_leave_at_least_half_of_the_picture_and_lie_everywhere(with_outlin
 
 
 def test_a_hole_follows_from_its_generator_alone() -> None:
-    outlines = np.zeros((0, 64, 64), bool)
-    holes = [random_hole(np.random.default_rng(seed), 64, outlines) for seed in (1, 1, 2)]
+    holes = [random_hole(np.random.default_rng(seed), 64, []) for seed in (1, 1, 2)]
     assert np.array_equal(holes[0], holes[1])
     assert not np.array_equal(holes[0], holes[2])

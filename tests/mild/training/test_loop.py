@@ -5,6 +5,7 @@ import filecmp
 import functools
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +27,10 @@ from mild.erasing.regions import editable, prefilled
 from mild.model.attention import modulated_attention
 from mild.model.backbone import BRANCHES, load_base
 from mild.model.layered import LayeredUNet
+from mild.model.saved import CONFIG
 from mild.settings import HmgSettings, MildSettings, OffsetSettings, PrefixSettings, TrainSettings, WarmUpSettings
 from mild.training.loop import BranchLoss, Examples, Preempted, _parameter_groups, train
+from mild.training.mixture import Mixture, Selection
 
 pytestmark = pytest.mark.slow
 
@@ -228,6 +231,36 @@ def test_training_further_starts_from_what_is_there(
         before, after = load_file(adapters / name), load_file(tmp_path / "further" / name)
         moved = [(after[key] - before[key]).abs().max().item() for key in before]
         assert 0 < max(moved) < 1.1e-6 and before.keys() == after.keys()
+
+
+def test_training_further_erases_as_before_unless_told_otherwise(
+    nano_base: str, adapters: Path, quick: TrainSettings, samples: Any, tmp_path: Path
+) -> None:
+    before = json.loads((adapters / CONFIG).read_text())
+    changed = {**before, "inference_steps": 3, "inference_resolution": 64}
+    begun = tmp_path / "begun"
+    shutil.copytree(adapters, begun)
+    (begun / CONFIG).write_text(json.dumps(changed))
+    values = quick.model_dump(exclude={"inference_steps", "inference_resolution", "mild"})
+    further = TrainSettings(**values | {"start_from": str(begun), "warm_up": {"start": 0, "end": 0}, "steps": 1})
+    train(further, samples, nano_base, str(tmp_path / "same"), _silent)
+    told = _changed(further, inference_steps=2)
+    told.model_fields_set.add("inference_steps")
+    train(told, samples, nano_base, str(tmp_path / "told"), _silent)
+    saved = [json.loads((tmp_path / name / CONFIG).read_text()) for name in ("same", "told")]
+    assert [one["inference_steps"] for one in saved] == [3, 2]
+    assert [one["inference_resolution"] for one in saved] == [64, 64]
+
+
+def test_a_run_does_not_go_on_with_other_weights_of_its_configurations(
+    nano_base: str, quick: TrainSettings, samples: Any, tmp_path: Path
+) -> None:
+    output, settings = str(tmp_path / "out"), _changed(quick, checkpoint_every=1, steps=2)
+    halves = {"a": Selection(samples, [0, 1]), "b": Selection(samples, [2, 3])}
+    with pytest.raises(Preempted):
+        train(settings, Mixture(halves, {"a": 1, "b": 1}), nano_base, output, _silent, stop=lambda: True)
+    with pytest.raises(UserError, match="weights of configurations"):
+        train(settings, Mixture(halves, {"a": 1, "b": 2}), nano_base, output, _silent)
 
 
 @torch.no_grad()
