@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pydantic import model_validator
 
 from dataset_tools.errors import Rejected, UserError
+from dataset_tools.file_names import is_unicode
 from dataset_tools.pair_list import PairRow
-from dataset_tools.photo_masks import PHOTO_SUFFIXES, is_unicode
+from dataset_tools.photo_masks import PHOTO_SUFFIXES
 from dataset_tools.picture_tables import PictureTable
 from dataset_tools.records import Split
 from dataset_tools.settings import Settings

@@ -14,7 +14,6 @@ are possible, it is taken to be upright, unless it has an EXIF orientation of it
 from __future__ import annotations
 
 import json
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -30,6 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pycocotools import mask as coco_mask
 
 from dataset_tools.errors import Rejected, UserError, credentials_to_mend
+from dataset_tools.file_names import infos_below, is_unicode, printable
 from dataset_tools.images import MOST_PIXELS
 from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
 from dataset_tools.records import PEOPLE, Rejection
@@ -101,48 +101,6 @@ class Place:
                 raise UserError(f"{self.prefix}{name}: {refusal}") from None
             raise Rejected("read-failed", f"{self.prefix}{name} cannot be read: {error}", transient=True) from None
         return data
-
-
-def files_below(folder: str | Path) -> list[str]:
-    """Names of the files below a local folder, with slashes, sorted; hidden files and folders are left out.
-
-    Linked folders count like others, except for those that lead back to a folder that they lie in.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    names: list[str] = []
-
-    def walk(place: str, before: str, above: frozenset[str]) -> None:
-        own = os.path.realpath(place)
-        if own in above:
-            return
-        try:
-            inside = [name for name in os.listdir(place) if not name.startswith(".")]
-        except OSError as error:
-            raise UserError(f"folder {printable(place)} cannot be read: {error.strerror}") from None
-        for name in inside:
-            if os.path.isdir(f"{place}/{name}"):
-                walk(f"{place}/{name}", f"{before}{name}/", above | {own})
-            else:
-                names.append(before + name)
-
-    walk(str(folder), "", frozenset())
-    return sorted(names)
-
-
-def infos_below(filesystem: LocalFileSystem, folder: str) -> dict[str, dict[str, Any]]:
-    """`files_below`, with what the filesystem knows of each; nothing of a link that leads nowhere, which is read later
-    or not at all. Raises `UserError` as that."""
-
-    def info(path: str) -> dict[str, Any]:
-        try:
-            known: dict[str, Any] = filesystem.info(path)
-        except FileNotFoundError:
-            return {}
-        return known
-
-    return {name: info(f"{folder}/{name}") for name in files_below(folder)}
 
 
 @dataclass(frozen=True)
@@ -581,16 +539,6 @@ def _area(polygon: np.ndarray) -> float:
 def plain_name(name: str) -> str:
     """A file name in one Unicode form: file systems differ in theirs."""
     return unicodedata.normalize("NFC", name)
-
-
-def is_unicode(name: str) -> bool:
-    """Whether a file's name is text: Linux allows any bytes, which Python shows as lone surrogates."""
-    return printable(name) == name
-
-
-def printable(name: str) -> str:
-    """A file name that can be printed and stored as UTF-8: bytes that are no text appear as ``\\udcff``."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _stem(name: str) -> str:

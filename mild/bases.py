@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataset_tools.file_names import files_below
 from dataset_tools.settings import digest_of
 from dataset_tools.storage import normal_place
 from dataset_tools.weights import HUB_ID, file_digest
@@ -32,9 +33,9 @@ def normal_name(name: str) -> str:
 
 
 def digest_of_place(name: str) -> str:
-    """sha256 (hex) over the names and contents of a base's or MILD directory's files; a hub id as it is."""
+    """sha256 (hex) over the names and contents of a base's or MILD directory's files, but hidden ones; a hub id as it
+    is."""
     folder = Path(place_of(name))
     if not folder.is_dir():
         return name
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest_of({str(path.relative_to(folder)): file_digest(path) for path in files})
+    return digest_of({name: file_digest(folder / name) for name in files_below(folder)})

@@ -16,12 +16,14 @@ from typing import Literal
 
 import cv2
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import CleanPlate, PeopleInPicture
 from dataset_tools.fetch import FetchSettings, open_filesystem, read_bytes, with_retries
+from dataset_tools.file_names import infos_below
 from dataset_tools.images import at_size
 from dataset_tools.records import ImageRecord
 from dataset_tools.schema import EffectKind, MadeBy
@@ -84,6 +86,9 @@ class Annotated:
 
         def find() -> list[list[str]]:
             filesystem, folder = open_filesystem(self._folder, settings.fetch, settings.root_options)
+            if isinstance(filesystem, LocalFileSystem):
+                below = infos_below(filesystem, folder) if filesystem.isdir(folder) else {}
+                return [[f"/{name}", *version_of(info)] for name, info in below.items()]
             filesystem.invalidate_cache()
             found = filesystem.find(folder, detail=True)
             return [[name.removeprefix(folder), *version_of(info)] for name, info in found.items()]

@@ -38,9 +38,9 @@ from pydantic import Field
 from dataset_tools.choice import ChoiceSettings, choose, published_split, stratum_of_boxes
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.fetch import FetchSettings, list_folder, map_in_order, read_bytes
+from dataset_tools.file_names import printable
 from dataset_tools.images import MOST_PIXELS, opened
 from dataset_tools.masks import MaskSettings, bounds
-from dataset_tools.photo_masks import printable
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.storage import state_on_disk, version_of

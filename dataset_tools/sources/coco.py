@@ -42,8 +42,9 @@ from dataset_tools.fetch import (
     open_filesystem,
     read_bytes,
 )
+from dataset_tools.file_names import printable
 from dataset_tools.json_rows import read_rows
-from dataset_tools.photo_masks import coco_rle, printable
+from dataset_tools.photo_masks import coco_rle
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split
 from dataset_tools.schema import KEYPOINTS, decode_rle
 from dataset_tools.settings import Settings, digest_of

@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from dataset_tools.errors import Rejected, UserError
+from dataset_tools.file_names import is_unicode, printable
 from dataset_tools.images import orient, read_orientation, undo_orientation
 from dataset_tools.mask_files import decode_mask_file
 from dataset_tools.masks import bounds, stratum
@@ -30,10 +31,8 @@ from dataset_tools.photo_masks import (
     PHOTO_SUFFIXES,
     PhotoMasks,
     Place,
-    is_unicode,
     open_masks,
     plain_name,
-    printable,
     upright_turn,
 )
 from dataset_tools.records import Curation, ImageRecord, InstanceRecord, Rejection, Role, cell_to_text

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import CleanPlate
 from dataset_tools.fetch import FetchSettings, look_up, map_in_order, open_filesystem, read_bytes, with_retries
+from dataset_tools.file_names import infos_below, printable
 from dataset_tools.images import (
     PHOTO_FORMATS,
     DecodeSettings,
@@ -38,7 +39,7 @@ from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
 from dataset_tools.masks import bounds, stratum
 from dataset_tools.pair_layouts import LayoutSettings, Rows, cell_of, rows_of_files, rows_of_tables
 from dataset_tools.pair_list import PAIR_LIST, SET_ASIDE, PairRow, read_pair_list, read_set_aside_list
-from dataset_tools.photo_masks import MAX_PIXELS, infos_below, printable, upright_turn
+from dataset_tools.photo_masks import MAX_PIXELS, upright_turn
 from dataset_tools.picture_tables import PictureTable
 from dataset_tools.ranges import is_http
 from dataset_tools.records import SPLITS, Curation, ImageRecord, InstanceRecord, Rejection, Split

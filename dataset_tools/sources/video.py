@@ -24,9 +24,9 @@ from dataset_tools.clips.reading import CLIP_SUFFIXES
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import InstanceEstimator
 from dataset_tools.fetch import OUR_MACHINE, FetchSettings, copy_file, open_filesystem, with_retries
+from dataset_tools.file_names import infos_below, printable
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.pair_list import PAIR_LIST, SET_ASIDE, PairRow, pair_list, set_aside_list
-from dataset_tools.photo_masks import printable
 from dataset_tools.ranges import is_http
 from dataset_tools.records import Rejection
 from dataset_tools.sources.pairs import PairsSettings
@@ -222,6 +222,8 @@ def _files(place: str, settings: VideoSettings) -> dict[str, tuple[str, ...]]:
             return {PurePosixPath(path).name: filesystem.info(path)}
         if not filesystem.isdir(path):
             raise UserError(f"clips: {place} does not exist")
+        if isinstance(filesystem, LocalFileSystem):
+            return infos_below(filesystem, path)
         found = filesystem.find(path, detail=True)
         names = {name.removeprefix(path).lstrip("/"): info for name, info in found.items()}
         return {name: info for name, info in names.items() if not any(part[0] == "." for part in name.split("/"))}

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dataset_tools.errors import UserError
-from dataset_tools.photo_masks import PHOTO_SUFFIXES, files_below
+from dataset_tools.file_names import files_below
+from dataset_tools.photo_masks import PHOTO_SUFFIXES
 from flows.commands.results import result_file
 from mild.erasing.layers import INDEX as LAYERS_INDEX
 from mild.erasing.layers import is_of_layers

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from dataset_tools.errors import Rejected, UserError
+from dataset_tools.file_names import files_below
 from dataset_tools.images import DecodeSettings, decode_image, without_pillows_limit
-from dataset_tools.photo_masks import CocoMasks, NamedMasks, Place, files_below
+from dataset_tools.photo_masks import CocoMasks, NamedMasks, Place
 from dataset_tools.photographs import read_photograph
 from flows.commands.chosen_people import Chosen
 

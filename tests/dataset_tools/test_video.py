@@ -209,3 +209,12 @@ def test_a_single_place_may_be_given_without_a_list(tmp_path: Path) -> None:
     (tmp_path / "one.mp4").write_bytes(b"")
     settings = VideoSettings.model_validate({"kind": "video", "clips": str(tmp_path / "one.mp4")})
     assert [clip.name for clip in list_clips(settings)[0]] == ["one.mp4"]
+
+
+def test_clips_in_linked_folders_count_like_others(tmp_path: Path) -> None:
+    for folder in ("clips", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "elsewhere/b.mp4").write_bytes(b"")
+    (tmp_path / "clips/more").symlink_to(tmp_path / "elsewhere")
+    clips, rejected = list_clips(VideoSettings(clips=(str(tmp_path / "clips"),)))
+    assert ([clip.name for clip in clips], rejected) == (["more/b.mp4"], [])

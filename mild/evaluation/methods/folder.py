@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from dataset_tools.errors import Rejected, UserError
+from dataset_tools.file_names import files_below
 from dataset_tools.images import MOST_PIXELS, DecodeSettings, decode_image
 from dataset_tools.photographs import read_file
 from dataset_tools.schema import KEY_PATTERN
@@ -154,5 +155,4 @@ class FolderMethod(MethodSettings):
             else:
                 expression += f"(?P={part})" if part in known else f"(?P<{part}>{_MATCHES[part]})"
                 known.add(part)
-        names = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-        return sorted(name for name in names if re.fullmatch(expression, name))
+        return [name for name in files_below(root) if re.fullmatch(expression, name)]

@@ -163,3 +163,17 @@ def test_the_fingerprint_is_that_of_names_and_contents(
     changed = fingerprint(elsewhere)
     (elsewhere / f"{cases[0].key}.png").rename(elsewhere / "another.png")
     assert len({before, changed, fingerprint(elsewhere)}) == 3
+
+
+def test_results_in_a_linked_folder_count_like_others(cases: list[Case], setup: Setup, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(cases[0].image).save(buffer, "PNG")
+    (tmp_path / "elsewhere").mkdir()
+    result = tmp_path / "elsewhere" / f"{cases[0].key}.png"
+    result.write_bytes(buffer.getvalue())
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/exact").symlink_to(tmp_path / "elsewhere")
+    method = FolderMethod(folder=str(tmp_path / "results"), pattern="{masks}/{key}.png")
+    before = method.fingerprint(setup)
+    result.write_bytes(buffer.getvalue() + b"changed")
+    assert method.fingerprint(setup) != before
