@@ -65,6 +65,21 @@ def test_a_folder_of_real_photographs_becomes_shards(
     assert sorted(row["reason"] for row in rejected if row["outcome"] == "image-rejected") == ["no-mask", "no-mask"]
 
 
+def test_folders_named_beside_a_settings_file_go_before_its_own(
+    photographs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, masks = photographs
+    recipe = tmp_path / "build.yaml"
+    source = {"kind": "folder", "photos": str(tmp_path / "absent"), "masks": str(tmp_path / "absent")}
+    recipe.write_text(yaml.safe_dump({"name": "mine", "source": {**source, "splits": {"train": 1.0}}}))
+    command = ["mild", "build", str(recipe), "--output", str(tmp_path / "dataset")]
+    monkeypatch.setattr(sys, "argv", [*command, "--photos", str(photos), "--masks", str(masks)])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code == 0
+    assert read_manifest(str(tmp_path / "dataset")).shards["real"]["train"][0].samples == 2
+
+
 def test_a_mask_that_changed_under_its_name_is_noticed(photographs: tuple[Path, Path], tmp_path: Path) -> None:
     """Neither name, size nor box differ, yet the next run rebuilds the shard of that photograph, and no other."""
     photos, masks = photographs

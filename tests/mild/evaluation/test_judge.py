@@ -134,13 +134,14 @@ def test_a_second_run_sends_nothing(ask: Callable[..., Standing], endpoint: Any)
     assert (again.sent, again.done, again.total, endpoint.asked) == (0, 8, 8, [])
 
 
-def test_another_model_temperature_or_picture_is_asked_anew_and_nothing_else(
+def test_another_model_temperature_server_or_picture_is_asked_anew_and_nothing_else(
     ask: Callable[..., Standing], endpoint: Any, pairs: list[Pair], tmp_path: Path
 ) -> None:
     ask()
     assert ask(model="other").sent == 8
     assert ask(temperature=0.0).sent == 8
     assert endpoint.asked[-1]["temperature"] == 0
+    assert ask(url=endpoint.url.replace("127.0.0.1", "localhost")).sent == 8, "servers answer to any model's name"
     Image.new("RGB", (64, 48)).save(pairs[0].result)
     pairs[0] = Pair(**{name: getattr(pairs[0], name) for name in Pair.__dataclass_fields__})
     assert ask().sent == 2
