@@ -158,3 +158,13 @@ def test_side_cars_that_moved_keep_their_fingerprint_and_those_that_changed_do_n
     (tmp_path / "elsewhere/sidecar/test/abc.json").write_text("{}")
     changed = AnnotatedSettings(root=str(tmp_path / "elsewhere")).open()
     assert changed.fingerprint() != annotated.fingerprint()
+
+
+def test_side_cars_in_a_linked_folder_count_like_others(annotated: Annotated, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    shutil.copytree(tmp_path / "sidecar", tmp_path / "store/sidecar", copy_function=shutil.copy2)
+    (tmp_path / "linked/sidecar").mkdir()
+    (tmp_path / "linked/sidecar/test").symlink_to(tmp_path / "store/sidecar/test")
+    before = AnnotatedSettings(root=str(tmp_path / "linked")).open().fingerprint()
+    (tmp_path / "store/sidecar/test/abc.json").write_text("{}")
+    assert AnnotatedSettings(root=str(tmp_path / "linked")).open().fingerprint() != before

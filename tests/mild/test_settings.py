@@ -20,6 +20,12 @@ def test_a_warm_up_that_ends_before_it_starts_is_refused() -> None:
         TrainSettings.check({"warm_up": {"start": 5, "end": 3}}, origin="test")
 
 
+def test_a_seed_that_torch_cannot_take_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UserError, match="seed"):
+        TrainSettings.check({"seed": 2**64}, origin="test")
+    assert TrainSettings.check({"seed": 2**64 - 1}, origin="test").seed == 2**64 - 1
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -38,6 +38,8 @@ def test_differences_are_taken_to_the_base_in_the_same_pipeline_where_it_is_run(
         ({"baseline": "full"}, "is none of the methods"),
         ({"methods": ["base", {"kind": "mild", "arm": "full", "below": "full"}]}, "none of the others: base"),
         ({"inference_step": 3}, "inference_steps"),
+        ({"inference_steps": 1001}, "inference_steps"),
+        ({"methods": [{"kind": "mild", "inference_steps": 1001}]}, "inference_steps"),
     ],
 )
 def test_a_wrong_setting_is_named(values: dict[str, object], named: str) -> None:
