@@ -1,4 +1,4 @@
-"""Files below a local folder, and what their names are called where they cannot be text."""
+"""Files below a folder, and what their names are called where they cannot be text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from dataset_tools.errors import UserError
@@ -39,9 +40,13 @@ def files_below(folder: str | Path) -> list[str]:
     return sorted(names)
 
 
-def infos_below(filesystem: LocalFileSystem, folder: str) -> dict[str, dict[str, Any]]:
+def infos_below(filesystem: AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
     """`files_below`, with what the filesystem knows of each; nothing of a link that leads nowhere, which is read later
-    or not at all. Raises `UserError` as that."""
+    or not at all. Of a store all that is not hidden. Raises `UserError` as that."""
+    if not isinstance(filesystem, LocalFileSystem):
+        found = filesystem.find(folder, detail=True)
+        names = {path[len(folder) :].lstrip("/"): info for path, info in found.items()}
+        return {name: names[name] for name in sorted(names) if not any(p.startswith(".") for p in name.split("/"))}
 
     def info(path: str) -> dict[str, Any]:
         try:

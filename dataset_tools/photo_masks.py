@@ -25,7 +25,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 from pycocotools import mask as coco_mask
 
 from dataset_tools.errors import Rejected, UserError, credentials_to_mend
@@ -67,11 +66,7 @@ class Place:
         if not self.filesystem.isdir(self.path):
             kind = "file" if self.path.lower().endswith(".json") else "folder"
             raise UserError(f"{kind} {self.root} does not exist")
-        if isinstance(self.filesystem, LocalFileSystem):
-            return infos_below(self.filesystem, self.path)
-        found = self.filesystem.find(self.path, detail=True)
-        names = {path[len(self.path) + 1 :]: info for path, info in found.items()}
-        return {name: names[name] for name in sorted(names) if not any(p.startswith(".") for p in name.split("/"))}
+        return infos_below(self.filesystem, self.path)
 
     def photographs(self) -> list[str]:
         """Names of the pictures below the folder, sorted. Raises `UserError` where there is none."""

@@ -6,7 +6,6 @@ The unit of work is the shard. A step's result is a small manifest; pictures go 
 from __future__ import annotations
 
 import contextlib
-import io
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -60,7 +59,7 @@ from dataset_tools.sources.video import ClipFile, VideoSettings, write_list, wri
 from dataset_tools.storage import Listings, open_root, tag_of
 from flows.caching import LOOKERS, File, Files, Job, are_unaltered, cached_step, keep_named, write_named
 from flows.progress import run_logger
-from flows.record_table import RecordTable, digest_of_records, write_record_table
+from flows.record_table import RecordTable, digest_of_records, parquet_bytes, write_record_table
 from flows.settings import InstancesSettings, Network, ParsingSettings, PictureSource, PoseSettings
 
 DOWNLOADS = "mild-downloads"
@@ -787,10 +786,3 @@ def download_slot(records: Sequence[ImageRecord]) -> contextlib.AbstractContextM
 def _records(job: PicturesJob) -> list[ImageRecord]:
     with RecordTable(job.work, job.table) as table:
         return list(table.records(*job.rows))
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file; equal tables give equal bytes."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()

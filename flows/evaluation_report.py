@@ -19,8 +19,8 @@ from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.storage import write_bytes
 from flows.caching import Files, cached_step
-from flows.dataset_steps import parquet_bytes
 from flows.evaluation_steps import CasesJob, EraseJob, FeaturesJob, InsightJob, PlannedJob, ScoreJob, SpectrumJob
+from flows.record_table import parquet_bytes
 from mild.bases import place_of
 from mild.evaluation.cases import CaseRow, read_rows
 from mild.evaluation.gallery import ShownCase, ShownLayers

@@ -11,7 +11,6 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import AfterValidator, Field
 
-from dataset_tools.errors import UserError
 from dataset_tools.folders import check_replaceable
 from dataset_tools.settings import Settings
 from dataset_tools.storage import check_writable, local_place
@@ -20,7 +19,7 @@ from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.progress import Display, Progress
 from flows.settings import Threads
-from mild.bases import digest_of_place, normal_name, place_of
+from mild.bases import check_apart, digest_of_place, normal_name
 from mild.nano.pictures import DrawingSettings, draw_pictures
 from mild.nano.settings import MARK, PretrainSettings
 
@@ -263,8 +262,7 @@ def check_pretrain(
     """
     recipe = PretrainRecipe.load(settings, changes)
     root = local_place(output, "a base")
-    if recipe.base is not None and os.path.realpath(place_of(recipe.base)) == os.path.realpath(root):
-        raise UserError(f"{root} would be replaced by what is trained from it: name another output")
+    check_apart(root, recipe.base)
     check_writable(root)
     check_replaceable(root, MARK)
     return recipe

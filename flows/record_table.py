@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import product
@@ -93,3 +94,10 @@ def digest_of_records(rows: Iterable[dict[str, Any]]) -> str:
         people = [{name: value for name, value in each.items() if name != "mask"} for each in row["instances"]]
         digest.update(digest_of({**row, "image": "", "instances": people}).encode())
     return digest.hexdigest()
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file; equal tables give equal bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()

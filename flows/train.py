@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -12,7 +11,6 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import AfterValidator, Field, model_validator
 
-from dataset_tools.errors import UserError
 from dataset_tools.folders import check_replaceable
 from dataset_tools.schema import Configuration
 from dataset_tools.settings import Settings
@@ -24,8 +22,8 @@ from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
 from flows.pages import show_picture
 from flows.progress import Display, Progress, run_logger
-from mild.bases import NANO, digest_of_place, normal_name, place_of
-from mild.model.saved import CONFIG
+from mild.bases import NANO, check_apart, digest_of_place, normal_name, place_of
+from mild.model.saved import CONFIG, erasing_as_before
 from mild.settings import TrainSettings
 from mild.training.launch import TrainRequest, check_shards, launch
 from mild.training.mixture import Mixture, usable
@@ -249,9 +247,7 @@ def check_train(
     recipe = TrainRecipe.load(settings, changes)
     root = local_place(output, "adapters")
     read_manifest(dataset)
-    begun = recipe.train.start_from
-    if begun is not None and os.path.realpath(place_of(begun)) == os.path.realpath(root):
-        raise UserError(f"{root} would be replaced by what is trained from it: name another output")
+    check_apart(root, recipe.train.start_from)
     check_writable(root)
     check_replaceable(root, CONFIG)
-    return recipe
+    return recipe.model_copy(update={"train": erasing_as_before(recipe.train)})

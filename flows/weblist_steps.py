@@ -19,7 +19,8 @@ from dataset_tools.sources.weblist import DownloadedSettings, WeblistSettings, W
 from dataset_tools.storage import Listings, is_url, remove_partials
 from dataset_tools.web import WebSettings, host_of
 from flows.caching import Files, Job, cached_step, write_named
-from flows.dataset_steps import PICTURES, parquet_bytes, read_table
+from flows.dataset_steps import PICTURES, read_table
+from flows.record_table import parquet_bytes
 
 PICTURE_FOLDER = "downloads"
 """Below the work folder. What lies there stays, whatever the settings: it need not be fetched again."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from dataset_tools.errors import UserError
 from dataset_tools.file_names import files_below
 from dataset_tools.settings import digest_of
 from dataset_tools.storage import normal_place
@@ -30,6 +32,12 @@ def place_of(name: str) -> str:
 def normal_name(name: str) -> str:
     """What a base or MILD directory is called, wherever one stands: `place_of` of all that has no name of its own."""
     return name if name in _BUNDLED else place_of(name)
+
+
+def check_apart(output: str, begun: str | None) -> None:
+    """Raise `UserError` where what is trained from a base or MILD directory, ``begun``, would take its place."""
+    if begun is not None and os.path.realpath(place_of(begun)) == os.path.realpath(output):
+        raise UserError(f"{output} would be replaced by what is trained from it: name another output")
 
 
 def digest_of_place(name: str) -> str:

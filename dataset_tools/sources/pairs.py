@@ -175,10 +175,8 @@ class PairsSource:
         """
         turn, orientation, value, name = record.instances[index].mask.split(":", 3)
         file = self._mask_file(name, self._bytes(name))
-        try:
+        with _named(name):
             mask = file.person(int(value) if value else None)
-        except Rejected as error:
-            raise Rejected(error.reason, f"{name}: {error.message}") from None
         return undo_orientation(orient(mask, int(turn)), int(orientation))
 
     def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:

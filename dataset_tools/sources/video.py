@@ -222,11 +222,7 @@ def _files(place: str, settings: VideoSettings) -> dict[str, tuple[str, ...]]:
             return {PurePosixPath(path).name: filesystem.info(path)}
         if not filesystem.isdir(path):
             raise UserError(f"clips: {place} does not exist")
-        if isinstance(filesystem, LocalFileSystem):
-            return infos_below(filesystem, path)
-        found = filesystem.find(path, detail=True)
-        names = {name.removeprefix(path).lstrip("/"): info for name, info in found.items()}
-        return {name: info for name, info in names.items() if not any(part[0] == "." for part in name.split("/"))}
+        return infos_below(filesystem, path)
 
     try:
         found = with_retries(find, place, settings.fetch)

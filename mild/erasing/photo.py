@@ -201,7 +201,7 @@ def _colours_and_dpi(image: Picture, name: str) -> tuple[bytes | None, tuple[flo
     if not isinstance(image, Image.Image):
         return None, None
     profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
-    if profile and image.mode in ("L", "CMYK"):
+    if profile and image.mode in ("L", "CMYK") and not image.has_transparency_data:
         profile = None  # `_rgb` follows it
     elif profile:
         try:

@@ -113,11 +113,6 @@ class JudgeSettings(PairsSettings):
         """As tables name who judges."""
         return self.model if self.temperature is None else f"{self.model} at temperature {self.temperature:g}"
 
-    @property
-    def asked(self) -> list[str]:
-        """Who answers: servers of one's own often answer to any name."""
-        return [self.judge, self.url]
-
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """US dollars."""
         return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
@@ -228,8 +223,9 @@ class _Run:
         show: Callable[[Standing], None],
     ) -> None:
         self._settings, self._answers, self._show = settings, answers, show
+        who = [settings.judge, settings.url]  # servers of one's own often answer to any name
         asked = {
-            (digest := digest_of([settings.asked, PROMPT, pair.digest, order])): _Question(pair, order, digest)
+            (digest := digest_of([who, PROMPT, pair.digest, order])): _Question(pair, order, digest)
             for pair in pairs
             for order in get_args(Order)
         }

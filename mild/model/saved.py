@@ -12,7 +12,7 @@ from dataset_tools.networks import NETWORKS
 from dataset_tools.settings import Settings
 from dataset_tools.weights import HUB_ID
 from mild.bases import place_of
-from mild.settings import MildSettings
+from mild.settings import MildSettings, TrainSettings
 
 FORMAT = 3
 """Version of the directory's layout."""
@@ -101,3 +101,16 @@ def read_config(folder: Path) -> SavedConfig:
             "version of mild that wrote it"
         )
     return SavedConfig.check(values, origin=str(path))
+
+
+def erasing_as_before(settings: TrainSettings) -> TrainSettings:
+    """The settings; how to erase, where they do not say it, as the directory of ``start_from`` does.
+
+    Raises:
+        UserError: as `fetched` and `read_config`.
+    """
+    if settings.start_from is None:
+        return settings
+    begun = read_config(fetched(settings.start_from))
+    names = {"inference_steps", "inference_resolution"} - settings.model_fields_set
+    return settings.model_copy(update={name: getattr(begun, name) for name in names})

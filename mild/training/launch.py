@@ -95,10 +95,8 @@ def launch(
     """
     _check_launcher(launcher)
     several = ["-m", *launcher] if launcher else []
-    # What is not set stays so: adapters that are trained further may say it.
-    said = request.model_dump_json(exclude_unset=True)
     process = subprocess.Popen(
-        [sys.executable, *several, "-m", "mild.training.launch", said],
+        [sys.executable, *several, "-m", "mild.training.launch", request.model_dump_json()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",

@@ -42,7 +42,7 @@ from mild.model.backbone import (
 )
 from mild.model.cues import Cue
 from mild.model.layered import LayeredUNet
-from mild.model.saved import CONFIG, fetched, read_config
+from mild.model.saved import CONFIG, erasing_as_before
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
 from mild.training.batches import Batch
@@ -180,7 +180,7 @@ def train(
     if (fresh is None) != (settings.fresh_composites is None):
         raise ValueError("fresh and settings.fresh_composites go together: give both or neither")
     check_machine(settings)
-    settings = _erasing_as_before(settings)
+    settings = erasing_as_before(settings)
     output = local_place(output, "adapters")
     samples, aside = usable(samples, settings.resolution, settings.batch_size)
     if latents is not None:
@@ -274,15 +274,6 @@ def train(
         seconds=time.monotonic() - started,
         set_aside=aside,
     )
-
-
-def _erasing_as_before(settings: TrainSettings) -> TrainSettings:
-    """The settings; how to erase, where they do not say it, as the directory of ``start_from`` does."""
-    if settings.start_from is None:
-        return settings
-    begun = read_config(fetched(settings.start_from))
-    names = {"inference_steps", "inference_resolution"} - settings.model_fields_set
-    return settings.model_copy(update={name: getattr(begun, name) for name in names})
 
 
 def check_machine(settings: TrainSettings) -> None:

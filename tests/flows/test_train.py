@@ -37,8 +37,8 @@ from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, ShardDataset, write_shard
 from flows.names import artifact_key
 from flows.progress import Display
-from flows.train import LatentsJob, TrainJob, TrainRecipe, train
-from mild.bases import NANO
+from flows.train import LatentsJob, TrainJob, TrainRecipe, check_train, train
+from mild.bases import NANO, NANO_ADAPTERS
 from mild.training.launch import PREEMPTED, TrainRequest, check_shards, launch, main, train_here
 
 STEPS = 10
@@ -465,3 +465,16 @@ def test_the_losses_are_all_there(undisturbed: Path) -> None:
     with (undisturbed / "loss.csv").open() as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
+
+
+def test_how_adapters_that_are_trained_further_erase_is_known_before_a_result_is_looked_for(
+    drawn_dataset: str, tmp_path: Path
+) -> None:
+    """What is not set is theirs; to set the default is to ask for something else."""
+    recipe = str(tmp_path / "recipe.yaml")
+    Path(recipe).write_text(f"train: {{start_from: {NANO_ADAPTERS}}}")
+    theirs = check_train(recipe, drawn_dataset, str(tmp_path / "out")).train
+    assert (theirs.inference_steps, theirs.inference_resolution) == (1, 256)
+    told = check_train(recipe, drawn_dataset, str(tmp_path / "out"), {"train.inference_steps": 25}).train
+    assert told.inference_steps == 25
+    assert told.determines() != theirs.determines()
