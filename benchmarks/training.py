@@ -14,9 +14,9 @@ squared error, gradient clipping, AdamW. All have UNets of equal weights and the
 
 Why three: what MILD learns of a sample with N people, the clean background and each of them, are N + 1 examples to a
 recipe that knows pictures and masks only. MILD takes two forward and backward passes for them whatever N is: the
-background's, and that of one person drawn at random, who stands for the sum over all N of eq. 5 (an estimate without
-bias, which counts N-fold). So its step sees all that three plain steps see only in expectation, and two thirds are what
-it would cost if SMA, HMG, cues and larger optimizer states cost nothing; latents that are kept save more.
+background's, and that of one person drawn at random, who counts N-fold and stands for the sum over all N of eq. 5
+(those whom others touch or hide are drawn more often). So its step stands for what three plain ones see, and two thirds
+are what it would cost if SMA, HMG, cues and larger optimizer states cost nothing; latents that are kept save more.
 
 Medians, lowest and highest of the rounds' ratios, and peak memory of a step, weights and optimizer included (each in a
 process of its own: of the CUDA allocator, or what the process grew by, on Linux), go to

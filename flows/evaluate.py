@@ -20,7 +20,17 @@ from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
 from dataset_tools.weights import file_digest
 from flows.caching import Files, Job, Outcome, result_storage, run_steps
-from flows.evaluation_report import BEFORE, SUMMARY, TABLE, Plan, ReportJob, SetMetric, read_summary, write_report
+from flows.evaluation_report import (
+    BEFORE,
+    SUMMARY,
+    TABLE,
+    Plan,
+    ReportJob,
+    SetMetric,
+    read_samples,
+    read_summary,
+    write_report,
+)
 from flows.evaluation_steps import (
     CasesJob,
     EraseJob,
@@ -47,7 +57,7 @@ from mild.bases import normal_name, place_of
 from mild.evaluation.cases import CaseRow, read_rows
 from mild.evaluation.methods.mild import MILDMethod
 from mild.evaluation.settings import DatasetSettings, EvaluateSettings
-from mild.evaluation.summary import DatasetRow, MethodRow, MetricRow
+from mild.evaluation.summary import DatasetRow, MethodRow, MetricRow, told_apart
 from mild.metrics.metric import DistributionMetric, PictureMetric
 from mild.model.saved import fetched, read_config
 
@@ -126,7 +136,9 @@ def check_evaluate(
     if adapters:
         read_config(fetched(adapters))
     if against and against != BEFORE:
-        read_summary(Path(local_place(against, "an evaluation to compare with")))
+        former = Path(local_place(against, "an evaluation to compare with"))
+        read_summary(former)
+        read_samples(former)
     if (free := recipe.person_free) is not None:
         place = free.place or dataset
         shards = read_manifest(place).shards.get(free.configuration, {}).get(free.split, [])
@@ -134,6 +146,8 @@ def check_evaluate(
             raise UserError(f"person_free: {place} holds no samples of {free.configuration}/{free.split}")
     check_writable(root)
     check_replaceable(root, SUMMARY)
+    if against == BEFORE and Path(root, TABLE).exists():
+        read_samples(Path(root))
     return recipe
 
 
@@ -182,7 +196,7 @@ class _Evaluation:
         layers, leakage = (
             self._insights(what, able, fingerprints, chosen[0], rows[chosen[0].key()]) for what in ("layers", "leakage")
         )
-        curve = Path(place_of(self.setup.adapters), "loss.svg") if self.setup.adapters else None
+        curve = Path(place_of(self.setup.adapters), "loss.csv") if self.setup.adapters else None
         plan = Plan(
             recipe=self.recipe,
             setup=self.setup,
@@ -273,7 +287,7 @@ class _Evaluation:
             )
         if not fingerprints:
             raise UserError("no method can be run: " + "; ".join(f"{row.name}: {row.not_run}" for row in known))
-        return known, fingerprints
+        return told_apart(known), fingerprints
 
     def _metrics(self) -> list[MetricRow]:
         return [
@@ -375,7 +389,7 @@ class _Evaluation:
                 ours.setdefault(method.arm or (method.place(self.setup), parts), method)
         chosen = list(ours.values())[: 1 if what == "layers" else None]
         # Layers of one alone tell nothing.
-        fitting = {row.key for row in rows if row.people > 1 or what == "leakage"}
+        fitting = {row.key for row in rows if (row.people > 1 or what == "leakage") and row.hole_share < 1}
         keys = ShardDataset.of_shards(cases.place, [cases.shard]).keys
         count = self.recipe.layers if what == "layers" else self.recipe.leakage
         indices = tuple(index for index in cases.indices if keys[index] in fitting)[:count]

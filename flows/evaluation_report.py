@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,13 +17,15 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, one_line
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.storage import write_bytes
 from flows.caching import Files, cached_step
 from flows.evaluation_steps import CasesJob, EraseJob, FeaturesJob, InsightJob, PlannedJob, ScoreJob, SpectrumJob
+from flows.progress import run_logger
 from flows.record_table import parquet_bytes
 from mild.bases import place_of
+from mild.charts import branch_loss_chart
 from mild.evaluation.cases import CaseRow, read_rows
 from mild.evaluation.gallery import ShownCase, ShownLayers
 from mild.evaluation.methods import Setup
@@ -74,7 +78,7 @@ class Plan(BaseModel):
     leakage: list[InsightJob]
     spectra: list[SpectrumJob]
     curve: str
-    """File of the adapters' loss curve; empty where there is none."""
+    """Table of the adapters' losses; empty where there is none."""
     against: str
     """Folder of another evaluation, or `BEFORE`; empty: none."""
     digests: list[str]
@@ -85,7 +89,7 @@ class ReportJob(PlannedJob):
     """Everything that stands at the output, on a `Plan`."""
 
     step: ClassVar[str] = "write-report"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 
 
@@ -124,7 +128,7 @@ def write_report(job: ReportJob) -> Files:
         pq.write_table(table, folder / TABLE)
         (folder / "tables.md").write_text(markdown_tables(summary), encoding="utf-8")
         (folder / "tables.tex").write_text(latex_tables(summary), encoding="utf-8")
-        chart = Path(plan.curve).read_text(encoding="utf-8") if plan.curve else None
+        chart = _loss_chart(Path(plan.curve)) if plan.curve else None
         page = render_report(
             summary, _shown_cases(values, how, plan.recipe.shown, folder), _shown_layers(plan, folder), chart
         )
@@ -143,6 +147,28 @@ def read_summary(folder: Path) -> Summary:
         raise UserError(f"{path} was written by another version of mild: evaluate again") from None
 
 
+def read_samples(folder: Path) -> pa.Table:
+    """The table of an evaluation that has a row a case and method. Raises `UserError` where there is none."""
+    path = folder / TABLE
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}): evaluate anew, or name another") from None
+    if missing := {"dataset", "key", "masks", "method"} - set(table.column_names):
+        raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}: evaluate anew, or name another")
+    return table
+
+
+def _loss_chart(path: Path) -> str | None:
+    """Drawn anew: what stands in a folder of others is no markup of this page. None where it is no table of losses."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return branch_loss_chart([{name: float(row[name]) for name in row} for row in csv.DictReader(file)])
+    except (ValueError, TypeError, KeyError, csv.Error):
+        run_logger().warning("%s is no table of losses, and the report shows none", path)
+        return None
+
+
 def _values(plan: Plan, dataset: str) -> Values:
     """What all methods reached on a dataset."""
     values = Values(dataset)
@@ -157,23 +183,52 @@ def _values(plan: Plan, dataset: str) -> Values:
             values.add_scores(score.erased.method.name, score.metric.name, pq.read_table(score.kept_at).to_pylist())
     for one in plan.sets:
         assert isinstance(one.metric, DistributionMetric)
-        free = one.metric.reference_pictures == "person-free"
-        reference = [job.kept_at for job in one.reference if free or job.of_cases.name == dataset]
+        reference = {job.of_cases.key(): job.kept_at for job in one.reference}
         for method in dict.fromkeys(job.method for job in one.results):
-            results = [job.kept_at for job in one.results if (job.method, job.of_cases.name) == (method, dataset)]
+            own = [job for job in one.results if (job.method, job.of_cases.name) == (method, dataset)]
+            if one.metric.reference_pictures == "person-free":
+                compared = [_Features(path) for path in reference.values()]
+            else:
+                # The truths of what there is a result of, and of nothing else.
+                compared = [_Features(reference[job.of_cases.key()], _there(job.of)) for job in own]
             seed = derived_seed(plan.recipe.seed, one.metric.name)
-            values.whole.setdefault(method, {})[one.metric.name] = _distance(one.metric, results, reference, seed)
+            found = _distance(one.metric, [_Features(job.kept_at) for job in own], compared, seed)
+            values.whole.setdefault(method, {})[one.metric.name] = found
     return values
 
 
-def _distance(metric: DistributionMetric, results: list[Path], reference: list[Path], seed: int) -> Cell:
-    counts = [sum(len(np.load(path, mmap_mode="r")) for path in side) for side in (results, reference)]
+def _there(erased: EraseJob | CasesJob) -> np.ndarray:
+    """(N,) bool: of which of the cases with a clean background a method has a result."""
+    assert isinstance(erased, EraseJob)
+    rows = [row for row in read_rows(erased.cases.kept_at) if row.truth]
+    return np.array([(erased.kept_at / row.key / f"{row.masks}.png").is_file() for row in rows], bool)
+
+
+@dataclass(frozen=True, eq=False)
+class _Features:
+    """Features of a shard's pictures, in a file."""
+
+    path: Path
+    chosen: np.ndarray | None = None
+    """(N,) bool: which of them; None: all."""
+
+    def read(self) -> np.ndarray:
+        """(n, D) float32; (0, 0) where there are none."""
+        features: np.ndarray = np.load(self.path)
+        return features if self.chosen is None else features[self.chosen]
+
+    def __len__(self) -> int:
+        return len(np.load(self.path, mmap_mode="r")) if self.chosen is None else int(self.chosen.sum())
+
+
+def _distance(metric: DistributionMetric, results: list[_Features], reference: list[_Features], seed: int) -> Cell:
+    counts = [sum(map(len, side)) for side in (results, reference)]
     if counts[0] == 0:
         return Cell(not_computed={"no result": 1})
     if counts[1] == 0:
         return Cell(not_computed={UNKNOWN: counts[0]})
     try:
-        value = metric.distance(_features(results), _features(reference), seed)
+        value = metric.distance(_read(results), _read(reference), seed)
     except NotComputed as reason:
         return Cell(not_computed={str(reason): counts[0]})
     enough = metric.enough_pictures
@@ -181,8 +236,8 @@ def _distance(metric: DistributionMetric, results: list[Path], reference: list[P
     return Cell(mean=value, count=counts[0], warning=few if min(counts) < enough else "")
 
 
-def _features(paths: list[Path]) -> Iterator[np.ndarray]:
-    return (features for path in paths if len(features := np.load(path)))
+def _read(parts: list[_Features]) -> Iterator[np.ndarray]:
+    return (part.read() for part in parts if len(part))
 
 
 def _compared(plan: Plan, job: ReportJob, table: pa.Table, how: How) -> Comparison | None:
@@ -190,11 +245,11 @@ def _compared(plan: Plan, job: ReportJob, table: pa.Table, how: How) -> Comparis
     if not plan.against:
         return None
     if plan.against != BEFORE:
-        return compare_with(plan.against, pq.read_table(Path(plan.against, TABLE)), table, how)
+        return compare_with(plan.against, read_samples(Path(plan.against)), table, how)
     standing = Path(job.root, TABLE)
     # A run that was killed here, or is repeated, compares with what the same table was about to replace.
     kept = Path(job.work, f"before-{hashlib.sha256(parquet_bytes(table)).hexdigest()[:16]}.parquet")
-    if standing.is_file() and not pq.read_table(standing).equals(table):
+    if standing.is_file() and not read_samples(standing.parent).equals(table):
         for older in Path(job.work).glob("before-*.parquet"):
             older.unlink()
         write_bytes(LocalFileSystem(), str(kept), standing.read_bytes())

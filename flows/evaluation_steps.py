@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from dataset_tools.schema import Sample
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Shard, ShardDataset
-from flows.caching import Files, Job, cached_step, write_named
+from flows.caching import Files, Job, Listings, cached_step, write_named
 from flows.names import artifact_key
 from flows.progress import Progress
 from mild.evaluation.methods import Setup
@@ -133,7 +133,7 @@ class EraseJob(KeptJob):
     """One method on the cases of one shard."""
 
     step: ClassVar[str] = "erase"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = PICTURES
     method: AnyMethod
     fingerprint: str
@@ -166,12 +166,27 @@ class EraseJob(KeptJob):
             yield held[at[given.get(own[index], own[index])]]
 
 
+class Erased(Files):
+    """Result of erasing."""
+
+    transient: int
+    """How many cases another run may do."""
+
+    def is_sound(self, job: Job, listings: Listings) -> bool:
+        """Whether the files are as they were written, and nothing is worth another try."""
+        return self.transient == 0 and super().is_sound(job, listings)
+
+    def told(self) -> str:
+        """What was written, and what is left to do."""
+        return super().told() + (f", to be tried again: {self.transient}" if self.transient else "")
+
+
 _BENCH: Any = None
 """The method that is in memory: steps run one after another in one process."""
 
 
 @cached_step
-def erase(job: EraseJob) -> Files:
+def erase(job: EraseJob) -> Erased:
     """Run the method; writes its results and how long each took."""
     from mild.evaluation.compare import Bench
 
@@ -181,7 +196,7 @@ def erase(job: EraseJob) -> Files:
     with Progress(artifact_key("evaluate-progress", job.root)) as progress:
         progress.stage(job.label())
         progress.expect(len(job.cases.indices) * len(job.cases.settings.masks))
-        _BENCH.erase_cases(
+        transient = _BENCH.erase_cases(
             job.method,
             job.fingerprint,
             job.setup,
@@ -192,7 +207,7 @@ def erase(job: EraseJob) -> Files:
             progress.advance,
             job.others(),
         )
-    return job.kept()
+    return Erased(**job.kept().model_dump(), transient=transient)
 
 
 def setup_of(recipe: EvaluateSettings | ReviewSettings, adapters: str) -> Setup:
@@ -342,7 +357,7 @@ class SpectrumJob(KeptJob):
     """The residual's spectrum of one method's results of one shard."""
 
     step: ClassVar[str] = "spectrum"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = PICTURES
     suffix: ClassVar[str] = ".json"
     erased: EraseJob

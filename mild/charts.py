@@ -14,8 +14,8 @@ WIDTH, HEIGHT = 7.5, 3.0
 """In inches of 72 points."""
 GREY = "#7a7a7a"
 COLOURS = ("#2a78b8", "#d9622b", "#3a9a5b", "#a04fb0", "#b8962a", GREY)
-STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "mild", "font.size": 9}
-"""Letters stay letters, and the same lines give the same bytes."""
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "mild", "font.size": 9, "text.parse_math": False}
+"""Letters stay letters, a dollar is one, and the same lines give the same bytes."""
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -47,19 +47,19 @@ def line_chart(lines: Mapping[str, Line], x_label: str, y_label: str, *, logarit
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.add_subplot()
+        shown = {}
         for name, line in lines.items():
             known = np.isfinite(line.y)
-            axes.plot(
+            shown[name] = axes.plot(
                 line.x[known],
                 line.y[known],
                 gid=name,
-                label=name if line.named else None,
                 color=line.colour,
                 linestyle=":" if line.dotted else "-",
                 linewidth=0.8 if line.faint else 1.8,
                 alpha=0.35 if line.faint else 1,
                 clip_on=False,
-            )
+            )[0]
         # Nobody takes half a step.
         if all(np.equal(line.x, np.rint(line.x)).all() for line in lines.values()):
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -72,14 +72,14 @@ def line_chart(lines: Mapping[str, Line], x_label: str, y_label: str, *, logarit
         axes.tick_params(which="both", color=GREY, labelcolor=GREY)
         axes.grid(color=GREY, alpha=0.3, linewidth=0.6, clip_on=False)
         axes.spines[:].set_visible(False)
-        if any(line.named for line in lines.values()):
-            figure.legend(loc="outside right upper", frameon=False, labelcolor=GREY)
+        if named := [name for name, line in lines.items() if line.named]:
+            handles = [shown[name] for name in named]
+            figure.legend(handles, named, loc="outside right upper", frameon=False, labelcolor=GREY)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
     # What stands before the element would be out of place within a page.
     drawn = buffer.getvalue()
-    named = ", ".join(name for name, line in lines.items() if line.named)
-    label = html.escape(f"{y_label} over {x_label}: {named}")
+    label = html.escape(f"{y_label} over {x_label}: {', '.join(named)}")
     return drawn[drawn.index("<svg ") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
@@ -98,6 +98,12 @@ def loss_chart(losses: Sequence[Mapping[str, float]], names: Sequence[str], *, l
             lines[f"{name}, each step"] = Line(steps, values, colour, faint=True, named=False)
             lines[name] = Line(steps, _running_mean(values), colour)
     return line_chart(lines, "step", "loss", logarithmic=logarithmic)
+
+
+def branch_loss_chart(losses: Sequence[Mapping[str, float]]) -> str:
+    """SVG of both branches' losses: rows of ``loss.csv``. Before the warm-up the foreground's is not computed."""
+    shown = [dict(row) if row["lambda"] > 0 else {**row, "foreground": np.nan} for row in losses]
+    return loss_chart(shown, ("background", "foreground"))
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

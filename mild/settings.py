@@ -189,9 +189,7 @@ class TrainSettings(Settings):
     sma_learning_rate: float = Field(1e-2, gt=0)
     """AdamW's for the scalars of SMA. They are biases on logits, which count from about 1 on; 20,000 steps of 1e-6
     would move them by 0.02 at most."""
-    lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-    ] = "constant"
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     """What the three learning rates are multiplied by over the steps, by diffusers' names."""
     lr_warmup_steps: int = Field(0, ge=0)
     """Steps in which the learning rates rise from zero; ``constant`` has none."""
@@ -247,7 +245,7 @@ class TrainSettings(Settings):
     cached_views: int | None = Field(None, ge=1)
     """Each sample is seen in this many fixed views (faulty masks, crop, flip, colours, person), whose latents the flow
     ``train`` computes once, before training, and keeps; null: in another view each time. At 512 pixels a view takes
-    256 KiB."""
+    256 KiB. Fixed views show everybody in turn; others more often those who touch somebody or are hidden in part."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass and of the UNet's frozen weights; all that is trained, the optimizer and the VAE
     stay in float32."""

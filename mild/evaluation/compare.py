@@ -29,7 +29,7 @@ from mild.evaluation.cases import (
     with_cues_of,
     write_picture,
 )
-from mild.evaluation.methods import Case, Eraser, MethodSettings, Setup
+from mild.evaluation.methods import Case, Eraser, MethodSettings, PassingFault, Setup
 from mild.evaluation.settings import DatasetSettings
 from mild.metrics.metric import UNKNOWN, DistributionMetric, Judged, NotComputed, PictureMetric
 from mild.seeds import derived_seed
@@ -61,7 +61,7 @@ class Bench:
         folder: Path,
         done: Callable[[int], None],
         others: Iterable[Sample] = (),
-    ) -> None:
+    ) -> int:
         """Run a method on samples; writes a folder of results, see `mild.evaluation.cases`.
 
         What a method cannot do, alone or at all, is a row with its reason, and the others go on. The first call of a
@@ -72,6 +72,9 @@ class Bench:
             fingerprint: of the method.
             done: called with the number of cases that are done.
             others: for each sample that whose cues it is given in place of its own; none: its own.
+
+        Returns:
+            How many cases the method could not do this time (`PassingFault`), and may do the next.
 
         Raises:
             UserError: the method cannot be opened.
@@ -88,11 +91,14 @@ class Bench:
         )
         # As `prepare_cases` has it: what shows nobody is no case.
         cases = (case for case in every if case.hole.any())
-        rows = []
+        rows, transient = [], 0
         for batch in _batches(cases, method.batch_size if _gpu() else 1):
-            rows += self._erase(batch, [derived_seed(seed, case.key) for case in batch], folder)
+            found, passing = self._erase(batch, [derived_seed(seed, case.key) for case in batch], folder)
+            rows += found
+            transient += passing
             done(len(batch))
         pq.write_table(pa.Table.from_pylist(rows, schema=RESULTS), folder / "results.parquet")
+        return transient
 
     def clear(self) -> None:
         """Forget the method, and give its memory back."""
@@ -102,7 +108,8 @@ class Bench:
 
             torch.cuda.empty_cache()
 
-    def _erase(self, cases: Sequence[Case], seeds: Sequence[int], folder: Path) -> list[dict[str, Any]]:
+    def _erase(self, cases: Sequence[Case], seeds: Sequence[int], folder: Path) -> tuple[list[dict[str, Any]], int]:
+        """Rows of results, and how many faults may pass."""
         failures = [_impossible(case) for case in cases]
         able = [index for index, failure in enumerate(failures) if not failure]
         given, chosen = [cases[index] for index in able], [seeds[index] for index in able]
@@ -128,13 +135,13 @@ class Bench:
                 {
                     "key": case.key,
                     "masks": case.kind,
-                    "seconds": seconds if index in found else None,
+                    "seconds": seconds if isinstance(result, np.ndarray) else None,
                     "peak_bytes": peak,
                     "device": _device(),
-                    "failure": result if isinstance(result, str) else "",
+                    "failure": "" if isinstance(result, np.ndarray) else str(result),
                 }
             )
-        return rows
+        return rows, sum(isinstance(result, PassingFault) for result in results)
 
 
 def score_cases(metric: PictureMetric, cases: Path, results: Path, rows: Sequence[CaseRow], target: Path) -> None:
@@ -221,7 +228,7 @@ def _read_results(results: Path) -> list[dict[str, str]]:
     return found
 
 
-def _tried(eraser: Eraser, cases: Sequence[Case], seeds: Sequence[int]) -> list[np.ndarray | str]:
+def _tried(eraser: Eraser, cases: Sequence[Case], seeds: Sequence[int]) -> list[np.ndarray | UserError]:
     """Each case's result, or why there is none: together, and where that fails each alone."""
     if not cases:
         return []
@@ -229,7 +236,7 @@ def _tried(eraser: Eraser, cases: Sequence[Case], seeds: Sequence[int]) -> list[
         return list(eraser.erase(cases, seeds))
     except UserError as error:
         if len(cases) == 1:
-            return [str(error)]
+            return [error]
     return [result for case, seed in zip(cases, seeds, strict=True) for result in _tried(eraser, [case], [seed])]
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dataset_tools.errors import UserError, one_line
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
+LOCK = "judge.lock"
 ANSWERS = "answers.sqlite"
 """In `mild.evaluation.pairs.folder_beside`."""
 HOPELESS = 5
@@ -110,8 +112,11 @@ class JudgeSettings(PairsSettings):
 
     @property
     def judge(self) -> str:
-        """As tables name who judges."""
-        return self.model if self.temperature is None else f"{self.model} at temperature {self.temperature:g}"
+        """As tables name who judges: the model, and where it is asked if not at OpenAI's own endpoint; servers of one's
+        own often answer to any name."""
+        url = self.url.rstrip("/")
+        place = "" if url == OPENAI else f" at {url.partition('://')[2]}"
+        return f"{self.model}{place}" + ("" if self.temperature is None else f", temperature {self.temperature:g}")
 
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """US dollars."""
@@ -173,7 +178,8 @@ class _Answer:
 
 
 def judge(pairs: Sequence[Pair], settings: JudgeSettings, folder: Path, show: Callable[[Standing], None]) -> Standing:
-    """Ask for every pair in both orders; what was answered before is not asked again.
+    """Ask for every pair in both orders; what was answered before is not asked again. One at a time asks: two would pay
+    twice, each up to the cap.
 
     Args:
         folder: where answers are kept; made where it is missing.
@@ -181,14 +187,14 @@ def judge(pairs: Sequence[Pair], settings: JudgeSettings, folder: Path, show: Ca
 
     Raises:
         UserError: the endpoint cannot be used (key, model, place, quota), or says nothing of tokens where there is a
-            cap. What was answered until then is kept.
+            cap. What was answered until then is kept. Or another is at work there.
     """
     if settings.max_cost is not None and not (settings.input_price or settings.output_price):
         raise UserError("max_cost needs the model's prices: set input_price and output_price")
     key = os.environ.get(KEY_VARIABLE)
     if not key and settings.url.rstrip("/") == OPENAI:
         raise UserError(f"{OPENAI} needs a key: put it into the environment variable {KEY_VARIABLE}, or set url")
-    with _answers(folder) as answers:
+    with _answers(folder) as answers, _alone(folder):
         return asyncio.run(_Run(pairs, settings, answers, show).all(key or "none"))
 
 
@@ -223,9 +229,8 @@ class _Run:
         show: Callable[[Standing], None],
     ) -> None:
         self._settings, self._answers, self._show = settings, answers, show
-        who = [settings.judge, settings.url]  # servers of one's own often answer to any name
         asked = {
-            (digest := digest_of([who, PROMPT, pair.digest, order])): _Question(pair, order, digest)
+            (digest := digest_of([settings.judge, PROMPT, pair.digest, order])): _Question(pair, order, digest)
             for pair in pairs
             for order in get_args(Order)
         }
@@ -391,6 +396,16 @@ def _why(error: Any, model: str) -> str:
     if isinstance(error, openai.APIConnectionError):
         return f"it cannot be reached ({one_line(error.__cause__ or error)}); what was answered is kept"
     return f"{one_line(error)}; what was answered is kept, and the same command goes on from there"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs from asking. The lock is the kernel's, and ends with the process."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"another mild judge is at work on {folder}: wait for it, or end it") from None
 
 
 @contextlib.contextmanager

@@ -72,13 +72,16 @@ def leakage_of(method: WindowsMethod, setup: Setup, cases: Iterable[Case], seed:
 
 
 def spectrum_of(method: str, cases: Path, results: Path, rows: Sequence[CaseRow]) -> Spectrum:
-    """Mean residual spectrum of a method's results, of all cases with a clean background; there may be none."""
+    """Mean residual spectrum of a method's results, in all holes as far as the clean background is known there.
+
+    There may be none.
+    """
     from mild.model.leakage import residual_spectrum
 
     found, frequencies = [], np.zeros(0)
     for judged in read_judged(cases, results, [row for row in rows if row.truth]):
-        if judged is not None and judged.truth is not None:
-            frequencies, amplitude = residual_spectrum(judged.result, judged.truth, judged.hole)
+        if judged is not None and judged.truth is not None and (judged.hole & judged.known).any():
+            frequencies, amplitude = residual_spectrum(judged.result, judged.truth, judged.hole & judged.known)
             found.append(amplitude)
     # Small pictures have no frequency in some rings.
     known = np.isfinite(found).any(0) if found else np.zeros(0, bool)

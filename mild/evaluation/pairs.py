@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, ValidationError
 
-from dataset_tools.errors import UserError
+from dataset_tools.errors import UserError, one_line
 from dataset_tools.settings import Settings
 from mild.evaluation.summary import MethodRow, Summary
 from mild.seeds import derived_seed
@@ -151,9 +151,15 @@ def blind_png(data: bytes, longest_side: int | None = None) -> bytes:
 
     Args:
         longest_side: in pixels; larger pictures are shrunk to it.
+
+    Raises:
+        UserError: it is no picture, or damaged.
     """
-    with Image.open(io.BytesIO(data)) as opened:
-        picture = Image.fromarray(np.asarray(opened.convert("RGB")))
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            picture = Image.fromarray(np.asarray(opened.convert("RGB")))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"a picture of the evaluation cannot be decoded ({one_line(error)}): evaluate anew") from None
     if longest_side is not None:
         picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -123,13 +123,10 @@ def rating_page(pairs: Sequence[Pair], settings: RateSettings, folder: Path) -> 
             raise HTTPException(404, "there is no such picture")
         try:
             before, edited = read_pair(items[item])
+            shown = blind_png(before if which == "before" else edited)
         except UserError:
             raise HTTPException(410, "the evaluation has changed; start mild rate again") from None
-        return Response(
-            blind_png(before if which == "before" else edited),
-            media_type="image/png",
-            headers=PICTURE_HEADERS,
-        )
+        return Response(shown, media_type="image/png", headers=PICTURE_HEADERS)
 
     return app
 

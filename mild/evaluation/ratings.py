@@ -15,6 +15,7 @@ from dataset_tools.storage import write_bytes
 from mild.evaluation.judge import judged
 from mild.evaluation.pairs import DrawnPairs, Opinion, Pair, PairsSettings
 from mild.evaluation.rate import rated
+from mild.evaluation.report.tables import in_latex, in_markdown
 from mild.evaluation.summarize import estimate
 from mild.evaluation.summary import Estimate
 from mild.seeds import derived_seed
@@ -230,21 +231,22 @@ def notes(table: RatingsTable) -> list[str]:
 def as_markdown(table: RatingsTable) -> str:
     """The table and its notes."""
     best = _best(table)
-    lines = [heads(table), ["---"] + ["---:"] * (len(heads(table)) - 1)]
+    titles = [in_markdown(head) for head in heads(table)]
+    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1)]
     for index, row in enumerate(cells(table)):
-        texts = [text.replace("\\", "\\\\").replace("|", "\\|") for text in row]
+        texts = [in_markdown(text) for text in row]
         lines.append([f"**{text}**" if (index, column) in best else text for column, text in enumerate(texts)])
     rows = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([*rows, "", *(f"- {note}" for note in notes(table))]) + "\n"
+    return "\n".join([*rows, "", *(f"- {in_markdown(note)}" for note in notes(table))]) + "\n"
 
 
 def as_latex(table: RatingsTable) -> str:
     """The table, for the package ``booktabs``, and its notes as caption."""
     best = _best(table)
-    lines = [" & ".join(map(_escaped, heads(table))) + r" \\", r"\midrule"]
+    lines = [" & ".join(map(in_latex, heads(table))) + r" \\", r"\midrule"]
     for index, row in enumerate(cells(table)):
         texts = [
-            rf"\textbf{{{_escaped(text)}}}" if (index, column) in best else _escaped(text)
+            rf"\textbf{{{in_latex(text)}}}" if (index, column) in best else in_latex(text)
             for column, text in enumerate(row)
         ]
         lines.append(" & ".join(texts) + r" \\")
@@ -252,7 +254,7 @@ def as_latex(table: RatingsTable) -> str:
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_escaped(' '.join(notes(table)))}}}",
+            rf"\caption{{{in_latex(' '.join(notes(table)))}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(heads(table)) - 1)}}}",
             r"\toprule",
             *lines,
@@ -294,9 +296,3 @@ def _best(table: RatingsTable) -> set[tuple[int, int]]:
             if len(known) > 1:
                 found |= {(index, column) for index, mean in enumerate(means) if mean == max(known)}
     return found
-
-
-def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    return "".join(special.get(letter, letter) for letter in text)

@@ -149,13 +149,17 @@ def groups_of(values: Values, how: How) -> list[Group]:
             name=name,
             dataset=values.dataset,
             cases=int(members.sum()),
-            cells={
-                method: {
-                    **{metric: _cell(values, method, metric, found, members, how) for metric, found in own.items()},
-                    **(_whole(values, method, how) if not name else {}),
-                }
-                for method, own in scores.items()
-            },
+            cells=_ranked(
+                {
+                    method: {
+                        **{metric: _cell(values, method, metric, found, members, how) for metric, found in own.items()},
+                        **(_whole(values, method, how) if not name else {}),
+                    }
+                    for method, own in scores.items()
+                },
+                scores,
+                members,
+            ),
             differences=_differences(values, scores, members, how, how.baseline),
             to_full=_differences(values, scores, members, how, how.full),
             to_below={
@@ -169,7 +173,8 @@ def groups_of(values: Values, how: How) -> list[Group]:
 
 
 def headline_of(groups: Sequence[Group], how: How) -> Headline | None:
-    """Who leads, by the first metric that has values, over all cases of the first dataset; None where there is none.
+    """Who leads, by the first metric that anybody has a rank by, over all cases of the first dataset; None where nobody
+    has.
 
     Of an arm's methods the arm speaks.
     """
@@ -178,13 +183,13 @@ def headline_of(groups: Sequence[Group], how: How) -> Headline | None:
     group, in_arms = groups[0], {method for methods in how.arms.values() for method in methods}
     for metric in how.metrics:
         reached = {
-            name: cells[metric.name].mean
+            name: cells[metric.name].ranked
             for name, cells in group.cells.items()
-            if name not in in_arms and metric.name in cells and cells[metric.name].mean is not None
+            if name not in in_arms and metric.name in cells and cells[metric.name].ranked is not None
         }
         if reached and how.baseline in group.cells:
             ranked = sorted(reached, key=lambda name: reached[name] or 0.0, reverse=metric.larger_is_better)
-            return _headline(group, metric, ranked, how)
+            return _headline(group, metric, ranked[0], how)
     return None
 
 
@@ -203,14 +208,15 @@ def estimate(keys: Sequence[str], values: np.ndarray, seed: int, resamples: int)
     if not known.any():
         return Estimate()
     _, picture = np.unique(np.asarray(keys)[known], return_inverse=True)
-    means = np.array([np.bincount(picture, row[known]) for row in values]) / np.bincount(picture)
-    trainings, pictures = map(np.arange, means.shape)
+    sums, counts = np.array([np.bincount(picture, row[known]) for row in values]), np.bincount(picture)
+    trainings, pictures = map(np.arange, sums.shape)
 
     def drawn(*indices: np.ndarray, axis: int) -> np.ndarray:
-        """Mean of what is drawn: (..., pictures), or (..., trainings) and (..., pictures)."""
+        """Mean of all values of what is drawn: (..., pictures), or (..., trainings) and (..., pictures)."""
         columns = indices[-1].astype(int)
         rows = indices[0].astype(int) if len(indices) > 1 else np.zeros((1,) * columns.ndim, int)
-        mean: np.ndarray = means[rows[..., :, None], columns[..., None, :]].mean((-2, -1))
+        drawn_sums = sums[rows[..., :, None], columns[..., None, :]].mean(-2).sum(-1)
+        mean: np.ndarray = drawn_sums / counts[columns].sum(-1)
         return mean
 
     low = high = None
@@ -219,7 +225,7 @@ def estimate(keys: Sequence[str], values: np.ndarray, seed: int, resamples: int)
             (trainings, pictures) if len(trainings) > 1 else (pictures,),
             drawn,
             n_resamples=resamples,
-            batch=max(1, _DRAWN // means.size),
+            batch=max(1, _DRAWN // sums.size),
             vectorized=True,
             confidence_level=CONFIDENCE,
             method="percentile",
@@ -288,19 +294,20 @@ def compare_with(place: str, before: pa.Table, now: pa.Table, how: How) -> Compa
             left_out.append(f"{method} on {dataset}: that run has none of these cases")
             continue
         for metric in how.metrics:
-            if metric.name not in now.column_names:
-                continue
             if metric.name not in before.column_names:
-                left_out.append(f"{metric.title}: that run did not compute it")
+                if metric.name in now.column_names:
+                    left_out.append(f"{metric.title}: that run did not compute it")
+                elif not metric.not_run:
+                    left_out.append(f"{metric.title}: it is of all pictures together, and is not compared")
                 continue
             values = [_both(pair, metric.name) for pair in pairs]
             both = np.array([list(map(_number, pair)) for pair in values if None not in pair]).reshape(-1, 2)
             keys = [pair[0]["key"] for pair, known in zip(pairs, values, strict=True) if None not in known]
-            gone = sum(now_value is None and old_value is not None for now_value, old_value in values)
-            if gone:
-                lost.append(
-                    f"{method} on {dataset}: {metric.title} of {gone} pictures was computed in that run, not in this"
-                )
+            where = f"{method} on {dataset}: {metric.title} of"
+            if gone := sum(now_value is None and old_value is not None for now_value, old_value in values):
+                lost.append(f"{where} {gone} pictures was computed in that run, not in this")
+            if parted := int((np.isinf(both[:, 1]) & np.isfinite(both[:, 0])).sum()):
+                lost.append(f"{where} {parted} pictures was that of identical ones in that run, and is not in this")
             finite = np.isfinite(both).all(1)
             if not finite.any():
                 continue
@@ -396,6 +403,28 @@ def _cell(values: Values, method: str, metric: str, scores: np.ndarray, members:
     )
 
 
+def _ranked(
+    cells: dict[str, dict[str, Cell]], scores: dict[str, dict[str, np.ndarray]], members: np.ndarray
+) -> dict[str, dict[str, Cell]]:
+    """The cells with what they are ranked by: `Cell.ranked`."""
+    with_ranks: dict[str, dict[str, Cell]] = {method: {} for method in cells}
+    for metric in dict.fromkeys(metric for own in cells.values() for metric in own):
+        having = {method: own[metric] for method, own in cells.items() if metric in own}
+        most = max(cell.count + cell.identical for cell in having.values())
+        # Distribution metrics have no values of single cases.
+        found = {method: own[metric][:, members] for method, own in scores.items() if metric in own}
+        finite = np.concatenate([np.zeros(0), *(values[np.isfinite(values)] for values in found.values())])
+        best = float(finite.max()) if finite.size else 0.0
+        for method, cell in having.items():
+            by = cell.mean
+            if cell.identical:
+                capped = np.where(np.isposinf(found[method]), best, found[method])
+                by = float(capped[:, ~np.isnan(capped).any(0)].mean())
+            whole = cell.count + cell.identical == most
+            with_ranks[method][metric] = cell.model_copy(update={"ranked": by if whole else None})
+    return with_ranks
+
+
 def _whole(values: Values, method: str, how: How) -> dict[str, Cell]:
     """Distribution metrics over all cases; of an arm the mean over its methods."""
     found = [values.whole.get(one, {}) for one in how.arms.get(method, [method])]
@@ -435,12 +464,13 @@ def _difference(
     return found
 
 
-def _headline(group: Group, metric: MetricRow, ranked: Sequence[str], how: How) -> Headline:
-    leader = ranked[0]
-    own = how.own if how.own in ranked else leader
+def _headline(group: Group, metric: MetricRow, leader: str, how: How) -> Headline:
+    reached = group.cells.get(how.own, {}).get(metric.name, Cell())
+    own = how.own if reached.mean is not None or reached.identical else leader
     found = group.differences.get(own, {}).get(metric.name, Estimate())
     mean = group.cells[leader][metric.name].mean
-    told = [f"{how.titles[leader]} leads by {metric.title}: {mean:.{metric.digits}f}"]
+    value = "identical to the truth" if mean is None else f"{mean:.{metric.digits}f}"
+    told = [f"{how.titles[leader]} leads by {metric.title}: {value}"]
     if own != how.baseline:
         who = "" if own == leader else f"{how.titles[own]}: "
         told.append(f"{who}{_told(found, metric)} {how.titles[how.baseline]}")
@@ -471,7 +501,7 @@ def _identity(row: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _both(pair: tuple[dict[str, Any], dict[str, Any]], metric: str) -> list[float | None]:
-    return [row[metric] for row in pair]
+    return [row.get(metric) for row in pair]
 
 
 def _number(value: float | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -36,6 +37,9 @@ class Cell(Estimate):
     """Pictures with a finite value, or that a distribution is made of."""
     identical: int = 0
     """Pictures with an infinite value (PSNR of a perfect result), which are not in the mean."""
+    ranked: float | None = None
+    """What it is ranked by: the mean, in which infinite values count like the best finite one of all methods. None
+    where another method has values of more pictures: whoever fails at the hard ones must not lead."""
     not_computed: dict[str, int] = {}
     """Reason to number of pictures."""
     warning: str = ""
@@ -83,6 +87,15 @@ def with_every_part(methods: Sequence[MethodRow]) -> list[MethodRow]:
     """Those of which every part works that works in any of them; none where no part does."""
     working = {part for method in methods for part, works in (method.parts or {}).items() if works}
     return [method for method in methods if working and all((method.parts or {}).get(part) for part in working)]
+
+
+def told_apart(methods: Sequence[MethodRow]) -> list[MethodRow]:
+    """The methods, with their names in the titles that several of them have."""
+    counts = Counter(method.title for method in methods)
+    return [
+        method.model_copy(update={"title": f"{method.title} ({method.name})"}) if counts[method.title] > 1 else method
+        for method in methods
+    ]
 
 
 class Group(_Part):

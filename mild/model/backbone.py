@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -222,8 +223,17 @@ def add_layered_lora(unet: UNet2DConditionModel, settings: LoraSettings, seed: i
     As usual with LoRA, A is random (from ``seed``) and B is zero: the UNet's output does not change yet.
 
     Raises:
-        UserError: no layer of the UNet has one of the names in ``settings.target_modules``.
+        UserError: the UNet has no layer of a name in ``settings.target_modules``, or none that can have an adapter.
     """
+    names = [name for name, _ in unet.named_modules()]
+    for target in settings.target_modules:
+        # As peft compares them; it complains only where none of all names is there.
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            near = difflib.get_close_matches(
+                target, {part for name in names for part in (name, name.rpartition(".")[2])}
+            )
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise UserError(f"lora.target_modules: the UNet has no layer {target}{hint}")
     unet.requires_grad_(False)
     with torch.random.fork_rng(devices=[]), _several_adapters_are_meant():
         torch.manual_seed(seed)

@@ -109,7 +109,7 @@ class Batch:
     extent_judged: torch.Tensor
     """Bool: where they are judged, outside the hole or, for the foreground, inside, as far as the truth is known."""
     weight: torch.Tensor
-    """(B,) float32: how often each example counts in the sum of eq. 5."""
+    """(B,) float32: how often each example counts: of the foreground as often as the sum of eq. 5 has terms."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""

@@ -30,7 +30,7 @@ from dataset_tools.settings import digest_of
 from dataset_tools.shards import Samples
 from dataset_tools.storage import local_place, remove_partials
 from mild.bases import digest_of_place
-from mild.charts import loss_chart
+from mild.charts import branch_loss_chart
 from mild.erasing.pipeline import as_ddim
 from mild.model.backbone import (
     BRANCHES,
@@ -127,8 +127,9 @@ def train(
     image's latent for one person a sample, sees the image with the *other* people masked and is judged inside
     the person's mask; `mild.training.batches` says what they learn from which configuration. Both share t and noise,
     SMA and HMG; the model is given faulty masks only. One person stands for the sum over all N (eq. 5) and so counts
-    N-fold. All randomness comes from ``settings.seed``, the step and the sample's key; on a CPU, equal runs with as
-    many threads give equal bytes.
+    N-fold; those who touch others or are hidden in part are drawn more often than eq. 5 has it
+    (`mild.training.batches.draw_person`), but for fixed views, which show everybody in turn. All randomness comes from
+    ``settings.seed``, the step and the sample's key; on a CPU, equal runs with as many threads give equal bytes.
 
     The directory, which appears whole or not at all, is that of `mild.model.layered` with ``loss.csv`` and ``loss.svg``
     beside it, and ``samples.png`` where sample pictures are drawn. What the run shows of itself before lies in
@@ -185,12 +186,15 @@ def train(
     samples, aside = usable(samples, settings.resolution, settings.batch_size)
     if latents is not None:
         latents.check(samples.keys)
+    untrained = _untrained(settings)
     work = Path(f"{output}.work")
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision, log_with=list(settings.trackers) or None, project_dir=logs_of(work)
     )
     if aside and accelerator.is_main_process:
         _log.warning(aside)
+    if untrained and accelerator.is_main_process:
+        _log.warning(untrained)
     _check_processes(accelerator, settings)
     sharding = sharding_asked_for(accelerator, settings)
     identity = {
@@ -235,6 +239,7 @@ def train(
                     batch_size=settings.batch_size,
                     count=len(samples),
                     aside=f" ({aside})" if aside else "",
+                    untrained=f"\n- {untrained}" if untrained else "",
                     dataset=dataset_digest,
                     first=losses[0]["loss"],
                     last=losses[-1]["loss"],
@@ -274,6 +279,14 @@ def train(
         seconds=time.monotonic() - started,
         set_aside=aside,
     )
+
+
+def _untrained(settings: TrainSettings) -> str:
+    """A line on a branch that no step trains; empty where both are, or were before."""
+    trained = {branch for step in range(settings.steps) for branch in stage_at(settings, step).branches}
+    if settings.start_from is not None or not (missing := [branch for branch in BRANCHES if branch not in trained]):
+        return ""
+    return f"Not trained in {settings.steps} steps: `{missing[0]}` (see warm_up and protect_background)"
 
 
 def check_machine(settings: TrainSettings) -> None:
@@ -863,14 +876,12 @@ def _write_losses(folder: Path, losses: list[dict[str, float]]) -> None:
         rows = csv.DictWriter(file, LOSS_COLUMNS, lineterminator="\n")
         rows.writeheader()
         rows.writerows({"step": step, **values} for step, values in enumerate(losses, start=1))
-    # Before the warm-up the foreground is not computed.
-    shown = [row if row["lambda"] > 0 else row | {"foreground": math.nan} for row in losses]
-    (folder / "loss.svg").write_text(loss_chart(shown, ("background", "foreground")), encoding="utf-8")
+    (folder / "loss.svg").write_text(branch_loss_chart(losses), encoding="utf-8")
 
 
 ABOUT = """\
 - Training: {steps} steps of {batch_size} samples; loss {first:.4g} at the first step, {last:.4g} at the last
-  (`loss.csv`, `loss.svg`)
+  (`loss.csv`, `loss.svg`){untrained}
 - Data: {count} samples an epoch{aside}, digest `{dataset}`
 - Licence: these weights come from the base and from the data; whoever passes them on is bound by both
 """

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -19,14 +21,15 @@ from dataset_tools.errors import UserError
 from dataset_tools.shards import ShardDataset
 from dataset_tools.storage import open_root
 from flows import cli
-from flows.evaluate import check_evaluate, evaluate
+from flows.evaluate import _Evaluation, check_evaluate, evaluate
+from flows.evaluation_report import _loss_chart
 from flows.evaluation_steps import EraseJob, InsightJob, cases_jobs, erase
 from mild.bases import NANO, NANO_ADAPTERS
 from mild.evaluation.cases import case_of, prepare_cases
 from mild.evaluation.leakage import leakage_of
 from mild.evaluation.methods import Setup
 from mild.evaluation.methods.mild import MILDMethod
-from mild.evaluation.settings import DatasetSettings
+from mild.evaluation.settings import DatasetSettings, EvaluateSettings
 from mild.evaluation.summary import Summary
 from mild.metrics.inception import FID
 
@@ -235,6 +238,27 @@ def test_sets_of_pictures_are_compared_over_all_shards(
     assert more["steps"] - more["cached"] == 2 * (1 + 1 + 2) + 1 + 1
 
 
+def test_a_set_that_lacks_results_is_compared_with_the_same_places_and_has_no_rank(
+    tmp_path: Path, drawn_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Truth itself, but for one picture: its distance is none, and it must not lead by that."""
+
+    def features(self: FID, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([picture.mean((0, 1)) for picture in pictures]).astype(np.float32)
+
+    held = {sample.key: sample for sample in ShardDataset(drawn_dataset, "composite", "train")}
+
+    def tried(eraser: Any, cases: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
+        return [UserError("too hard") if case.key == "sample-1" else held[case.key].background for case in cases]
+
+    monkeypatch.setattr(FID, "features", features)
+    monkeypatch.setattr(FID, "features_fingerprint", lambda self: "mean colours")
+    monkeypatch.setattr(FID, "missing", lambda self: None)
+    monkeypatch.setattr("mild.evaluation.compare._tried", tried)
+    cell = run(tmp_path, drawn_dataset, metrics=["fid"], methods=["telea"])["summary"]["groups"][0]["cells"]["telea"]
+    assert cell["fid"]["count"] == 5 and cell["fid"]["mean"] == pytest.approx(0, abs=1e-3)
+
+
 def _frechet(a: np.ndarray, b: np.ndarray) -> float:
     """Heusel et al. 2017, eq. 6, by SciPy's matrix root."""
     first, second = np.cov(a.T), np.cov(b.T)
@@ -304,6 +328,62 @@ def test_each_method_that_fails_is_told_its_own_reason(tmp_path: Path, drawn_dat
     for name in ("tea", "coffee"):
         (reason,) = cells[name]["psnr_hole"]["not_computed"]
         assert f"{name} is out" in reason
+
+
+def test_a_program_that_failed_is_tried_again_by_the_next_run(tmp_path: Path, drawn_dataset: str) -> None:
+    """As where a library of it was missing; what it could do is kept from then on."""
+    there = tmp_path / "library"
+    methods = [
+        {"kind": "command", "name": "program", "command": ["sh", "-c", f"test -e {there} && cp image.png result.png"]}
+    ]
+    datasets = {"drawn": {"configuration": "composite", "split": "train", "samples": 2}}
+    told = []
+    for _ in range(3):
+        result = run(tmp_path, drawn_dataset, methods=["telea", *methods], datasets=datasets)
+        rows = pq.read_table(tmp_path / "out/samples.parquet").to_pylist()
+        own = [row for row in rows if row["method"] == "program"]
+        told.append(([row["psnr_hole"] is None for row in own], [row["seconds"] is None for row in own]))
+        there.touch()
+    assert told == [([True] * 2, [True] * 2)] + [([False] * 2, [False] * 2)] * 2
+    assert result["cached"] == result["steps"]
+
+
+def test_who_fills_the_whole_picture_is_not_looked_into(
+    tmp_path: Path, drawn_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can be erased there; the next picture is looked into."""
+    asked: list[Any] = []
+    monkeypatch.setattr(_Evaluation, "_do_here", lambda self, step, jobs: asked.extend(jobs) or [])
+    evaluation = _Evaluation(EvaluateSettings.load(recipe(tmp_path)), drawn_dataset, NANO_ADAPTERS, str(tmp_path))
+    held = ShardDataset(drawn_dataset, "composite", "train")
+    (cases, *_) = cases_jobs(evaluation.place, "drawn", DatasetSettings(split="train"), held, np.arange(len(held)))
+    first, *others = prepare_cases(cases.samples(), cases.settings, cases.kept_at)
+    for what in ("layers", "leakage"):
+        evaluation._insights(what, [MILDMethod()], {"mild": ""}, cases, [replace(first, hole_share=1.0), *others])
+    assert [job.erased.cases.indices for job in asked] == [(1,), (1,)]
+
+
+def test_a_table_of_the_run_before_that_cannot_be_read_is_told_of_at_the_door(
+    again: Path, drawn_dataset: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = str(tmp_path_factory.mktemp("new") / "out")
+    for broken in (b"no table", b""):
+        (again / "out/samples.parquet").write_bytes(broken)
+        for output, against in ((str(again / "out"), "before"), (elsewhere, str(again / "out"))):
+            with pytest.raises(UserError, match=r"samples.parquet cannot be read"):
+                check_evaluate(recipe(again), drawn_dataset, "", output, None, against)
+    pq.write_table(pa.table({"other": [1]}), again / "out/samples.parquet")
+    with pytest.raises(UserError, match="lacks the columns"):
+        check_evaluate(recipe(again), drawn_dataset, "", elsewhere, None, str(again / "out"))
+
+
+def test_the_loss_curve_is_drawn_anew_and_nothing_of_it_is_markup(tmp_path: Path) -> None:
+    (tmp_path / "loss.csv").write_text("step,loss,background,foreground,extents,lambda\n1,2,1,1,0,1\n2,1,0.5,0.5,0,1\n")
+    chart = _loss_chart(tmp_path / "loss.csv")
+    assert chart is not None and chart.startswith("<svg ") and 'id="foreground"' in chart
+    for broken in ('<meta http-equiv="refresh">', "step\n<b>\n", "background,lambda\n1,x\n"):
+        (tmp_path / "loss.csv").write_text(broken)
+        assert "<meta" not in (_loss_chart(tmp_path / "loss.csv") or "")
 
 
 def test_cues_are_shuffled_over_all_shards(tmp_path: Path, drawn_dataset: str) -> None:

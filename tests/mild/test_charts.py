@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,6 +24,13 @@ def test_a_line_goes_through_its_points_linearly_or_by_powers(heights: Callable[
 def test_no_tick_stands_at_half_a_step() -> None:
     chart = line_chart({"loss": Line(np.arange(1, 5), np.ones(4), "red")}, "step", "loss")
     assert re.findall(r'<g id="xtick_\d+">.*?>([\d.]+)</text>', chart, re.DOTALL) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("name", [r"Ours ($\lambda_$)", "Ours ($5 and $6)", "_hidden", "a & <b>"])
+def test_a_name_is_shown_as_it_is(name: str) -> None:
+    chart = line_chart({name: Line(np.arange(2), np.ones(2), "red")}, "step", "loss")
+    texts = {"".join(element.itertext()) for element in ElementTree.fromstring(chart).iter() if element.text}
+    assert name in texts
 
 
 def test_the_same_lines_give_the_same_text_that_asks_for_nothing_else() -> None:

@@ -56,6 +56,10 @@ class Case:
         return union
 
 
+class PassingFault(UserError):
+    """A method could not do a case, and may be able to another time: a program that failed, or took too long."""
+
+
 class Eraser(Protocol):
     """A method that fills holes, with its networks in memory."""
 

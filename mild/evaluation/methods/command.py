@@ -35,7 +35,7 @@ from pydantic import AfterValidator, Field
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.schema import encode_png
 from dataset_tools.settings import digest_of
-from mild.evaluation.methods import Case, MethodSettings, Setup, keep_outside
+from mild.evaluation.methods import Case, MethodSettings, PassingFault, Setup, keep_outside
 from mild.evaluation.methods.folder import read_result
 from mild.evaluation.methods.placeholders import checked, filled
 
@@ -139,7 +139,7 @@ def _run(command: list[str], folder: Path, time_limit: float) -> None:
     """Run a program in a folder until it ends, and nothing of it any longer.
 
     Raises:
-        UserError: it cannot be started, ended with another exit code than 0, or took too long.
+        PassingFault: it cannot be started, ended with another exit code than 0, or took too long.
     """
     # A path that is relative is so to our working folder, and not to the program's.
     program = os.path.abspath(shutil.which(command[0]) or command[0])
@@ -155,18 +155,18 @@ def _run(command: list[str], folder: Path, time_limit: float) -> None:
                 process_group=0,
             )
         except OSError as error:
-            raise UserError(f"{command[0]} cannot be started: {error.strerror}") from None
+            raise PassingFault(f"{command[0]} cannot be started: {error.strerror}") from None
         try:
             code = process.wait(time_limit)
         except subprocess.TimeoutExpired:
-            raise UserError(f"{command[0]} was killed after {time_limit:g} s, its time_limit") from None
+            raise PassingFault(f"{command[0]} was killed after {time_limit:g} s, its time_limit") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if code:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise UserError(f"{command[0]} {how}: {_last_line(stderr)}")
+            raise PassingFault(f"{command[0]} {how}: {_last_line(stderr)}")
 
 
 def _last_line(stream: IO[bytes]) -> str:

@@ -39,7 +39,7 @@ class Value:
     cell: Cell
     digits: int
     rank: Rank
-    """Among the methods of the table, by the mean."""
+    """Among the methods of the table, by `Cell.ranked`."""
     difference: Estimate
     """To the baseline; empty for the baseline itself and for metrics that are no means over pictures."""
     verdict: Verdict
@@ -234,13 +234,13 @@ def by_verdict(changes: Iterable[Change]) -> list[Change]:
 
 def markdown_tables(summary: Summary) -> str:
     """All tables of the report as Markdown (GitHub's)."""
-    lines = [f"**{_markdown(summary.headline.sentence)}**", ""] if summary.headline else []
+    lines = [f"**{in_markdown(summary.headline.sentence)}**", ""] if summary.headline else []
     for form in _forms(summary):
-        lines += [f"### {_markdown(form.title)}", "", f"{_markdown(form.caption)}", ""]
-        lines += [_markdown_row([_markdown(head) for head in form.heads])]
+        lines += [f"### {in_markdown(form.title)}", "", f"{in_markdown(form.caption)}", ""]
+        lines += [_markdown_row([in_markdown(head) for head in form.heads])]
         lines += ["|" + "|".join(" --- " if index < form.texts else " ---: " for index in range(len(form.heads))) + "|"]
         lines += [_markdown_row([_markdown_cell(cell) for cell in row]) for row in form.rows]
-        lines += ["", *(f"- {_markdown(note)}" for note in form.notes), ""]
+        lines += ["", *(f"- {in_markdown(note)}" for note in form.notes), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
@@ -253,10 +253,10 @@ def latex_tables(summary: Summary) -> str:
             "",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_latex(caption)}}}",
+            rf"\caption{{{in_latex(caption)}}}",
             rf"\begin{{tabular}}{{{'l' * form.texts}{'r' * (len(form.heads) - form.texts)}}}",
             r"\toprule",
-            " & ".join(_latex(head) for head in form.heads) + r" \\",
+            " & ".join(in_latex(head) for head in form.heads) + r" \\",
             r"\midrule",
             *(" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in form.rows),
             r"\bottomrule",
@@ -315,13 +315,15 @@ def _notes(cell: Cell) -> list[str]:
     notes = [cell.warning] if cell.warning else []
     if cell.identical and cell.mean is not None:
         notes.append(f"{cell.identical} identical to the reference (infinite), not in the mean")
+    if cell.ranked is None and cell.mean is not None:
+        notes.append("without a rank: others have values of more pictures")
     return notes + [f"not computed for {count}: {reason}" for reason, count in cell.not_computed.items()]
 
 
 def _values(
     metric: MetricRow, rows: list[Row], cells: Sequence[Cell | None], group: Group, baseline: str, common: list[str]
 ) -> list[Value | None]:
-    means = [None if row.member or cell is None else cell.mean for row, cell in zip(rows, cells, strict=True)]
+    means = [None if row.member or cell is None else cell.ranked for row, cell in zip(rows, cells, strict=True)]
     values: list[Value | None] = []
     for row, cell, rank in zip(rows, cells, _ranks(means, metric.larger_is_better), strict=True):
         if cell is None:
@@ -358,7 +360,7 @@ def _ablation(
     """Rows with the fewest parts first, ranked among themselves."""
     marks = sorted(marks, key=lambda mark: sum(mark[1]))
     ranks = [
-        _ranks([value and value.cell.mean for value in values], column.metric.larger_is_better)
+        _ranks([value and value.cell.ranked for value in values], column.metric.larger_is_better)
         for column, values in zip(table.columns, zip(*(row.values for row, _ in marks), strict=True), strict=True)
     ]
     rows = []
@@ -487,27 +489,29 @@ def _form_of_changes(summary: Summary) -> _Form:
     )
 
 
-def _markdown(text: str) -> str:
+def in_markdown(text: str) -> str:
+    """Text as Markdown that shows it, on one line."""
     return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", " ".join(text.split()))
 
 
 def _markdown_cell(cell: _Text) -> str:
-    main = _markdown(cell.main)
+    main = in_markdown(cell.main)
     if cell.rank:
         main = f"**{main}**" if cell.rank == "best" else f"<ins>{main}</ins>"
-    return main + (f"<br><sub>{_markdown(cell.small)}</sub>" if cell.small else "")
+    return main + (f"<br><sub>{in_markdown(cell.small)}</sub>" if cell.small else "")
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _latex(text: str) -> str:
+def in_latex(text: str) -> str:
+    """Text as LaTeX that shows it, on one line."""
     return "".join(LATEX_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
 
 
 def _latex_cell(cell: _Text) -> str:
-    main = _latex(cell.main)
+    main = in_latex(cell.main)
     if cell.rank:
         main = rf"\textbf{{{main}}}" if cell.rank == "best" else rf"\underline{{{main}}}"
-    return main + (rf" {{\scriptsize {_latex(cell.small)}}}" if cell.small else "")
+    return main + (rf" {{\scriptsize {in_latex(cell.small)}}}" if cell.small else "")

@@ -162,6 +162,7 @@ def test_what_a_method_cannot_do_is_told_and_the_others_are_done(
         "",
         "the masks cover the whole picture",
     ]
+    assert [row["seconds"] is None for row in rows] == [False, True, False, True]
     assert sorted(path.parent.name for path in tmp_path.glob("*/exact.png")) == ["sample-0", "sample-2"]
 
 

@@ -13,11 +13,12 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from dataset_tools.errors import UserError
-from mild.evaluation.judge import ANSWERS, OPENAI, JudgeSettings, Standing, _read, judge, judged
-from mild.evaluation.pairs import Pair, PairsSettings, draw_pairs
+from mild.evaluation.judge import ANSWERS, LOCK, OPENAI, JudgeSettings, Standing, _read, judge, judged
+from mild.evaluation.pairs import Opinion, Pair, PairsSettings, draw_pairs
 
 PRICES = {"input_price": 10.0, "output_price": 100.0}
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 100}
@@ -60,6 +61,12 @@ def verdict(score: int, **changed: Any) -> str:
     """An answer as it is asked for, but for what is changed."""
     names = ("naturalness", "semantic_consistency", "visual_harmony", "artifact_suppression")
     return json.dumps({**dict.fromkeys(names, score), "success": True, **changed})
+
+
+def only(opinions: dict[str, list[Opinion]]) -> list[Opinion]:
+    """Those of the one judge that there is."""
+    (said,) = opinions.values()
+    return said
 
 
 def seen(body: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
@@ -121,7 +128,7 @@ def test_no_request_names_a_method_a_picture_or_a_file(
 def test_the_overall_score_is_the_mean_of_the_four(ask: Callable[..., Standing], endpoint: Any, tmp_path: Path) -> None:
     endpoint.answer = lambda body: endpoint.completion(endpoint.verdict(4, naturalness=9, success=True))
     ask()
-    opinions = judged(tmp_path / "judged")["fake"]
+    opinions = only(judged(tmp_path / "judged"))
     assert len(opinions) == 8
     assert {(one.score, one.success) for one in opinions} == {((9 + 4 + 4 + 4) / 4, True)}
     assert {one.by for one in opinions} == {"original first", "edited first"}
@@ -145,7 +152,13 @@ def test_another_model_temperature_server_or_picture_is_asked_anew_and_nothing_e
     Image.new("RGB", (64, 48)).save(pairs[0].result)
     pairs[0] = Pair(**{name: getattr(pairs[0], name) for name in Pair.__dataclass_fields__})
     assert ask().sent == 2
-    assert set(judged(tmp_path / "judged")) == {"fake", "other", "fake at temperature 0"}
+    here, there = (url.partition("://")[2] for url in (endpoint.url, endpoint.url.replace("127.0.0.1", "localhost")))
+    assert set(judged(tmp_path / "judged")) == {
+        f"fake at {here}",
+        f"other at {here}",
+        f"fake at {here}, temperature 0",
+        f"fake at {there}",
+    }
 
 
 def test_answers_to_another_prompt_do_not_count(
@@ -211,9 +224,9 @@ def test_a_malformed_answer_is_asked_for_again_and_then_set_aside_by_name(
     (name,) = ended.set_aside
     assert name.startswith(f"{pairs[0].name}, original first: the answer is not as asked for: Invalid JSON")
     # Of that pair one order is missing: it does not count until both are there.
-    assert len(judged(tmp_path / "judged")["fake"]) == 6
+    assert len(only(judged(tmp_path / "judged"))) == 6
     assert ask().sent == 1
-    assert len(judged(tmp_path / "judged")["fake"]) == 8
+    assert len(only(judged(tmp_path / "judged"))) == 8
 
 
 @pytest.mark.parametrize(
@@ -336,8 +349,25 @@ def test_pairs_of_equal_pictures_are_asked_for_once(
     assert judge(pairs, settings, tmp_path / "judged", lambda standing: None).sent == 2
 
 
-def test_two_runs_at_once_do_not_spoil_each_others_answers(ask: Callable[..., Standing], tmp_path: Path) -> None:
+def test_answers_that_came_twice_count_once(ask: Callable[..., Standing], tmp_path: Path) -> None:
     ask()
     with closing(sqlite3.connect(tmp_path / "judged" / ANSWERS)) as answers, answers:
         answers.execute("INSERT INTO answers SELECT * FROM answers")
-    assert len(judged(tmp_path / "judged")["fake"]) == 8
+    assert len(only(judged(tmp_path / "judged"))) == 8
+
+
+def test_while_one_asks_another_is_told_so_and_sends_nothing(
+    ask: Callable[..., Standing], endpoint: Any, tmp_path: Path
+) -> None:
+    ask(max_cost=ONE, **PRICES)
+    sent = len(endpoint.asked)
+    with FileLock(tmp_path / "judged" / LOCK), pytest.raises(UserError, match="another mild judge is at work"):
+        ask()
+    assert len(endpoint.asked) == sent
+
+
+def test_a_damaged_picture_is_told_in_one_line(pairs: list[Pair], endpoint: Any, tmp_path: Path) -> None:
+    pairs[0].result.write_bytes(b"no picture")
+    damaged = Pair(**{name: getattr(pairs[0], name) for name in Pair.__dataclass_fields__})
+    with pytest.raises(UserError, match="cannot be decoded"):
+        judge([damaged], JudgeSettings(model="fake", url=endpoint.url), tmp_path / "judged", lambda standing: None)

@@ -19,7 +19,7 @@ from mild.evaluation.summarize import (
     with_times,
     worth_showing,
 )
-from mild.evaluation.summary import Cell, MethodRow, MetricRow
+from mild.evaluation.summary import Cell, MethodRow, MetricRow, told_apart
 
 PSNR = MetricRow(
     name="psnr_hole",
@@ -97,6 +97,40 @@ def test_one_picture_has_no_interval_and_none_has_no_mean() -> None:
     one = estimate(["a", "a"], np.array([1.0, 2.0]), 0, 100)
     assert (one.mean, one.low, one.high) == (1.5, None, None)
     assert estimate(["a"], np.array([np.nan]), 0, 100).mean is None
+
+
+def test_the_interval_is_around_the_mean_that_is_told_where_pictures_have_unequal_numbers_of_values() -> None:
+    """A thousand pictures with one value near 0, a thousand with three near 1: the mean of all values is 0.75."""
+    keys = [f"a{n}" for n in range(1000)] + [f"b{n}" for n in range(1000) for _ in range(3)]
+    values = np.r_[np.zeros(1000), np.ones(3000)] + np.random.default_rng(0).normal(0, 0.1, 4000)
+    found = estimate(keys, values, 0, 300)
+    assert found.mean is not None and found.low is not None and found.high is not None
+    assert found.mean == pytest.approx(0.75, abs=0.01)
+    # The ratio's standard error, by the delta method: of (1, 3) values and sums (0, 3), mean count 2.
+    error = np.std([1 * (0 - 0.75), 3 * (1 - 0.75)]) / 2 / 2000**0.5
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.15)
+    assert found.low < found.mean < found.high
+
+
+def test_who_fails_at_the_hard_pictures_does_not_lead_and_who_is_perfect_does() -> None:
+    base = [30.0, 30.0, 10.0, 10.0]
+    how = _how(["base", "mild", "oracle", "fails"])
+    scores = {"base": base, "mild": [29.0, 29.0, 12.0, 12.0], "fails": [29.0, 29.0, np.nan, np.nan]}
+    groups = groups_of(_values(scores), how)
+    ranked = {method: cells["psnr_hole"].ranked for method, cells in groups[0].cells.items()}
+    assert ranked == {"base": 20.0, "mild": 20.5, "fails": None}
+    found = headline_of(groups, how)
+    assert found is not None and found.leader == "mild"
+    for perfect in ([np.inf] * 4, [np.inf, np.inf, np.inf, 29.0]):
+        groups = groups_of(_values({**scores, "oracle": perfect}), how)
+        found = headline_of(groups, how)
+        assert found is not None and found.leader == "oracle"
+
+
+def test_who_leads_by_nothing_but_identical_pictures_is_told_so() -> None:
+    how = _how(["base", "oracle"])
+    found = headline_of(groups_of(_values({"base": [20.0, 21.0], "oracle": [np.inf, np.inf]}), how), how)
+    assert found is not None and "ORACLE leads by PSNR hole, dB: identical to the truth" in found.sentence
 
 
 def test_infinite_and_missing_values_are_counted_and_not_in_the_mean() -> None:
@@ -194,6 +228,11 @@ def test_the_headline_does_not_hide_that_another_method_leads() -> None:
     assert found.sentence.startswith("TELEA leads") and "MILD: -1.00 (-1.00 to -1.00) against BASE" in found.sentence
 
 
+def test_methods_that_are_called_alike_are_told_apart_by_their_names() -> None:
+    rows = [MethodRow(name=name, title=title, kind="mild") for name, title in (("a", "M"), ("b", "M"), ("c", "N"))]
+    assert [row.title for row in told_apart(rows)] == ["M (a)", "M (b)", "N"]
+
+
 def test_where_less_is_better_the_least_leads() -> None:
     how = _how(["base", "mild"], metrics=(DISTANCE,))
     values = _values({"base": [2.0, 3.0], "mild": [1.0, 2.0]}, metric="distance")
@@ -265,6 +304,25 @@ def test_values_that_a_method_of_the_recipe_no_longer_reaches_are_lost() -> None
     assert found.lost[0].startswith("absent on composite")
     assert "of 2 pictures" in found.lost[1]
     assert found.regressions == found.lost
+
+
+def test_a_metric_that_is_no_longer_computed_and_pictures_that_are_no_longer_identical_are_lost() -> None:
+    how = _how(["mild"], metrics=(PSNR, DISTANCE))
+    old = _values({"mild": [np.inf, 21.0, 22.0]})
+    old.add_scores("mild", "distance", [{"key": "s0", "masks": "exact", "value": 1.0, "not_computed": ""}])
+    new = _values({"mild": [12.0, 21.0, 22.0]})
+    found = compare_with("there", rows_of(old), rows_of(new), how)
+    assert found.lost == [
+        "mild on composite: PSNR hole, dB of 1 pictures was that of identical ones in that run, and is not in this",
+        "mild on composite: Distance of 1 pictures was computed in that run, not in this",
+    ]
+    assert set(found.lost) <= set(found.regressions)
+
+
+def test_what_is_never_compared_is_told() -> None:
+    how = _how(["mild"], metrics=(PSNR, PSNR.model_copy(update={"name": "fid", "title": "FID"})))
+    old, new = (rows_of(_values({"mild": [20.0, 21.0]})) for _ in range(2))
+    assert compare_with("there", old, new, how).left_out == ["FID: it is of all pictures together, and is not compared"]
 
 
 def test_more_of_what_should_be_less_is_worse() -> None:

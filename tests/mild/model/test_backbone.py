@@ -308,5 +308,6 @@ def test_a_unet_of_a_text_to_image_model_is_refused_with_what_to_use(nano_base: 
 
 
 def test_unknown_target_modules_are_named(tiny_unet: UNet2DConditionModel) -> None:
-    with pytest.raises(UserError, match=r"target_modules.*to_nothing"):
-        add_layered_lora(tiny_unet, LoraSettings(target_modules=("to_nothing",)), seed=0)
+    """One alone, among others that are there."""
+    with pytest.raises(UserError, match=r"target_modules.*to_kk; the nearest is to_k"):
+        add_layered_lora(tiny_unet, LoraSettings(target_modules=("to_q", "to_kk")), seed=0)

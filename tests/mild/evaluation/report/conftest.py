@@ -70,10 +70,11 @@ def _cells(truth: bool, shift: float) -> dict[str, dict[str, Cell]]:
     cells = {}
     for name, psnr in {**PSNR, **{rung: PSNR["mild-arm"] + delta for rung, delta in RUNGS.items()}}.items():
         value = psnr + shift
-        known = Cell(mean=value, low=value - 0.8, high=value + 0.8, count=59, identical=1)
-        fid = Cell(mean=FID.get(name, 42.0) - shift, count=60, warning=WARNING)
+        known = Cell(mean=value, low=value - 0.8, high=value + 0.8, count=59, identical=1, ranked=value)
+        distance = FID.get(name, 42.0) - shift
+        fid = Cell(mean=distance, count=60, warning=WARNING, ranked=distance)
         unknown = Cell(not_computed={NO_TRUTH: 60})
-        residual = Cell(mean=0.0, low=0.0, high=0.0, count=58, not_computed={"the hole is too small": 2})
+        residual = Cell(mean=0.0, low=0.0, high=0.0, count=58, not_computed={"the hole is too small": 2}, ranked=0.0)
         cells[name] = {"psnr_hole": known if truth else unknown, "fid": fid, "residual": residual}
     return cells
 

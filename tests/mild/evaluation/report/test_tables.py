@@ -104,7 +104,10 @@ def test_what_would_stand_in_each_cell_stands_in_the_head(make_summary: MakeSumm
     ]
     assert all(not value.notes for row in table.rows for value in row.values if value)
     group = make_summary().groups[0]
-    cells = {**group.cells, "telea": {**group.cells["telea"], "fid": Cell(mean=3.0, count=9, warning="only 9")}}
+    cells = {
+        **group.cells,
+        "telea": {**group.cells["telea"], "fid": Cell(mean=3.0, count=9, warning="only 9", ranked=3.0)},
+    }
     table = table_of(make_summary(), group.model_copy(update={"cells": cells}))
     found = {row.name: row.values[1].notes for row in table.rows if row.values[1:] and row.values[1]}
     assert found["telea"] == ["only 9"] and found["base"] == ["60 pictures: FID under 2,048 says little"]
