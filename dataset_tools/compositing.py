@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import cv2
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dataset_tools.donors import Cutout, CutoutRow, DonorSettings
 from dataset_tools.errors import Rejected
@@ -23,7 +23,17 @@ from dataset_tools.lighting import Effects, Figure, Ground, blend, cast
 from dataset_tools.masks import AugmentSettings, augment_mask, bounds, occlusion, stratum
 from dataset_tools.picture_light import LightSettings, draw_gloss, draw_light
 from dataset_tools.records import SPLITS, Split
-from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS, MadeBy, Origin, Person, Sample, effect_bits
+from dataset_tools.schema import (
+    KEYPOINTS,
+    MOST_PIXELS_READ,
+    NO_PARSING,
+    PARSING_LABELS,
+    MadeBy,
+    Origin,
+    Person,
+    Sample,
+    effect_bits,
+)
 from dataset_tools.settings import Settings
 from dataset_tools.shards import keypoints_in_box
 
@@ -47,6 +57,10 @@ _MAX_COLOUR_SHIFT = np.array([20, 10, 10], np.float32)
 _FOCAL = 1.0
 """Focal length of the camera as a share of the picture's longer side: 53 degrees."""
 Contact = Literal["apart", "allowed", "wanted"]
+
+
+LOWEST_FEET = 0.98
+"""Share of the height at which feet are at the lowest."""
 
 
 class CompositorSettings(Settings):
@@ -113,6 +127,23 @@ class CompositorSettings(Settings):
         if not people or min(people) < 1 or min(people.values()) < 0 or sum(people.values()) <= 0:
             raise ValueError("maps numbers of people (1 or more) to weights (0 or more, not all 0)")
         return dict(sorted(people.items()))
+
+    @field_validator("horizon")
+    @classmethod
+    def _ground_below(cls, horizon: tuple[float, float]) -> tuple[float, float]:
+        if horizon[1] >= LOWEST_FEET:
+            raise ValueError(f"must end below {LOWEST_FEET}, so that there is ground to stand on")
+        return horizon
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        # `dataset_tools.schema` has the layers of all people in one picture, one below another.
+        if (pixels := self.size[0] * self.size[1] * max(self.people)) > MOST_PIXELS_READ:
+            raise ValueError(
+                f"size and people: the layers of {max(self.people)} people have {pixels} pixels, and readers take "
+                f"{MOST_PIXELS_READ} at most: give a smaller size, or fewer people"
+            )
+        return self
 
     @field_validator("crop", "height", "horizon", "stature")
     @classmethod
@@ -462,7 +493,7 @@ def _place(
     stature *= rng.uniform(0.95, 1.05) * (CHILD_HEIGHT if cutout.category in CHILDREN else 1)
     lowest, highest = _heights(int(body_height), cutout.category, cutout.truncated, settings)
     if not cutout.truncated:
-        highest = min(highest, stature * (0.98 - horizon))  # feet stay in the picture
+        highest = min(highest, stature * (LOWEST_FEET - horizon))  # feet stay in the picture
     if highest < lowest:
         return None
     highest = lowest + (highest - lowest) * room

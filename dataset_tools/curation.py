@@ -284,7 +284,7 @@ class _Job:
                 f"""
                 CREATE OR REPLACE TEMP TABLE repeated AS
                 SELECT split, id, first_value(split) OVER w AS kept_split, first_value(id) OVER w AS kept
-                FROM candidate WHERE {same} IS NOT NULL
+                FROM candidate WHERE {same} IS NOT NULL AND {same}::VARCHAR <> ''
                 WINDOW w AS (PARTITION BY {same} ORDER BY
                     list_position(['test', 'validation', 'train'], split), role <> 'people', id)
                 QUALIFY row_number() OVER w > 1;

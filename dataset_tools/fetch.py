@@ -8,6 +8,7 @@ credentials that open nothing, is no rejection at all.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import errno
 import ipaddress
@@ -171,9 +172,17 @@ def list_folder(
             return None
         filesystem.invalidate_cache()
         try:
-            return {info["name"].rstrip("/").rpartition("/")[2]: info for info in filesystem.ls(path, detail=True)}
+            infos = filesystem.ls(path, detail=True)
         except FileNotFoundError:
             return {}
+        names = {info["name"].rstrip("/").rpartition("/")[2]: info for info in infos}
+        if isinstance(filesystem, LocalFileSystem):
+            # Of a link a listing tells the link's own time and kind; what counts is where it leads, if anywhere.
+            for name, info in names.items():
+                if info["islink"]:
+                    with contextlib.suppress(FileNotFoundError):
+                        names[name] = filesystem.info(info["name"])
+        return names
 
     try:
         return with_retries(ask, url, settings)

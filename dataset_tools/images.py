@@ -271,7 +271,8 @@ def exif_orientation(picture: Image.Image) -> int:
         raise
     except Exception:  # damaged EXIF beside sound pixels: Pillow raises anything from SyntaxError to struct.error
         return 1
-    return orientation if orientation in range(1, 9) else 1
+    # It may be stored as a fraction, which equals a whole number and is none.
+    return next((number for number in range(1, 9) if orientation == number), 1)
 
 
 def _turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pydantic import model_validator
 
 from dataset_tools.errors import Rejected, UserError
-from dataset_tools.file_names import is_unicode
+from dataset_tools.file_names import is_unicode, printable
 from dataset_tools.pair_list import PairRow
 from dataset_tools.photo_masks import PHOTO_SUFFIXES
 from dataset_tools.picture_tables import PictureTable
@@ -110,6 +110,10 @@ def rows_of_files(layout: LayoutSettings, names: Sequence[str]) -> Rows:
         called = "-".join(told.values())
         try:
             rows = {name: files(getattr(layout, name), told) for name in ("background", "masks", "effects")}
+            if unreadable := [name for some in rows.values() for name in some if not is_unicode(name)]:
+                raise Rejected(
+                    "name-not-unicode", f"{printable(unreadable[0])} has a name that is not UTF-8: rename it"
+                )
             for name, some in (("image", images), ("background", rows["background"]), ("effects", rows["effects"])):
                 if len(some) > 1:
                     raise Rejected("ambiguous-pair", f"{' and '.join(some)} are both its {name}")

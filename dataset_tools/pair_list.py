@@ -5,6 +5,7 @@ The steps that make pairs (clips, reviewers) write it, the source ``pairs`` read
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -65,7 +66,7 @@ def pair_list(rows: Iterable[PairRow]) -> bytes:
 
 def read_pair_list(data: bytes) -> Iterator[tuple[int, PairRow | ValueError]]:
     """Each line of ``pairs.jsonl`` that is not empty: its number, from 1, and its row or what is wrong with it."""
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -389,7 +389,7 @@ class CocoMasks:
             return
         people = self.people.setdefault(name, [])
         identity = annotation.get("id")
-        if identity is None or str(identity) in {person.id for person in people}:
+        if identity is None or not is_unicode(str(identity)) or str(identity) in {person.id for person in people}:
             identity = f"row-{row}"
         shown = self.categories.get(category, "Person").capitalize()
         try:

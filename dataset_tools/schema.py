@@ -30,6 +30,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pydantic import Field
 
+from dataset_tools.errors import Rejected
 from dataset_tools.settings import Settings
 
 SCHEMA_VERSION = "2.0"
@@ -499,6 +500,19 @@ def _pixels_covered(counts: str | bytes) -> int:
     runs = np.add.reduceat((code & 31) << shifts, starts)
     runs -= ((code[ends] & 16) > 0) * (1 << 5 * lengths)
     return int(runs[0] + runs[1::2].cumsum().sum() + runs[2::2].cumsum().sum())
+
+
+MOST_PIXELS_READ = 178_956_970
+"""Of a part's picture: Pillow's own limit, by which all who read with it refuse larger ones."""
+LONGEST_JPEG = 65_500
+"""Pixels of a side: libjpeg's limit."""
+
+
+def check_encodable(image: np.ndarray, encoding: EncodingSettings) -> None:
+    """Raise `Rejected` where the format has no such long sides as (H, W, 3) has."""
+    if encoding.image_format == "jpg" and max(image.shape) > LONGEST_JPEG:
+        what = f"{image.shape[1]}x{image.shape[0]} pixels, and JPEG has sides of {LONGEST_JPEG} at most"
+        raise Rejected("too-long-for-jpeg", f"{what}: set max_side, or another image_format")
 
 
 def encode_image(image: np.ndarray, encoding: EncodingSettings) -> bytes:

@@ -143,9 +143,10 @@ def seconds_asked_for(headers: Mapping[str, str], now: datetime) -> float:
         return float(value[:9])
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        date = date.replace(tzinfo=date.tzinfo or UTC)
+    except (ValueError, OverflowError):
         return 0.0
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
+    return max(0.0, (date - now).total_seconds())
 
 
 async def _visit_all(visits: Iterable[Visit], settings: WebSettings, take: Callable[[Visit], None]) -> None:

@@ -46,7 +46,7 @@ from dataset_tools.storage import (
     write_bytes,
 )
 from dataset_tools.weights import check_at_hand
-from flows.caching import JobT, ResultT, result_storage, run_steps
+from flows.caching import Job, JobT, ResultT, result_storage, run_steps
 from flows.dataset_steps import (
     CLIPS,
     MIRROR,
@@ -459,9 +459,14 @@ class _Build:
 
     def _run(self, step: Task[[JobT], ResultT], jobs: Sequence[JobT]) -> list[ResultT]:
         limit = self.settings.runner.time_limit
-        outcomes = run_steps(step, jobs, self.storage, self.progress, time_limit=limit)
+        outcomes = run_steps(step, jobs, self.storage, self.progress, time_limit=limit, begin=self._begin)
         self.cached += sum(o.cached for o in outcomes if isinstance(o.result, BuiltShard))
         return [outcome.result for outcome in outcomes]
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """Before jobs are done: also those whose result was remembered, and is no longer sound or worth another try."""
+        if any(isinstance(job, ShardJob | DescribeJob) for job in jobs):
+            self.output.withdraw()
 
     def _shards(
         self, step: Task[[Any], BuiltShard], jobs: Sequence[ShardJob], curated: Curated, what: What

@@ -262,6 +262,7 @@ def run_steps(
     *,
     in_this_thread: bool = False,
     time_limit: float | None = None,
+    begin: Callable[[Sequence[JobT]], None] = lambda jobs: None,
 ) -> list[Outcome[ResultT]]:
     """Run jobs through Prefect's task runner; results in the order of the jobs.
 
@@ -272,6 +273,8 @@ def run_steps(
     machine. In the threads of task runners that ends what runs in Python, waits of fsspec's file systems among it, but
     no call in C that does not come back: where no job has ended for so long that one must hang in such a call, the flow
     is ended and the job left to itself.
+
+    ``begin`` is called with the jobs that are about to be done, before the first is.
 
     Jobs whose results are remembered make no task run. Remembered results whose files are gone or altered, or which
     tell of passing faults (time-outs), are redone. ``progress`` counts jobs; None where the step shows its own. Must be
@@ -307,6 +310,7 @@ def run_steps(
         if progress is not None and result is not None:
             progress.advance()
     missing = [job for job, result in zip(jobs, found, strict=True) if result is None]
+    begin(missing)
     stored = step.with_options(result_storage=storage, timeout_seconds=time_limit)
     done = iter(_run_here(stored, missing) if in_this_thread else _run(stored, missing, progress))
     altered = f", {len(unsound)} of them as what was remembered is not sound" if unsound else ""

@@ -51,7 +51,7 @@ from dataset_tools.records import (
     Split,
     rejections_to_table,
 )
-from dataset_tools.schema import EncodingSettings, Sample
+from dataset_tools.schema import EncodingSettings, Sample, check_encodable
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import Shard, ShardDataset, is_intact, read_index, tags_of, write_shard
 from dataset_tools.sources.sample import SampleSettings, write_mirror
@@ -432,7 +432,13 @@ class ShardJob(PicturesJob):
         rows: list[dict[str, Any]] = []
 
         def consumed() -> Iterator[Sample]:
-            yield from samples
+            for sample in samples:
+                try:
+                    check_encodable(sample.image, encoding)
+                    yield sample
+                except Rejected as error:
+                    why = (error.reason, error.message)
+                    rejected.append(Rejection(sample.split, sample.origins[0].id, "", "decode", "image-rejected", *why))
             rows.extend(rejection_rows(rejected))
 
         shard = write_shard(consumed(), self.root, self.path, encoding, rows)
@@ -571,6 +577,8 @@ class CompositeShardJob(ShardJob):
             self.path,
             self.mirror,
             self.curated.model_dump(mode="json", include={"decode", "quality"}, exclude=NOT_OF_READING),
+            # Of maps of the ground that mirrors.
+            self.curated.masks.aspect_tolerance,
             self.settings.model_dump(mode="json", exclude={"samples"}),
             self.encoding.model_dump(mode="json"),
             [self.start, self.stop],

@@ -55,9 +55,7 @@ class OutputFiles:
                     remove_partials(folder)
 
     def plan(self, jobs: Mapping[str, Job]) -> None:
-        """Note what is about to be written, path to job, and what decides about it.
-
-        What a manifest describes must stand: it goes before a file changes to another than it says.
+        """Note what is about to be written, path to job, and what decides about it. `withdraw` is called before it is.
 
         Raises:
             UserError: a shard would take the place of one which no run on this output wrote.
@@ -67,10 +65,14 @@ class OutputFiles:
             return
         new = [path for path in keys if path not in self._made and path.endswith(".tar")]
         self._refuse_to_overwrite([place for path in new for place in (path, table_path(path), index_path(path))])
+        self.withdraw()
+        self._note(self._made | keys)
+
+    def withdraw(self) -> None:
+        """Remove the manifest: what one describes must stand, and a file that it names is about to be written."""
         filesystem, base = open_root(self._root)
         if filesystem.exists(f"{base}/manifest.json"):
             filesystem.rm_file(f"{base}/manifest.json")
-        self._note(self._made | keys)
 
     def remove_shards_but(self, listed: Iterable[str]) -> None:
         """Delete shards of an earlier plan of this output, which no manifest names any more."""

@@ -197,7 +197,7 @@ def _let_dask_forget() -> None:
 class BuildSettings(Settings):
     """One dataset, from source to shards."""
 
-    name: str = Field(pattern=r"[A-Za-z0-9][A-Za-z0-9 _-]*")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]*$")
     """Name on the dataset's card."""
     description: str = ""
     """One paragraph for the card."""

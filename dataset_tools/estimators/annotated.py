@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import typing
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.estimators import CleanPlate, PeopleInPicture
@@ -48,9 +49,15 @@ class AnnotatedSettings(Settings):
         return Annotated(self)
 
 
+_Share = typing.Annotated[float, Field(ge=0, le=1)]
+
+
 class _SideCarPerson(BaseModel):
+    # Python's json writes and reads NaN.
+    model_config = ConfigDict(allow_inf_nan=False)
+
     box_id: str
-    keypoints: list[tuple[float, float, float]] = Field(min_length=18, max_length=18)
+    keypoints: list[tuple[float, float, _Share]] = Field(min_length=18, max_length=18)
     effects_bit: int | None = Field(None, ge=0, le=7)
     effects: tuple[EffectKind, ...] = ()
 

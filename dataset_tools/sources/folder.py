@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import unicodedata
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -284,8 +285,8 @@ def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) ->
     """Rows of attribution.csv by file; rows of files that are not there go to ``rejected``.
 
     Raises:
-        UserError: it is no CSV file with these columns, or a row has more cells, or two are of one file: rather than
-            that a photograph gets the licence of another.
+        UserError: it cannot be read, or is no CSV file with these columns, each once, or a row has more cells, or two
+            are of one file: rather than that a photograph gets the licence of another.
     """
     if ATTRIBUTION_FILE not in place.files:
         return {}
@@ -294,8 +295,12 @@ def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) ->
         text = io.StringIO(place.read(ATTRIBUTION_FILE).decode("utf-8-sig"), newline="")
         table = csv.DictReader(text, restval="", strict=True)
         columns, rows = list(table.fieldnames or []), list(table)
+    except Rejected as error:
+        raise UserError(f"{where} cannot be read: {error.message}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{where} is not a CSV file in UTF-8: {error}") from None
+    if twice := [column for column, count in Counter(columns).items() if count > 1]:
+        raise UserError(f"{where} has two columns {twice[0]!r}: leave one of them out")
     unknown = [column for column in columns if column not in ATTRIBUTION_COLUMNS]
     if unknown or "file" not in columns:
         problem = f"has an unknown column {unknown[0]!r}" if unknown else "has no column 'file'"

@@ -122,6 +122,16 @@ def test_a_broken_side_car_rejects_the_image(annotated: Annotated, tmp_path: Pat
         annotated.clean_plate(image(4, 6), RECORD)
 
 
+@pytest.mark.parametrize("wrong", [[float("nan"), 0.5, 1.0], [0.5, float("inf"), 1.0], [0.5, 0.5, 7.0]])
+def test_keypoints_that_are_no_numbers_or_scores_beyond_one_reject_the_image(
+    annotated: Annotated, tmp_path: Path, wrong: list[float]
+) -> None:
+    people = {"people": [{"box_id": "p1", "keypoints": [wrong, *KEYPOINTS[1:]]}]}
+    (tmp_path / "sidecar" / "test" / "abc.json").write_text(json.dumps(people))
+    (why,) = annotated.estimate_pose(picture(4, 6, [np.ones((4, 6), bool)], ["p1"]))
+    assert isinstance(why, Rejected) and why.reason == "broken-annotation"
+
+
 def test_side_cars_are_read_with_the_options_of_their_root(
     annotated: Annotated, tmp_path: Path, serve_files: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

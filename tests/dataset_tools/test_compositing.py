@@ -498,7 +498,8 @@ def test_donors_without_parsing_make_composites_without_parsing() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"people": {}}, {"people": {0: 1}}, {"people": {2: 0}}, {"size": (8, 512)}, {"height": (0.9, 0.5)},
-     {"horizon": (0.2, 1.2)}, {"samples": {"train": -1}}, {"samples": {"dev": 3}}],
+     {"horizon": (0.2, 1.2)}, {"horizon": (1, 1)}, {"size": (6144, 6144), "people": {5: 1}},
+     {"samples": {"train": -1}}, {"samples": {"dev": 3}}],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

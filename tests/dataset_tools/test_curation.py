@@ -757,6 +757,18 @@ def test_a_parquet_mirror_gives_what_the_csv_files_give(tmp_path: Path, types: s
     ]
 
 
+def test_photographs_without_a_digest_are_no_copies_of_one_another(tmp_path: Path) -> None:
+    """As Parquet has it where a column of text is empty, and not missing."""
+    classes, tables = write(tmp_path, {"train": Rows.of([GOOD, OTHER])})
+    path = Path(tables["train"].metadata.path)
+    target = path.with_suffix(".parquet")
+    with duckdb.connect() as connection:
+        read = f"read_csv('{path}', all_varchar = true)"
+        connection.execute(f"COPY (SELECT * REPLACE ('' AS OriginalMD5) FROM {read}) TO '{target}' (FORMAT parquet)")
+    tables["train"] = replace(tables["train"], metadata=Table(str(target), target.name))
+    assert len(curate(classes, tables, ANY_SIZE, lambda split, name: name).records) == 2
+
+
 def test_a_number_that_cannot_be_read_is_named_in_parquet_too(tmp_path: Path) -> None:
     """Text columns may hold anything."""
     rows = Rows.of([GOOD, OTHER])

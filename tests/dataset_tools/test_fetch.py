@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from s3fs.errors import translate_boto_error
 
 from dataset_tools import fetch
 from dataset_tools.errors import Rejected, UserError
-from dataset_tools.fetch import FetchSettings, copy_file, look_up, map_in_order, read_bytes, with_retries
+from dataset_tools.fetch import FetchSettings, copy_file, list_folder, look_up, map_in_order, read_bytes, with_retries
 
 BODY = bytes(range(256)) * 40
 LOCAL = FetchSettings(attempts=3, backoff_seconds=0, timeout_seconds=5, allow_private_addresses=True)
@@ -494,3 +495,20 @@ def test_map_stops_when_its_consumer_does() -> None:
     results.close()  # type: ignore[attr-defined]
     assert len(started) <= 8
     assert threading.active_count() <= before
+
+
+def test_of_a_link_a_listing_tells_what_it_leads_to(tmp_path: Path) -> None:
+    """A table behind a link that was edited in place is another, and a linked folder is a folder."""
+    (tmp_path / "real").mkdir()
+    table = tmp_path / "real/table.csv"
+    table.write_text("a,b")
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror/table.csv").symlink_to(table)
+    (tmp_path / "mirror/folder").symlink_to(tmp_path / "real")
+    (tmp_path / "mirror/gone").symlink_to(tmp_path / "nowhere")
+    before = list_folder(str(tmp_path / "mirror"), FetchSettings())
+    os.utime(table, (1, 1))
+    after = list_folder(str(tmp_path / "mirror"), FetchSettings())
+    assert before is not None and after is not None
+    assert set(before) == {"table.csv", "folder", "gone"} and before["folder"]["type"] == "directory"
+    assert before["table.csv"]["size"] == 3 and before["table.csv"]["mtime"] != after["table.csv"]["mtime"] == 1

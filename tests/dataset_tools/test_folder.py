@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import DecodeSettings, decode_image
+from dataset_tools.record_file import RecordFile
 from dataset_tools.records import Curation, ImageRecord, rejections_to_table
 from dataset_tools.schema import KEY_PATTERN, encode_rle
 from dataset_tools.sources import Source
@@ -490,6 +491,30 @@ def test_a_table_with_wrong_columns_is_an_error_that_names_them(tmp_path: Path, 
     save(LEFT, tmp_path / "masks/one_0.png")
     (tmp_path / "photos/attribution.csv").write_text(f"{header}\none.jpg,CC0\n")
     with pytest.raises(UserError, match="the columns are file, licence"):
+        source_of(tmp_path).curate()
+
+
+def test_an_id_that_is_no_text_is_replaced_by_the_rows_number(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    row = {"id": "p\ud83d", "image_id": 1, "segmentation": [[10, 10, 40, 10, 40, 60, 10, 60]]}
+    images = [{"id": 1, "file_name": "one.jpg", "width": LEFT.shape[1], "height": LEFT.shape[0]}]
+    (tmp_path / "masks.json").write_text(json.dumps({"images": images, "annotations": [row]}))
+    source = FolderSettings(photos=str(tmp_path / "photos"), masks=str(tmp_path / "masks.json")).open()
+    (record,) = source.curate().records
+    assert [instance.id for instance in record.instances] == ["row-0"]
+    RecordFile([record])
+
+
+def test_a_table_of_credits_that_cannot_be_read_or_has_a_column_twice_is_refused(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    save(LEFT, tmp_path / "masks/one_0.png")
+    table = tmp_path / "photos/attribution.csv"
+    table.write_text("file,licence,author,licence\none.jpg,CC0,Ann,all rights reserved\n")
+    with pytest.raises(UserError, match="has two columns 'licence'"):
+        source_of(tmp_path).curate()
+    table.unlink()
+    table.symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(UserError, match=r"attribution.csv cannot be read"):
         source_of(tmp_path).curate()
 
 

@@ -6,19 +6,22 @@ import io
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from dataset_tools.errors import Rejected
 from dataset_tools.images import (
     DecodeSettings,
     _eight_bits,
     decode_image,
+    exif_orientation,
     orient,
     orient_points,
     read_orientation,
@@ -53,6 +56,13 @@ def reason_of(data: bytes, settings: DecodeSettings = SMALL) -> str:
     with pytest.raises(Rejected) as caught:
         decode_image(data, settings, rotation=None)
     return caught.value.reason
+
+
+@pytest.mark.parametrize(("stored", "code"), [(TiffImagePlugin.IFDRational(6, 1), 6), (6.0, 6), (6.5, 1), (9.0, 1)])
+def test_an_orientation_that_is_stored_as_a_fraction_is_a_whole_number(stored: Any, code: int) -> None:
+    picture: Any = SimpleNamespace(getexif=lambda: {0x0112: stored})
+    found = exif_orientation(picture)
+    assert (found, type(found)) == (code, int)
 
 
 def outcome_of(data: bytes) -> np.ndarray | Rejected:

@@ -222,6 +222,14 @@ def test_pictures_that_cannot_be_read_by_their_name_are_named(tmp_path: Path) ->
     assert [record.id for record in curation.records] == ["0", "1"]
 
 
+def test_a_pair_with_a_mask_whose_name_is_no_text_is_set_aside(tmp_path: Path) -> None:
+    layout = write_corne(tmp_path) | {"masks": "mask_sam/{id}*"}
+    save(grey(ANN), tmp_path / "mask_sam" / b"0_\xfc.png".decode("utf-8", "surrogateescape"))
+    curation = source_of(tmp_path, layout).curate()
+    assert {row.reason for row in curation.rejected} == {"name-not-unicode"}
+    assert [record.id for record in curation.records] == ["1"]
+
+
 def names_of(layout: dict[str, str], names: list[str]) -> dict[str, tuple[str, list[str]]]:
     rows = [row for _, _, row in rows_of_files(LayoutSettings.check(layout, origin="test"), sorted(names))]
     assert all(isinstance(row, PairRow) for row in rows)

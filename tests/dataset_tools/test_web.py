@@ -141,6 +141,8 @@ def test_a_server_that_asks_for_too_long_a_wait_is_left_to_the_next_run(stranger
         ("Wed, 21 Oct 2015 07:00:00 GMT", 0),
         ("soon", 0),
         ("-5", 0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 0),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", 0),
         ("9" * 5000, 999_999_999),
         ("", 0),
     ],

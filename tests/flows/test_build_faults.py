@@ -53,13 +53,18 @@ class Pictures(SimpleHTTPRequestHandler):
 
     asked: ClassVar[list[str]] = []
     held: ClassVar[threading.Event | None] = None
+    busy: ClassVar[str] = ""
+    """Of paths that end so; none are where it is empty."""
 
     def do_GET(self) -> None:
         """Answer."""
         self.asked.append(self.path)
         if self.held is not None:
             self.held.wait()
-        super().do_GET()
+        if self.busy and self.path.endswith(self.busy):
+            self.send_error(503)
+        else:
+            super().do_GET()
 
     def log_message(self, *_: object) -> None:
         """Nothing on stderr."""
@@ -103,7 +108,7 @@ def mirror(drawn: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def pictures(drawn: Path, no_download_limit: None) -> Iterator[str]:
     """The pictures of the mirror by HTTP, on this machine."""
-    Pictures.asked, Pictures.held = [], None
+    Pictures.asked, Pictures.held, Pictures.busy = [], None, ""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Pictures, directory=str(drawn)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/images"
@@ -168,6 +173,22 @@ def test_what_a_build_would_overwrite_is_refused_where_no_build_wrote_it(
     with pytest.raises(UserError, match=re.escape(f"holds {name}")):
         build_dataset(recipe(tmp_path, drawn), str(tmp_path / "out"))
     assert own.read_text() == "mine"
+
+
+def test_no_manifest_stands_where_a_shard_was_tried_again_and_lost(drawn: Path, tmp_path: Path, pictures: str) -> None:
+    """A picture that was busy is asked for again, and by then all are: nothing says that the dataset is whole."""
+    source = {"images": pictures, "fetch": {"attempts": 1, "allow_private_addresses": True}}
+    settings = recipe(tmp_path, drawn, source, samples_per_shard=100, max_rejected_share=0.5)
+    built = build_dataset(settings, str(tmp_path / "out"))
+    Pictures.busy = f"{pictures_of(built)[0]}.jpg"
+    again = build_dataset(settings, str(tmp_path / "other"))
+    assert again["rejected"] == {"http-error": 1} and again["samples"] == built["samples"] - 1
+    Pictures.busy = ".jpg"
+    with pytest.raises(UserError, match="none of the pictures could be used"):
+        build_dataset(settings, str(tmp_path / "other"))
+    assert not (tmp_path / "other/manifest.json").exists()
+    Pictures.busy = ""
+    assert build_dataset(settings, str(tmp_path / "other"))["digest"] == built["digest"]
 
 
 # Other runs ---------------------------------------------------------------------------------------------------------

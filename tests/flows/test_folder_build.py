@@ -99,7 +99,8 @@ def test_a_mask_that_changed_under_its_name_is_noticed(photographs: tuple[Path, 
 
 
 def test_what_would_poison_the_dataset_is_not_in_it(photographs: tuple[Path, Path], tmp_path: Path) -> None:
-    """An inverted mask, a person whose mask turns out unusable beside one whose mask is good; a soft mask is used."""
+    """An inverted mask, a person whose mask turns out unusable beside one whose mask is good, a picture that JPEG
+    cannot hold; a soft mask is used."""
     photos, masks = photographs
     with Image.open(masks / "camera_0.png") as drawn:
         camera = np.asarray(drawn)
@@ -113,6 +114,10 @@ def test_what_would_poison_the_dataset_is_not_in_it(photographs: tuple[Path, Pat
     speck = np.zeros((height, width), bool)
     speck[:2, :2] = True
     Image.fromarray(speck).save(masks / "coffee_1.png")
+    strip = np.zeros((96, 66_000), np.uint8)
+    Image.fromarray(strip).convert("RGB").save(photos / "long.png")
+    strip[10:90, 30_000:33_000] = 255
+    Image.fromarray(strip).save(masks / "long_0.png")
     recipe = tmp_path / "build.yaml"
     source = {"kind": "folder", "photos": str(photos), "masks": str(masks), "splits": {"train": 1.0}}
     recipe.write_text(yaml.safe_dump({"name": "mine", "source": source}))
@@ -127,5 +132,6 @@ def test_what_would_poison_the_dataset_is_not_in_it(photographs: tuple[Path, Pat
         ("camera", "image-rejected", "no-usable-mask"),
         ("coffee", "person-rejected", "mask-too-small"),
         ("coffee", "image-rejected", "person-without-mask"),
+        ("long", "image-rejected", "too-long-for-jpeg"),
     }
     assert any("is the mask inverted?" in row["message"] for row in rows)

@@ -59,6 +59,12 @@ def test_a_list_of_pairs_becomes_shards(pairs: Path, tmp_path: Path) -> None:
         assert sample.made_by.effects.name == "difference"
 
 
+@pytest.mark.parametrize("name", ["../mine", "mine\n", "\u00fcber"])
+def test_a_name_is_of_plain_letters_from_end_to_end(name: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        BuildSettings.check({"name": name, "source": {"kind": "sample"}}, origin="test")
+
+
 @pytest.mark.parametrize(
     ("layout", "configuration", "message"),
     [
