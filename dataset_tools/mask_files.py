@@ -2,7 +2,8 @@
 
 1. Transparency decides alone where part of the picture is transparent: the opaque part is one person.
 2. Otherwise brightness decides or, where solid areas have colours, colour; black is the background. A palette is read
-   by its colours too. People are numbered by brightness, by palette index, or by colour (#rrggbb as a number).
+   by its colours too. People are numbered by brightness, by palette index, or by colour: by their places in the
+   palette of the indices that we write, where all are of it, else by #rrggbb as a number.
 3. A file is *several people* if each of its values covers a solid area of its own. Every value counts, 255 as well;
    only Pascal VOC's border (palette index 255 of colour 224, 224, 192) is left out.
 4. A file is *one person* if it has one value beside the background, or if the values in between lie on edges: soft,
@@ -28,6 +29,7 @@ from PIL import Image
 from dataset_tools.errors import Rejected
 from dataset_tools.images import PHOTO_FORMATS, exif_orientation, opened
 from dataset_tools.masks import border_share
+from dataset_tools.people_sheet import colours as palette_of
 
 MOST_PEOPLE = 100
 """A file of more values than this is no index."""
@@ -197,7 +199,17 @@ def _by_palette(picture: Image.Image) -> tuple[dict[int, np.ndarray], bool]:
     values = _present(plane)
     if len(values) < 2 or _are_areas(plane, values):
         return _separate(plane, values, -1), False
-    return _by_colour(palette[index])
+    people, colours_tell = _by_colour(palette[index])
+    if colours_tell and told_apart:
+        # Read by colour, and numbered as an index is.
+        of_colour = {_number(palette[value]): int(value) for value in used}
+        return dict(sorted((of_colour[colour], mask) for colour, mask in people.items())), False
+    return people, colours_tell
+
+
+def _number(colour: np.ndarray) -> int:
+    """An RGB colour as 0xrrggbb."""
+    return int(colour[0]) << 16 | int(colour[1]) << 8 | int(colour[2])
 
 
 def _by_colour(pixels: np.ndarray, lossy: bool = False) -> tuple[dict[int, np.ndarray], bool]:
@@ -223,7 +235,12 @@ def _by_colour(pixels: np.ndarray, lossy: bool = False) -> tuple[dict[int, np.nd
             if len(people) == 1:
                 return people, False
         if _are_areas(plane, _present(plane), lossy):
-            return {colour: plane == k for k, colour in enumerate(colours, start=1)}, True
+            planes = {colour: plane == k for k, colour in enumerate(colours, start=1)}
+            # An index of ours whose palette an editor has dropped: its people keep their numbers.
+            own = {_number(np.array(colour)): place for place, colour in enumerate(palette_of(MOST_PEOPLE), start=1)}
+            if planes.keys() <= own.keys():
+                return dict(sorted((own[colour], mask) for colour, mask in planes.items())), False
+            return planes, True
     bright = brightness >= max(1, int(brightness.max()) / 2)
     low, high = _around(pixels)
     flat = bright & (high - low < 32).all(axis=2)  # lossy files change colours beside edges

@@ -222,10 +222,17 @@ class MaskFiles:
             return error
 
 
-def _as_listed(claim: tuple[str, str]) -> list[tuple[int, str]]:
-    """Sorts persons' names as file managers do: numbers in them by their value, all else by its letters."""
+def _as_listed(claim: tuple[str, str]) -> tuple[list[tuple[bool, int, str]], str]:
+    """Sorts persons' names as file managers do: numbers in them by their value and before letters, these as in a
+    dictionary, without regard to case or accents."""
     parts = re.findall(r"\d+|\D+", claim[0])
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, _letters(part)) for part in parts], claim[0]
+
+
+def _letters(text: str) -> str:
+    """In one case, and without accents."""
+    letters = unicodedata.normalize("NFKD", text)
+    return "".join(letter for letter in letters if not unicodedata.combining(letter)).casefold()
 
 
 def _claims(name: str) -> Iterator[tuple[str, str, str]]:

@@ -99,12 +99,17 @@ def _distance(mask: np.ndarray, point: tuple[int, int]) -> float:
     return float(np.linalg.norm(np.concatenate(outlines)[:, 0] - np.array(point), axis=1).min())
 
 
+def _is_number(text: str) -> bool:
+    """Whether it is a whole number, and one that pictures have."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
 def parse_clicks(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Pixels that are written as ``x,y``. Raises `UserError`."""
     clicks = []
     for text in texts:
         parts = [part.strip() for part in text.split(",")]
-        if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        if len(parts) != 2 or not all(map(_is_number, parts)):
             raise UserError(f"--click {text!r}: give a pixel of the photograph, x and y from its top left, as 640,360")
         clicks.append((int(parts[0]), int(parts[1])))
     return tuple(clicks)
@@ -113,7 +118,7 @@ def parse_clicks(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:
     """People by number, from 1, each once. Raises `UserError`, which names the option."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
+    if not all(map(_is_number, parts)):
         none = ", or none" if option == "--keep" else ""
         raise UserError(f"{option} {text!r}: give people by number, counted from 1, such as 1,3{none}")
     return tuple(dict.fromkeys(int(part) for part in parts))

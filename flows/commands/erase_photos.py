@@ -9,7 +9,7 @@ import contextlib
 import gc
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from mild.erasing.isolation import Protect
 from mild.erasing.layers import INDEX as LAYERS_INDEX
 from mild.erasing.layers import is_of_layers
 from mild.erasing.regions import LARGEST_RESOLUTION, editable
-from mild.model.saved import fetched, read_config
+from mild.model.saved import fetched, is_mild, read_config
 
 if TYPE_CHECKING:
     from mild.erasing.pipeline import MILDPipeline
@@ -164,6 +164,8 @@ def erase(
             a network cannot.
         KeyboardInterrupt: the user stopped it; the message says how far it came.
     """
+    if options.mild is None and options.base is not None and is_mild(options.base):
+        options = replace(options, base=None, mild=options.base)
     drawn_only = options.base is None and options.mild is None
     if drawn_only:
         options = replace(options, mild=NANO_ADAPTERS)
@@ -256,6 +258,14 @@ def _open_masks(masks: Sequence[str], jobs: Sequence[Job], rejected: list[Reject
     return NamedMasks(masks)
 
 
+def check_outside_layers(output: Path, layers: Iterable[Path]) -> None:
+    """Raise `UserError` where a result would lie in a folder of layers, among which it would be one or be replaced."""
+    place = Path(os.path.realpath(output))
+    for folder in layers:
+        if Path(os.path.realpath(folder)) in place.parents:
+            raise UserError(f"{output} would lie in the folder of layers {folder}; name another file")
+
+
 def _check_layers(jobs: Sequence[Job]) -> None:
     layers = dict[Path, Path]()
     for job in jobs:
@@ -263,6 +273,8 @@ def _check_layers(jobs: Sequence[Job]) -> None:
             raise UserError(
                 f"{other} and {job.photo} would both have their layers in {job.layers}; erase them one by one"
             )
+    for job in jobs:
+        check_outside_layers(job.output, layers)
     for folder, photo in layers.items():
         if outer := next((above for above in folder.parents if above in layers), None):
             raise UserError(
@@ -444,6 +456,7 @@ def recompose(folder: str, keep: str, output: str, *, force: bool) -> str | None
     """
     numbers = () if keep == "none" else parse_numbers(keep, "--keep")
     target = result_file(output)
+    check_outside_layers(target, [Path(folder)])
     check_free([target], force)
     check_writable(target.parent)
     from mild.erasing.layers import LayeredPicture

@@ -38,7 +38,7 @@ def followed(
     """
     open_to = passable | (likely > least)
     owners, reach = people.copy(), np.array([0.0, *limits])
-    for way in range(1, math.ceil(reach.max()) + 1):
+    for way in range(1, math.ceil(min(reach.max(), math.hypot(*people.shape))) + 1):
         # Square and cross in turn: together nearly a circle.
         shape = cv2.MORPH_RECT if way % 2 else cv2.MORPH_CROSS
         near = cv2.dilate(owners, cv2.getStructuringElement(shape, (3, 3)))

@@ -340,6 +340,10 @@ def _read_picture(path: Path, mode: str, size: tuple[int, int]) -> np.ndarray:
 def _read_people(path: Path, size: tuple[int, int], people: int) -> np.ndarray:
     """A map of numbers of people, (H, W) uint16."""
     numbers = _read_picture(path, "I", size)
+    with path.open("rb") as file:
+        depth, kind = file.read(26)[24:]  # of IHDR, which comes first
+    if depth == 16 and kind != 0:  # of which Pillow keeps the upper 8 bits
+        raise UserError(f"{path} was saved with 16 bits and colours or transparency: export it as grey of 16 bits")
     if numbers.min() < 0 or numbers.max() > people:
         raise UserError(f"{path} names person {numbers.max()}, but {INDEX} names {people}: restore the file")
     return numbers.astype(np.uint16)

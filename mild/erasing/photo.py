@@ -26,6 +26,10 @@ from mild.erasing.regions import editable
 Picture = Image.Image | np.ndarray
 
 
+FARTHEST = 10
+"""Longer sides of a picture, from its corner, at which nobody's joint is any more."""
+
+
 @dataclass(eq=False)
 class Photo:
     """A photograph and what is known and asked of its people."""
@@ -143,8 +147,8 @@ def checked_photo(
     layering = tuple(range(count)) if order is None else tuple(indices(order, f"{name}order"))
     if sorted(layering) != list(range(count)):
         raise UserError(f"{name}order is {layering}; name each of 0 to {count - 1} once, from back to front")
-    if pose is not None and np.shape(pose) != (count, len(KEYPOINTS), 3):
-        raise UserError(f"{name}pose is of shape {np.shape(pose)}; give ({count}, {len(KEYPOINTS)}, 3): x, y, score")
+    if pose is not None:
+        pose = _joints(pose, count, picture.shape[:2], name)
     if parsing is not None:
         parsing = np.asarray(parsing)
         if parsing.shape != picture.shape[:2] or parsing.dtype != np.uint8:
@@ -155,7 +159,6 @@ def checked_photo(
             raise UserError(f"label_set {label_set!r} is not known; use lip, atr or pascal")
         if (worst := parsing[parsing != NO_PARSING].max(initial=0)) >= len(PARSING_LABELS[label_set]):
             raise UserError(f"{name}parsing holds label {worst}, which {label_set} does not have")
-    pose = None if pose is None else np.asarray(pose)
     if protect not in (None, *get_args(Protect)):
         raise UserError(f"protect is {protect!r}: give faces or people")
     if protect is not None:
@@ -176,7 +179,30 @@ def checked_photo(
     if much := why_much(list(people[chosen])):
         warnings.warn(f"{name}{much}", stacklevel=3)
     asked = (chosen, layers, layering, pose, parsing, label_set, margin, generator)
-    return Photo(picture, people, *asked, icc_profile, dpi)
+    photo = Photo(picture, people, *asked, icc_profile, dpi)
+    for k in chosen:
+        # Who is hidden by somebody who goes as well is uncovered first, and may be hidden by others still.
+        if not photo.areas[k] and not any((people[k] & people[other]).any() for other in chosen if other != k):
+            raise UserError(
+                f"{name}person {k + 1} (index {k}) is wholly behind people who stay, and there is nothing to erase: is "
+                "the order of the masks right, from back to front?"
+            )
+    return photo
+
+
+def _joints(pose: Any, count: int, size: tuple[int, ...], name: str) -> np.ndarray:
+    """(N, 18, 3) float64, where they can be joints of people in a picture of a size (height, width)."""
+    if np.shape(pose) != (count, len(KEYPOINTS), 3):
+        raise UserError(f"{name}pose is of shape {np.shape(pose)}; give ({count}, {len(KEYPOINTS)}, 3): x, y, score")
+    try:
+        joints = np.asarray(pose, float)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}pose holds something else than numbers: give x, y and score of each joint") from None
+    scores = joints[..., 2]
+    known = joints[scores > 0][:, :2]
+    if not np.isfinite(scores).all() or not (np.abs(known) <= FARTHEST * max(size)).all():
+        raise UserError(f"{name}pose holds joints that are no numbers, or far away from the picture: mend them")
+    return joints
 
 
 def checked_photos(images: Sequence[Picture], common: dict[str, Any], **lists: Sequence[Any] | None) -> list[Photo]:

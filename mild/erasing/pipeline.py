@@ -22,6 +22,7 @@ the person included; pure noise would make every fill drift to mid-grey.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import math
 import tempfile
@@ -64,6 +65,7 @@ from mild.model.backbone import Branch, check_channels, decode_pictures, encode_
 from mild.model.cues import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.model.layered import LayeredUNet, push_to_hub
 from mild.model.saved import CONFIG, fetched, is_mild, read_config
+from mild.seeds import derived_seed
 
 STEPS = 25
 """DDIM steps where neither the caller nor the model says how many: the paper's."""
@@ -154,6 +156,12 @@ class _Painted:
     """(h, w, 3) uint8."""
     likely: np.ndarray | None
     """(h, w) float32: where the model sees the person, or what people left behind; None: it does not say."""
+
+
+def _check_options(called: str, options: dict[str, Any]) -> None:
+    """Raise `UserError` where one of diffusers' options is asked for that this does not know."""
+    if asked := [name for name, value in options.items() if value not in (None, False)]:
+        raise UserError(f"{called} does not know {asked[0]}: leave it out")
 
 
 class MILDPipeline(StableDiffusionXLInpaintPipeline):
@@ -258,12 +266,14 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         made.layered = layered
         return made
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+    def save_pretrained(self, folder: str | Path, *, safe_serialization: bool = True, **others: Any) -> None:
         """Write what MILD adds, as `LayeredUNet.save` does; never the base. `from_pretrained` takes the folder.
 
         Raises:
-            UserError: there is nothing but the base, or the folder cannot be written.
+            UserError: there is nothing but the base, the folder cannot be written, or another of diffusers' options is
+                given.
         """
+        _check_options("save_pretrained", others | {"safe_serialization=False": not safe_serialization})
         layered = self._layered()
         with folder_written_whole(str(folder), CONFIG) as place:
             steps = layered.inference_steps or STEPS
@@ -276,11 +286,24 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 record={},
             )
 
-    def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool = False, **_: Any) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        **others: Any,
+    ) -> str:
         """Upload what `save_pretrained` writes to the Hugging Face hub; gives the commit's URL. Raises `UserError`."""
+        _check_options("push_to_hub", others)
+        told = {} if commit_message is None else {"commit_message": commit_message}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(f"{folder}/mild")
-            return push_to_hub(f"{folder}/mild", repo_id, token=token, private=private)
+            return push_to_hub(
+                f"{folder}/mild", repo_id, token=token, private=bool(private), create_pr=create_pr, **told
+            )
 
     @torch.no_grad()
     def __call__(
@@ -505,7 +528,15 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         device = torch.device("cpu") if photo.generator is None else photo.generator.device
         noise = randn_tensor((1, *shape), generator=photo.generator, device=device)[0]
         picture, cues = cut_picture(photo.image, region), self._cues(photo, region, k)
-        return _Job(number, region, branch, k, picture, cut_hole, mask, noise, photo.generator, cues)
+        return _Job(number, region, branch, k, picture, cut_hole, mask, noise, self._of_steps(photo, noise), cues)
+
+    @staticmethod
+    def _of_steps(photo: Photo, noise: torch.Tensor) -> torch.Generator | None:
+        """What schedulers that add noise draw from, for one window: whatever else the UNet sees beside it."""
+        if photo.generator is None:
+            return None
+        seed = derived_seed("steps", hashlib.sha256(noise.cpu().numpy().tobytes()).hexdigest())
+        return torch.Generator(photo.generator.device).manual_seed(seed)
 
     def _cues(self, photo: Photo, region: Region, k: int | None) -> dict[str, torch.Tensor]:
         """Maps of the cues of HMG that are known, in the window."""

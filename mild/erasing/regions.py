@@ -55,7 +55,7 @@ def editable(masks: Sequence[np.ndarray] | np.ndarray, targets: Iterable[int], m
         box = box_of(masks[index])
         if box is None:
             continue
-        reach = math.ceil(margin * math.sqrt(np.count_nonzero(masks[index])))
+        reach = math.ceil(min(margin * math.sqrt(np.count_nonzero(masks[index])), math.hypot(*area.shape)))
         reach = max(LEAST_MARGIN, reach) if margin else 0
         window = tuple(slice(max(0, low - reach), high + reach) for low, high in box)
         area[window] |= _distance_to(masks[index][window]) <= reach

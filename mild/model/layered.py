@@ -243,8 +243,18 @@ class LayeredUNet:
             yield
 
     def _adapter_layers(self) -> list[BaseTunerLayer]:
-        """Those that are known, as long as no set of adapters has come or gone since, whose layers may be others."""
-        sets = list((getattr(self.unet, "peft_config", None) or {}).values())
+        """Those that are known, as long as no set of adapters has come or gone since, whose layers may be others.
+
+        Raises:
+            UserError: MILD's own were taken off.
+        """
+        named = getattr(self.unet, "peft_config", None) or {}
+        if not named.keys() >= set(BRANCHES):
+            raise UserError(
+                "MILD's adapters were taken off the UNet, as unload_lora_weights does with all: take a style off by "
+                "delete_adapters and its name, and load MILD anew"
+            )
+        sets = list(named.values())
         if len(sets) != len(self._adapters[0]) or any(map(operator.is_not, sets, self._adapters[0])):
             self._adapters = sets, adapter_layers(self.unet)
         return self._adapters[1]
@@ -302,6 +312,7 @@ class LayeredUNet:
             record: what else ``mild.json`` holds, JSON-compatible.
             about: Markdown list items for the model card, on training and data.
         """
+        self._adapter_layers()  # they are there
         save_adapters(self.unet, folder)
         for name, part in self.parts().items():
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in part.state_dict().items()}
@@ -337,7 +348,15 @@ class LayeredUNet:
         return files | {_file(name): part.state_dict() for name, part in self.parts().items()}
 
 
-def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, private: bool = False) -> str:
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool = False,
+    commit_message: str = "Upload a MILD model",
+    create_pr: bool = False,
+) -> str:
     """Upload a saved directory to a model repository of the Hugging Face hub, which is created if need be.
 
     Args:
@@ -345,6 +364,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, p
         repo_id: ``owner/name``.
         token: with write access; None for that of ``hf auth login`` or of the environment variable ``HF_TOKEN``.
         private: nobody else may see a repository that is newly created.
+        commit_message: of the commit.
+        create_pr: open a pull request with it, in place of committing to the main branch.
 
     Returns:
         The URL of the commit.
@@ -356,7 +377,9 @@ def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, p
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a MILD model")
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=commit_message, create_pr=create_pr
+        )
     except Exception as error:  # The hub's errors have no common base class.
         raise UserError(
             f"{folder} cannot be uploaded to {repo_id}: {one_line(error)}; check the name, the network and the token"

@@ -494,6 +494,18 @@ def test_a_table_with_wrong_columns_is_an_error_that_names_them(tmp_path: Path, 
         source_of(tmp_path).curate()
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("ann", "Bob"), ("1", "ann"), ("\u00c9mile", "Zoe"), ("2", "10"), ("p2", "p10")]
+)
+def test_people_of_a_folder_are_in_the_order_of_file_managers(tmp_path: Path, first: str, second: str) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    save(LEFT, tmp_path / f"masks/one/{first}.png")
+    save(RIGHT, tmp_path / f"masks/one/{second}.png")
+    source = source_of(tmp_path)
+    (record,) = source.curate().records
+    assert [mask[LEFT].all() for mask in masks_of(source, record)] == [True, False]
+
+
 def test_an_id_that_is_no_text_is_replaced_by_the_rows_number(tmp_path: Path) -> None:
     save(photo(1), tmp_path / "photos/one.jpg")
     row = {"id": "p\ud83d", "image_id": 1, "segmentation": [[10, 10, 40, 10, 40, 60, 10, 60]]}

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from dataset_tools.errors import Rejected
 from dataset_tools.mask_files import MaskFile, decode_mask, decode_mask_file, people_of, read_mask_array
+from dataset_tools.written_masks import encode_index
 
 HEIGHT, WIDTH = 96, 128
 
@@ -293,3 +294,18 @@ def test_a_file_says_its_own_orientation_once(kind: str) -> None:
     file = read(two(255, 255), kind, exif=exif)
     shape, expected = file.whole().shape, ((WIDTH, HEIGHT), 1) if kind == "TIFF" else ((HEIGHT, WIDTH), 6)
     assert (shape, file.orientation) == expected
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+def test_people_of_an_index_of_ours_keep_their_numbers(mode: str) -> None:
+    """Also where one is a sliver beside another, where one is gone, and where an editor has dropped the palette."""
+    one, two, three = (np.zeros((HEIGHT, WIDTH), bool) for _ in range(3))
+    one[30:70, 41:42] = two[20:80, 42:70] = three[20:80, 90:120] = True
+    picture = Image.open(io.BytesIO(encode_index([one, two, three], (HEIGHT, WIDTH))))
+    found = read(picture.convert(mode)).people
+    assert list(found) == [1, 2, 3]
+    assert all(np.array_equal(a, b) for a, b in zip(found.values(), (one, two, three), strict=True))
+    index = np.asarray(picture) * ~two
+    mended = Image.fromarray(index)
+    mended.putpalette(picture.getpalette() or [])
+    assert list(read(mended.convert(mode)).people) == [1, 3]

@@ -230,6 +230,18 @@ def test_layers_can_be_put_together_again_with_anybody(tmp_path: Path, erase: Co
     assert np.array_equal(read(tmp_path / "none.png"), LayeredPicture.load(layers).recompose([]))
 
 
+def test_no_result_may_lie_among_layers(tmp_path: Path, erase: Command, mild: Command) -> None:
+    file, layers = save(photo(), tmp_path / "one.png"), tmp_path / "layers"
+    masks = write_people(tmp_path / "masks")
+    for name in ("original.png", "mine.png"):
+        code, _, err = erase(file, *masks, "-o", layers / name, "--layers", layers)
+        assert code == 2 and "would lie in the folder of layers" in err
+    assert erase(file, *masks, "--layers", layers)[0] == 0
+    code, _, err = mild("recompose", layers, "--keep", "none", "-o", layers / "original.png", "--force")
+    assert code == 2 and "would lie in the folder of layers" in err
+    assert np.array_equal(read(layers / "original.png"), photo())
+
+
 def test_a_folder_keeps_its_subfolders_and_each_photo_has_its_layers(tmp_path: Path, erase: Command) -> None:
     for number, name in enumerate(("a/one", "b/one")):
         save(photo(number), tmp_path / f"photos/{name}.png")
@@ -957,6 +969,7 @@ def test_a_folder_without_layers_or_a_person_who_is_not_there_is_one_line(tmp_pa
         ("nowhere", "1", "out.png", "name a folder of layers"),
         ("layers", "2", "out.png", "--keep 2: there is 1 person, counted from 1"),
         ("layers", "all", "out.png", "--keep 'all': give people by number, counted from 1, such as 1,3, or none"),
+        ("layers", "1" * 5000, "out.png", "give people by number"),
         ("layers", "1", "out.xyz", "name a file that ends in one of"),
         ("layers", "1", "layers", "layers is a folder; name a file in it"),
     ]:

@@ -276,6 +276,8 @@ def test_what_the_user_must_mend_is_one_line(
         ([gone, *base, "--pose", "p"], "--pose p: some-base was trained without such cues"),
         ([gone, *masks, "--mild", plain, "--parsing", "p"], "--parsing p: .*plain was trained without such cues"),
         ([gone, *masks, "--mild", guided, "--pose", "p"], "--pose: weights are missing: mild weights pull pose"),
+        ([gone, *masks, "--base", guided, "--pose", "p"], "--pose: weights are missing: mild weights pull pose"),
+        ([gone, *base, "--click", f"{'9' * 5000},1"], "give a pixel of the photograph"),
         ([gone, *masks, "--mild", tmp_path], "is no MILD directory"),
     ):
         code, out, err = mild_anew("erase", *arguments)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -326,6 +327,9 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(tmp_path: P
     refused("background.png", png(picture.background)[:-60], "cannot be read")
     refused("layer-01.png", png(picture.original), "no transparency")
     refused("beyond.png", png(np.full(SHAPE, 3, np.uint16)), r"names person 3, but layers\.json names 2")
+    for channels in (3, 4):
+        deep = np.full((*SHAPE, channels), 1, np.uint16)
+        refused("seen.png", cv2.imencode(".png", deep)[1].tobytes(), "export it as grey of 16 bits")
     refused("layers.json", b"{", "not valid JSON")
     refused("layers.json", b"\xff", "not valid JSON")
     refused("layers.json", b"[]", "dictionary")

@@ -18,9 +18,11 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     StableDiffusionXLInpaintPipeline,
 )
 from hypothesis import assume, given, settings
@@ -386,6 +388,18 @@ def test_people_far_apart_get_a_window_each_in_one_batch(pipe: MILDPipeline) -> 
     assert np.abs(alone.image[:, :300].astype(int) - together.image[:, :300].astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, LCMScheduler])
+def test_with_a_scheduler_that_adds_noise_too_a_window_is_the_same_whatever_is_beside_it(
+    pipe: MILDPipeline, monkeypatch: pytest.MonkeyPatch, scheduler: Any
+) -> None:
+    height, width = 80, 600
+    masks = [box(height, width, 30, 50, left, left + 12) for left in (40, 540)]
+    monkeypatch.setattr(pipe, "scheduler", scheduler.from_config(pipe.scheduler.config))
+    erased = [erase(pipe, photo(height, width), masks, batch_size=size).image.astype(int) for size in (8, 1)]
+    other = erase(pipe, photo(height, width), masks, seed=1).image.astype(int)
+    assert np.abs(erased[0] - erased[1]).max() <= 1 < np.abs(erased[0] - other).max()
+
+
 def test_a_batch_of_pictures_of_any_sizes_gives_what_each_gives_alone(pipe: MILDPipeline) -> None:
     sizes = [(90, 120), (64, 64), (120, 90)]
     images, masks = [photo(*size) for size in sizes], [people(*size) for size in sizes]
@@ -536,6 +550,34 @@ def test_a_model_is_uploaded_to_the_hub_as_it_is_saved(pipe: MILDPipeline) -> No
         assert pipe.push_to_hub("me/mild") == "https://hub/me/mild"
 
 
+def test_what_is_asked_of_an_upload_is_done_or_refused(pipe: MILDPipeline, tmp_path: Path) -> None:
+    with mock.patch("mild.model.layered.HfApi") as hub:
+        pipe.push_to_hub("me/mild", create_pr=True, commit_message="Try this")
+    asked = hub.return_value.upload_folder.call_args.kwargs
+    assert (asked["create_pr"], asked["commit_message"]) == (True, "Try this")
+    with pytest.raises(UserError, match="push_to_hub does not know branch"):
+        pipe.push_to_hub("me/mild", branch="dev")
+    for option in ({"push_to_hub": True}, {"variant": "fp16"}, {"safe_serialization": False}):
+        with pytest.raises(UserError, match="save_pretrained does not know"):
+            pipe.save_pretrained(tmp_path / "saved", **option)
+
+
+def test_somebody_wholly_behind_people_who_stay_cannot_be_erased(pipe: MILDPipeline) -> None:
+    """But together with whoever is in front."""
+    behind, front, *_ = box(90, 120, 30, 50, 30, 45), box(90, 120, 25, 60, 25, 50)
+    with pytest.raises(UserError, match=r"person 1 .* is wholly behind people who stay"):
+        erase(pipe, photo(), [behind, front], remove=[0])
+    assert erase(pipe, photo(), [behind, front], remove=[0], order=[1, 0]).removed.any()
+    assert erase(pipe, photo(), [behind, front], remove=[0, 1]).removed.any()
+
+
+@pytest.mark.parametrize("margin", [1e308, 1e30])
+def test_a_margin_beyond_all_bounds_reaches_over_the_picture(pipe: MILDPipeline, margin: float) -> None:
+    with pytest.raises(UserError, match="cover the whole picture"):
+        erase(pipe, photo(), people(), margin=margin)
+    assert np.isfinite(erase(pipe, photo(), people(), reach=margin).image.astype(float)).all()
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_unusual_pictures_give_a_sensible_result(base_alone: MILDPipeline, mode: str) -> None:
     """Gray, alpha, palette, CMYK, black and white: the result is RGB, equal to the picture outside the hole."""
@@ -664,6 +706,9 @@ def test_a_generator_for_the_only_picture_may_stand_in_a_list(pipe: MILDPipeline
         ({"generator": [torch.Generator(), torch.Generator()]}, "generator has 2 entries for one picture"),
         ({"order": [0, 0, 1]}, "name each of 0 to 2 once"),
         ({"pose": np.zeros((2, 18, 3))}, r"pose is of shape \(2, 18, 3\); give \(3, 18, 3\)"),
+        ({"pose": np.where(np.arange(3) == 0, np.inf, np.ones((3, 18, 3)))}, "pose holds joints that are no numbers"),
+        ({"pose": np.where(np.arange(3) == 0, 1e200, np.ones((3, 18, 3)))}, "or far away from the picture"),
+        ({"pose": np.full((3, 18, 3), "left")}, "pose holds something else than numbers"),
         ({"parsing": np.zeros((3, 3), np.uint8)}, "parsing is uint8 of shape"),
         ({"parsing": np.full((90, 120), 30, np.uint8)}, "holds label 30"),
         ({"parsing": np.zeros((90, 120), np.uint8), "label_set": "coco"}, "label_set 'coco' is not known"),

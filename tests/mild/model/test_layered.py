@@ -411,6 +411,20 @@ def test_removing_leaves_the_unet_as_it_was_and_it_can_be_layered_again(tiny_une
     assert not torch.equal(_run(_layered(tiny_unet), "bg"), output)
 
 
+@pytest.mark.parametrize("taken", [["fg", "bg"], ["bg"], ["fg"]])
+def test_branches_that_were_taken_off_are_missed(
+    tiny_unet: UNet2DConditionModel, taken: list[str], tmp_path: Path
+) -> None:
+    """As diffusers' ``unload_lora_weights`` takes off all adapters, and not a style's alone."""
+    layered = _layered(tiny_unet)
+    tiny_unet.delete_adapters(taken)
+    masks = torch.ones(1, 1, 64, 64)
+    with pytest.raises(UserError, match="adapters were taken off"), layered.branch("bg", masks):
+        pass
+    with pytest.raises(UserError, match="adapters were taken off"):
+        layered.save(tmp_path, base="base", resolution=64, inference_steps=1, record={})
+
+
 @pytest.mark.filterwarnings("ignore:Adapter bg was active")
 def test_another_adapter_of_the_unet_survives_removal(tiny_unet: UNet2DConditionModel) -> None:
     tiny_unet.add_adapter(LoraConfig(r=1, target_modules=["to_q"]), adapter_name="style")
