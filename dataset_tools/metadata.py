@@ -85,7 +85,7 @@ def read_metadata(picture: Image.Image, *, orientation: int, same_colours: bool)
         exif, resolution = _read_exif(picture, left_out, same_colours)
     except Exception:  # damaged EXIF: Pillow raises anything from SyntaxError to struct.error
         left_out["EXIF, which is damaged"] = None
-    dpi = _checked_dpi(picture.info.get("dpi") or resolution)
+    dpi = checked_dpi(picture.info.get("dpi") or resolution)
     if dpi is not None and orientation >= 5:
         dpi = dpi[::-1]
     return Metadata(exif, dpi), list(left_out)
@@ -144,7 +144,7 @@ def _can_be_written(tag: int, value: Any) -> bool:
         return False
 
 
-def _checked_dpi(dpi: Any) -> tuple[float, float] | None:
+def checked_dpi(dpi: Any) -> tuple[float, float] | None:
     """A resolution that every format can hold; None where it is none."""
     try:
         across, down = float(dpi[0]), float(dpi[1])

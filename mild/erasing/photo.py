@@ -17,6 +17,7 @@ from dataset_tools.errors import Rejected, UserError
 from dataset_tools.images import exif_orientation, orient
 from dataset_tools.mask_files import MaskFile, people_of, read_mask_array, read_mask_picture
 from dataset_tools.masks import why_inverted, why_much
+from dataset_tools.metadata import checked_dpi
 from dataset_tools.photo_masks import upright_turn
 from dataset_tools.schema import KEYPOINTS, NO_PARSING, PARSING_LABELS
 from mild.erasing.isolation import Protect, isolate
@@ -226,7 +227,7 @@ def _colours_and_dpi(image: Picture, name: str) -> tuple[bytes | None, tuple[flo
     """What a picture's result is to be saved with; warns where its colours are converted by rule of thumb."""
     if not isinstance(image, Image.Image):
         return None, None
-    profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
+    profile, dpi = image.info.get("icc_profile"), checked_dpi(image.info.get("dpi"))
     if profile and image.mode in ("L", "CMYK") and not image.has_transparency_data:
         profile = None  # `_rgb` follows it
     elif profile:

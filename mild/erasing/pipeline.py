@@ -61,7 +61,15 @@ from mild.erasing.regions import (
     prefilled,
     resized,
 )
-from mild.model.backbone import Branch, check_channels, decode_pictures, encode_pictures, load_base, time_ids_of
+from mild.model.backbone import (
+    BRANCHES,
+    Branch,
+    check_channels,
+    decode_pictures,
+    encode_pictures,
+    load_base,
+    time_ids_of,
+)
 from mild.model.cues import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.model.layered import LayeredUNet, push_to_hub
 from mild.model.saved import CONFIG, fetched, is_mild, read_config
@@ -233,7 +241,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             raise UserError(f"{name} is not of the SDXL family; use one such as {SUGGESTED_BASE}")
         check_channels(parts["unet"].config.in_channels, parts["vae"].config.latent_channels, name)
         layered = getattr(pipeline, "layered", None)
-        if layered is not None and mild is not None:
+        taken = set(BRANCHES) & set(getattr(parts["unet"], "peft_config", None) or {})
+        if (layered is not None or taken) and mild is not None:
             raise UserError(
                 f"{name} has MILD's parts already: leave mild={mild} out, or call its layered.remove() before"
             )

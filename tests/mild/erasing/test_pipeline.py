@@ -29,7 +29,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
@@ -922,6 +922,21 @@ def test_a_pipeline_that_is_loaded_becomes_one_that_erases(
     with pytest.raises(UserError, match="has MILD's parts already"):
         MILDPipeline.from_pipe(exact, mild=mild_folder)
     assert MILDPipeline.from_pipe(exact).layered is exact.layered
+
+
+def test_a_stock_pipeline_is_given_milds_parts_once(tiny_base: str, mild_folder: Path) -> None:
+    stock = load_base(tiny_base)
+    MILDPipeline.from_pipe(stock, mild=mild_folder)
+    with pytest.raises(UserError, match="has MILD's parts already"):
+        MILDPipeline.from_pipe(stock, mild=mild_folder)
+
+
+def test_a_resolution_that_is_none_is_left_out(base_alone: MILDPipeline, tmp_path: Path) -> None:
+    image = Image.fromarray(photo())
+    image.info["dpi"] = (TiffImagePlugin.IFDRational(0, 0), TiffImagePlugin.IFDRational(0, 0))
+    result = erase(base_alone, image, people(), output_type="pil", layers=True)
+    assert "dpi" not in result.image.info
+    result.parts.save(tmp_path / "layers")
 
 
 def test_a_base_alone_has_nothing_to_save(base_alone: MILDPipeline, tmp_path: Path) -> None:
