@@ -95,6 +95,9 @@ BESIDE_SHARDS = ("README.md", "croissant.json", "attribution.csv", "rejected.par
 WRITTEN = (*CONFIGURATIONS, "card"), (SEEN,)
 """Folders that a build writes to, below the dataset and below the work folder."""
 
+SPARE = 4
+"""Backgrounds that each composite shard may read at least, where there are so many."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 CueSettings = PoseSettings | ParsingSettings | AnnotatedSettings | None
@@ -388,9 +391,12 @@ class _Build:
                     # Each background belongs to one shard (or few neighbours), so that it is fetched about once.
                     first = numbers.start * len(backgrounds) // samples
                     last = max(first + 1, numbers.stop * len(backgrounds) // samples)
-                    rows = backgrounds[first:last]
+                    # Where it has few, others stand by: one bad background must not cost a shard.
+                    start = max(min(first, len(backgrounds) - SPARE), 0)
+                    rows = backgrounds[start : max(last, start + SPARE)]
                     jobs.append(
                         CompositeShardJob(
+                            own=(first - start, last - start),
                             **self.place,
                             **self._told_of(rows, table, opened, mirror),
                             source=source,

@@ -562,6 +562,9 @@ class CompositeShardJob(ShardJob):
     encoding: EncodingSettings
     start: int
     stop: int
+    own: tuple[int, int]
+    """The first of its rows that composites are spread over, and the first behind them, counted from its first row; the
+    others are read where none of these can be used."""
     donors: list[Shard]
     """The shards whose people may be pasted: see `dataset_tools.donor_windows.neighbourhoods`."""
     instances: InstancesSettings | None
@@ -582,6 +585,7 @@ class CompositeShardJob(ShardJob):
             self.settings.model_dump(mode="json", exclude={"samples"}),
             self.encoding.model_dump(mode="json"),
             [self.start, self.stop],
+            self.own,
             self.records,
             self.files,
             [[shard.path, shard.sha256] for shard in self.donors],
@@ -602,7 +606,7 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
         f"{job.settings.seed}/{job.path}",
     )
     rejected: list[Rejection] = []
-    check, held = job.opt_out_check(), job.rows[1] - job.rows[0]
+    check, (first, behind) = job.opt_out_check(), (job.rows[0] + row for row in job.own)
 
     def samples(table: RecordTable, places: Sequence[int], chosen: Sequence[ImageRecord]) -> Iterator[Sample]:
         backgrounds = _backgrounds(job, table, places, chosen, rejected, check)
@@ -610,7 +614,8 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
             key = f"composite-{job.split}-{number:08d}"
             try:
                 if background is None:
-                    raise Rejected("no-background", f"none of the {held} backgrounds of {job.path} can be used")
+                    tried = job.rows[1] - job.rows[0]
+                    raise Rejected("no-background", f"none of the {tried} backgrounds of {job.path} can be used")
                 people = donors.rows(number - job.start)
                 yield compose(key, job.split, background, people, donors.load, job.settings)
             except Rejected as error:
@@ -619,7 +624,7 @@ def build_composite_shard(job: CompositeShardJob) -> BuiltShard:
 
     # Composites are spread evenly over the backgrounds, and only those that this gives are read.
     count = job.stop - job.start
-    places = [job.rows[0] + number * held // count for number in range(count)]
+    places = [first + number * (behind - first) // count for number in range(count)]
     with RecordTable(job.work, job.table) as table:
         chosen = [next(table.records(place, place + 1)) for place in dict.fromkeys(places)]
         with download_slot(chosen):
@@ -637,7 +642,7 @@ def _backgrounds(
     """The background of each composite in turn, fetched a few ahead; None where not one can be used.
 
     One that cannot be used gives its place to the next that can, or else to the last before it. Where none of the
-    ``chosen`` can, the others of the job's rows are tried in turn.
+    ``chosen`` can, the others of the job's rows are tried in turn, those of its own first.
 
     Args:
         places: rows of the table, one a composite.
@@ -660,7 +665,8 @@ def _backgrounds(
 
     def others() -> Iterator[Background]:
         taken = set(places)
-        left = (row for row in range(*job.rows) if row not in taken)
+        own = (job.rows[0] + row for row in range(*job.own))
+        left = (row for row in dict.fromkeys((*own, *range(*job.rows))) if row not in taken)
         while some := list(islice(left, BATCH)):
             batch = [next(table.records(row, row + 1)) for row in some]
             at.update(zip((record.id for record in batch), some, strict=True))

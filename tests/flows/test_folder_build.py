@@ -135,3 +135,30 @@ def test_what_would_poison_the_dataset_is_not_in_it(photographs: tuple[Path, Pat
         ("long", "image-rejected", "too-long-for-jpeg"),
     }
     assert any("is the mask inverted?" in row["message"] for row in rows)
+
+
+def test_one_bad_background_of_few_costs_no_composite(tmp_path: Path) -> None:
+    """Each shard has one of its own; the shard whose own is cut short takes another."""
+    rng = np.random.default_rng(0)
+    for folder in ("photos", "masks", "backgrounds"):
+        (tmp_path / folder).mkdir()
+    person = np.zeros((300, 300), bool)
+    person[60:240, 100:180] = True
+    for name in "ab":
+        Image.fromarray(np.where(person[..., None], rng.integers(0, 255, 3), 120).astype(np.uint8)).save(
+            tmp_path / f"photos/{name}.png"
+        )
+        Image.fromarray(person).save(tmp_path / f"masks/{name}.png")
+    for name in "abc":
+        Image.fromarray(rng.integers(60, 200, (256, 256, 3), np.uint8)).save(tmp_path / f"backgrounds/{name}.png")
+    bad = tmp_path / "backgrounds/b.png"
+    bad.write_bytes(bad.read_bytes()[:3000])
+    source = {"kind": "folder", **{name: str(tmp_path / name) for name in ("photos", "masks", "backgrounds")}}
+    composite = {"size": [128, 128], "samples": {"train": 12}, "donors": {"min_height": 32}}
+    settings = {"name": "few", "samples_per_shard": 4, "source": source | {"splits": {"train": 1}}}
+    recipe = tmp_path / "build.yaml"
+    recipe.write_text(yaml.safe_dump(settings | {"composite": composite}))
+    build_dataset(str(recipe), str(tmp_path / "dataset"))
+    assert len(ShardDataset(str(tmp_path / "dataset"), "composite", "train")) == 12
+    rows = pq.read_table(tmp_path / "dataset/rejected.parquet").to_pylist()
+    assert {(row["image_id"].rsplit("-", 1)[0], row["reason"]) for row in rows} == {("b", "truncated-image")}

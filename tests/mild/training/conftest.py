@@ -28,7 +28,7 @@ def _losses_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def chart(losses: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
         return "".join(f"{name} {row[name]!r}\n" for row in losses for name in names)
 
-    monkeypatch.setattr("mild.training.loop.loss_chart", chart)
+    monkeypatch.setattr("mild.charts.loss_chart", chart)
 
 
 @pytest.fixture
