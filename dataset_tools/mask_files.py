@@ -207,7 +207,7 @@ def _by_palette(picture: Image.Image) -> tuple[dict[int, np.ndarray], bool]:
     return people, colours_tell
 
 
-def _number(colour: np.ndarray) -> int:
+def _number(colour: Sequence[int] | np.ndarray) -> int:
     """An RGB colour as 0xrrggbb."""
     return int(colour[0]) << 16 | int(colour[1]) << 8 | int(colour[2])
 
@@ -237,7 +237,7 @@ def _by_colour(pixels: np.ndarray, lossy: bool = False) -> tuple[dict[int, np.nd
         if _are_areas(plane, _present(plane), lossy):
             planes = {colour: plane == k for k, colour in enumerate(colours, start=1)}
             # An index of ours whose palette an editor has dropped: its people keep their numbers.
-            own = {_number(np.array(colour)): place for place, colour in enumerate(palette_of(MOST_PEOPLE), start=1)}
+            own = {_number(colour): place for place, colour in enumerate(palette_of(MOST_PEOPLE), start=1)}
             if planes.keys() <= own.keys():
                 return dict(sorted((own[colour], mask) for colour, mask in planes.items())), False
             return planes, True

@@ -90,7 +90,7 @@ def rows_of_files(layout: LayoutSettings, names: Sequence[str]) -> Rows:
     for name in names:
         match = pattern.fullmatch(name)
         if match and not is_unicode(name):
-            unusable.append((name, Rejected("name-not-unicode", f"{name} has a name that is not UTF-8: rename it")))
+            unusable.append((name, _not_unicode(name)))
         elif match and not name.lower().endswith(PHOTO_SUFFIXES):
             what = f"{name} is not one of {', '.join(PHOTO_SUFFIXES)}"
             unusable.append((name, Rejected("unknown-suffix", what)))
@@ -111,9 +111,7 @@ def rows_of_files(layout: LayoutSettings, names: Sequence[str]) -> Rows:
         try:
             rows = {name: files(getattr(layout, name), told) for name in ("background", "masks", "effects")}
             if unreadable := [name for some in rows.values() for name in some if not is_unicode(name)]:
-                raise Rejected(
-                    "name-not-unicode", f"{printable(unreadable[0])} has a name that is not UTF-8: rename it"
-                )
+                raise _not_unicode(unreadable[0])
             for name, some in (("image", images), ("background", rows["background"]), ("effects", rows["effects"])):
                 if len(some) > 1:
                     raise Rejected("ambiguous-pair", f"{' and '.join(some)} are both its {name}")
@@ -134,6 +132,10 @@ def rows_of_files(layout: LayoutSettings, names: Sequence[str]) -> Rows:
             yield images[0], called, error
         else:
             yield images[0], called, row
+
+
+def _not_unicode(name: str) -> Rejected:
+    return Rejected("name-not-unicode", f"{printable(name)} has a name that is not UTF-8: rename it")
 
 
 def rows_of_tables(layout: LayoutSettings, names: Sequence[str], table_of: Callable[[str], PictureTable]) -> Rows:

@@ -435,10 +435,11 @@ class ShardJob(PicturesJob):
             for sample in samples:
                 try:
                     check_encodable(sample.image, encoding)
-                    yield sample
                 except Rejected as error:
                     why = (error.reason, error.message)
                     rejected.append(Rejection(sample.split, sample.origins[0].id, "", "decode", "image-rejected", *why))
+                else:
+                    yield sample
             rows.extend(rejection_rows(rejected))
 
         shard = write_shard(consumed(), self.root, self.path, encoding, rows)

@@ -229,11 +229,9 @@ def add_layered_lora(unet: UNet2DConditionModel, settings: LoraSettings, seed: i
     for target in settings.target_modules:
         # As peft compares them; it complains only where none of all names is there.
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            near = difflib.get_close_matches(
-                target, {part for name in names for part in (name, name.rpartition(".")[2])}
-            )
-            hint = f"; the nearest is {near[0]}" if near else ""
-            raise UserError(f"lora.target_modules: the UNet has no layer {target}{hint}")
+            known = {*names, *(name.rpartition(".")[2] for name in names)}
+            near = difflib.get_close_matches(target, known, n=1, cutoff=0.0)[0]
+            raise UserError(f"lora.target_modules: the UNet has no layer {target}; the nearest is {near}")
     unet.requires_grad_(False)
     with torch.random.fork_rng(devices=[]), _several_adapters_are_meant():
         torch.manual_seed(seed)
