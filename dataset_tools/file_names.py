@@ -13,7 +13,8 @@ from dataset_tools.errors import UserError
 
 
 def files_below(folder: str | Path) -> list[str]:
-    """Names of the files below a local folder, with slashes, sorted; hidden files and folders are left out.
+    """Names of the files below a local folder, with slashes, sorted; hidden files and folders are left out, and what is
+    no file, such as a named pipe: reading it would wait for good.
 
     Linked folders count like others, except for those that lead back to a folder that they lie in.
 
@@ -33,7 +34,7 @@ def files_below(folder: str | Path) -> list[str]:
         for name in inside:
             if os.path.isdir(f"{place}/{name}"):
                 walk(f"{place}/{name}", f"{before}{name}/", above | {own})
-            else:
+            elif os.path.isfile(f"{place}/{name}") or not os.path.exists(f"{place}/{name}"):
                 names.append(before + name)
 
     walk(str(folder), "", frozenset())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -160,6 +161,24 @@ def text_to_cell(text: str) -> str:
 def cell_to_text(cell: str) -> str:
     """The inverse of `text_to_cell`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def csv_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file that are not empty, each with the number of the line that it begins in.
+
+    Raises:
+        csv.Error: no more rows can be read, with the line from which on: a quote that nobody closed is far from the
+            end of what it opened.
+    """
+    table = csv.reader(file, strict=True)
+    begins = 1
+    try:
+        for row in table:
+            if row:
+                yield begins, row
+            begins = table.line_num + 1
+    except csv.Error as error:
+        raise csv.Error(f"from line {begins} on: {error}") from None
 
 
 def records_to_table(records: Iterable[ImageRecord]) -> pa.Table:

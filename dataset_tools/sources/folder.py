@@ -15,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -36,7 +37,7 @@ from dataset_tools.photo_masks import (
     plain_name,
     upright_turn,
 )
-from dataset_tools.records import Curation, ImageRecord, InstanceRecord, Rejection, Role, cell_to_text
+from dataset_tools.records import Curation, ImageRecord, InstanceRecord, Rejection, Role, cell_to_text, csv_rows
 from dataset_tools.schema import decode_rle
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.splits import SplitShares, split_of
@@ -293,8 +294,9 @@ def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) ->
     where = f"{place.prefix}{ATTRIBUTION_FILE}"
     try:
         text = io.StringIO(place.read(ATTRIBUTION_FILE).decode("utf-8-sig"), newline="")
-        table = csv.DictReader(text, restval="", strict=True)
-        columns, rows = list(table.fieldnames or []), list(table)
+        table = csv_rows(text)
+        _, columns = next(table, (1, []))
+        rows = list(table)
     except Rejected as error:
         raise UserError(f"{where} cannot be read: {error.message}") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -307,17 +309,18 @@ def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) ->
         raise UserError(f"{where} {problem}; the columns are {', '.join(ATTRIBUTION_COLUMNS)}")
     names = {plain_name(name): name for name in photographs}
     credit = {}
-    for number, row in enumerate(rows, start=2):
-        name = names.get(plain_name(row["file"]))
-        if None in row:
+    for line, cells in rows:
+        if len(cells) > len(columns):
             raise UserError(
-                f"row {number} of {where} has more cells than there are columns: one with a comma needs quotes"
+                f"line {line} of {where} has more cells than there are columns: one with a comma needs quotes"
             )
+        row = dict(zip_longest(columns, cells, fillvalue=""))
+        name = names.get(plain_name(row["file"]))
         if name is None:
-            message = f"row {number} of {ATTRIBUTION_FILE}: there is no photograph {row['file']!r}"
+            message = f"line {line} of {ATTRIBUTION_FILE}: there is no photograph {row['file']!r}"
             rejected.append(Rejection("", row["file"], "", "curate", "row-rejected", "missing-image", message))
         elif name in credit:
-            raise UserError(f"row {number} of {where} is the second of {row['file']}: leave one of them out")
+            raise UserError(f"line {line} of {where} is the second of {row['file']}: leave one of them out")
         else:
             credit[name] = {column: cell_to_text(row[column]).strip() for column in columns}
     return credit

@@ -22,7 +22,7 @@ from pydantic import Field
 from dataset_tools.downloads import Download, picture_path
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.perceptual_hash import AlikeHashes
-from dataset_tools.records import SPLITS, Curation, ImageRecord, Rejection, Role, Split, cell_to_text
+from dataset_tools.records import SPLITS, Curation, ImageRecord, Rejection, Role, Split, cell_to_text, csv_rows
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.splits import SplitShares, split_of
 from dataset_tools.storage import open_root, sha256_of_file, tag_of
@@ -154,12 +154,10 @@ class WebList:
 
     def _csv_rows(self, file: Any) -> Iterator[dict[str, str] | None]:
         """Cells by what they are for; None for a row of another length than the header."""
-        table = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-        header = next(table, [])
+        table = csv_rows(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+        _, header = next(table, (1, []))
         columns = {use: header.index(name) for use, name in self._columns(header).items()}
-        for row in table:
-            if not row:
-                continue  # an empty line
+        for _, row in table:
             yield {use: cell_to_text(row[at]) for use, at in columns.items()} if len(row) == len(header) else None
 
     def _parquet_rows(self, file: Any) -> Iterator[dict[str, str]]:

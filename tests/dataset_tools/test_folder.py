@@ -226,6 +226,18 @@ def test_every_file_that_is_passed_over_has_a_row(tmp_path: Path) -> None:
     ]
 
 
+def test_nobody_waits_for_a_named_pipe_among_photographs_and_masks(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    save(LEFT, tmp_path / "masks/one.png")
+    os.mkfifo(tmp_path / "photos/two.jpg")
+    os.mkfifo(tmp_path / "masks/one_1.png")
+    source = source_of(tmp_path)
+    curation = source.curate()
+    (record,) = curation.records
+    (mask,) = masks_of(source, record)
+    assert Path(record.image).name == "one.jpg" and np.array_equal(mask, LEFT) and curation.rejected == []
+
+
 def test_names_that_are_no_text_are_set_aside_in_text_that_can_be_stored(tmp_path: Path) -> None:
     """Linux allows any bytes; the others, of any language, are used."""
     save(photo(1), tmp_path / "photos/été 北京.jpg")
@@ -533,9 +545,10 @@ def test_a_table_of_credits_that_cannot_be_read_or_has_a_column_twice_is_refused
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("one.jpg,CC0,Doe, Ann\n", "row 2 of .*attribution.csv has more cells than there are columns"),
-        ("one.jpg,CC0,Ann\ntwo.jpg,CC BY 4.0,Ben\none.jpg,CC BY 4.0,Ann\n", "row 4 of .* is the second of one"),
-        ('one.jpg,CC0,"Ann\ntwo.jpg,CC BY 4.0,Ben\n', "attribution.csv is not a CSV file in UTF-8"),
+        ("one.jpg,CC0,Doe, Ann\n", "line 2 of .*attribution.csv has more cells than there are columns"),
+        ("one.jpg,CC0,Ann\ntwo.jpg,CC BY 4.0,Ben\none.jpg,CC BY 4.0,Ann\n", "line 4 of .* is the second of one"),
+        ('one.jpg,CC0,"Ann\nLee"\n\ntwo.jpg,CC0,Doe, Ben\n', "line 5 of .*attribution.csv has more cells"),
+        ('one.jpg,CC0,Ann\ntwo.jpg,"CC0,Ben\nx,y,z\n', "attribution.csv is not a CSV file in UTF-8: from line 3 on: "),
     ],
 )
 def test_a_table_from_which_a_photograph_may_get_the_licence_of_another_is_refused(

@@ -98,7 +98,7 @@ def test_one_licence_and_author_may_hold_for_all_that_name_none(tmp_path: Path) 
         ("list.csv", "url\n", {}, "no column 'licence'.*or one licence for all as source.licence"),
         ("list.csv", "url,licence\n", {"columns": {"author": "by"}}, "no column 'by'.*source.columns.author"),
         ("list.csv", "", {}, "has no column"),
-        ("list.csv", 'url,licence\n"http://a.example/x,CC0\n', {}, "cannot be read: unexpected end of data"),
+        ("list.csv", 'url,licence\n\n"http://a/x,CC0\nc,d\n', {}, "cannot be read: from line 3 on: unexpected end"),
         ("list.parquet", "url\n", {}, "cannot be read"),
         ("list.txt", "url\n", {}, "neither a .csv nor a .parquet file"),
     ],
