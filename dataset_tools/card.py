@@ -95,7 +95,10 @@ def write_card(
     }
     croissant = _croissant(name, description, shards, parts, held, files)
     pages = {
-        **{_sheet_path(part): _sheet(root, shards[part.configuration][part.split]) for part in parts},
+        **{
+            sheet_path(part.configuration, part.split): _sheet(root, shards[part.configuration][part.split])
+            for part in parts
+        },
         "croissant.json": (json.dumps(croissant, indent=2, ensure_ascii=False) + "\n").encode(),
         "README.md": _readme(name, description, parts, held, settings, rejected).encode(),
     }
@@ -130,8 +133,9 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _sheet_path(part: Part) -> str:
-    return f"card/{part.configuration}-{part.split}.png"
+def sheet_path(configuration: str, split: str) -> str:
+    """Where the contact sheet of a part lies, below the dataset."""
+    return f"card/{configuration}-{split}.png"
 
 
 def _sheet(root: str, listed: list[Shard]) -> bytes:
@@ -325,7 +329,8 @@ def _readme(
     example = parts[-1] if parts else None
     sections = [
         f"---\n{front}---\n\n# {name}\n\n{description}",
-        "## Samples\n\n" + "\n\n".join(f"![{p.configuration}, {p.split}]({_sheet_path(p)})" for p in parts),
+        "## Samples\n\n"
+        + "\n\n".join(f"![{p.configuration}, {p.split}]({sheet_path(p.configuration, p.split)})" for p in parts),
         "## What it holds\n\n" + _contents(parts, held) + "\n" + ANNOTATION_FIELDS,
         *([_reading(example, held[example.configuration])] if example else []),
         "## People a picture\n\n"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
 import cv2
@@ -29,6 +29,7 @@ from dataset_tools.schema import (
     NO_PARSING,
     PARSING_LABELS,
     MadeBy,
+    Makers,
     Origin,
     Person,
     Sample,
@@ -112,6 +113,8 @@ class CompositorSettings(Settings):
     def _every_split(cls, samples: dict[Split, int]) -> dict[Split, int]:
         if any(count < 0 for count in samples.values()):
             raise ValueError("counts must be 0 or more")
+        if not any(samples.values()):
+            raise ValueError("asks for no composite: set composite to null, or give one split a number")
         return {split: samples.get(split, 0) for split in SPLITS}
 
     @field_validator("size")
@@ -222,12 +225,9 @@ def compose(
     horizon, placed = _placed_people(plate.shape[:2], rows, load, settings, rng)
     if not placed:
         raise Rejected("no-placement", f"none of {len(rows)} people could be placed on {background.origin.id}")
-    for name, values in (
-        ("label sets", {person.cutout.label_set for person in placed}),
-        ("estimators", {str(person.cutout.made_by) for person in placed}),
-    ):
-        if len(values) > 1:
-            raise ValueError(f"composite {key!r}: donors of different {name} cannot be mixed: {sorted(values)}")
+    if len(label_sets := {person.cutout.label_set for person in placed}) > 1:
+        raise ValueError(f"composite {key!r}: donors of different label sets cannot be mixed: {sorted(label_sets)}")
+    made_by = _makers(key, [person.cutout.made_by for person in placed])
 
     layers = [_layer(person, plate, settings.colour_match) for person in placed]
     figures = [Figure(layer, person.standing_place()) for person, layer in zip(placed, layers, strict=True)]
@@ -269,7 +269,7 @@ def compose(
         parsing=parsing,
         label_set=label_set,
         effects=effect_bits(effects.masks),
-        made_by=replace(placed[0].cutout.made_by, plate=MadeBy("photograph"), effects=MadeBy("composited")),
+        made_by=replace(made_by, plate=MadeBy("photograph"), effects=MadeBy("composited")),
         stratum=stratum([person.mask for person in people]),
         origins=[
             replace(background.origin, role="background", transform=_joined(background.origin.transform, crop)),
@@ -279,6 +279,19 @@ def compose(
             ),
         ],
     )
+
+
+def _makers(key: str, donors: Sequence[Makers]) -> Makers:
+    """Who made the cues of donors. Where some have none of a cue, as annotators gave a pose to some people only, it is
+    who made that of the others. Raises `ValueError` where two made it."""
+    made_by = {}
+    for cue in fields(Makers):
+        makers = {getattr(donor, cue.name) for donor in donors} - {MadeBy()}
+        if len(makers) > 1:
+            names = sorted(map(str, makers))
+            raise ValueError(f"composite {key!r}: donors of different estimators cannot be mixed: {names}")
+        made_by[cue.name] = makers.pop() if makers else MadeBy()
+    return Makers(**made_by)
 
 
 def _generator(key: str) -> np.random.Generator:

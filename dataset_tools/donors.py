@@ -174,7 +174,7 @@ def is_whole(keypoints: np.ndarray, mask: np.ndarray) -> bool:
         bottom >= len(mask) or (found & (y >= bottom - third))[_ANKLES],
     ]
     return all(np.any(one) for one in needed) and all(
-        mask[max(0, row - room) : row + room + 1, max(0, column - room) : column + room + 1].any()
+        mask[max(0, row - room) : max(0, row + room + 1), max(0, column - room) : max(0, column + room + 1)].any()
         for column, row in np.rint(keypoints[found, :2]).astype(int)
     )
 

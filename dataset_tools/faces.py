@@ -15,6 +15,8 @@ HALF_WIDTH, HALF_HEIGHT = 10.0, 14.0
 LENGTHS = {
     ("right_ear", "left_ear"): 15.0,
     ("right_eye", "left_eye"): 6.3,
+    ("nose", "right_eye"): 4.0,
+    ("nose", "left_eye"): 4.0,
     ("nose", "right_ear"): 14.0,
     ("nose", "left_ear"): 14.0,
     ("right_eye", "right_ear"): 9.0,
@@ -24,9 +26,15 @@ LENGTHS = {
 }
 """Centimetres between two joints of an adult (means of anthropometric surveys such as ANSUR, rounded down). Seen at an
 angle they are shorter: the largest scale that any of them gives is nearest."""
-BODY = 60.0
-"""Centimetres: root of the area that a person covers at least, where nothing else tells their scale."""
+FRONTAL = 8.0
+"""Centimetres from the nose to an ear as a face shows them from the front; where no eye was found that tells of the
+angle, too large a region is the lesser harm."""
+HEAD, BODY = 16.0, 60.0
+"""Centimetres: root of the area that a head and a whole person cover at least, where nothing else tells their scale. Of
+whom no joint below the head was found, no more than a head may be seen."""
 
+_SIDES = ("right", "left")
+_EYES = [KEYPOINTS.index(f"{side}_eye") for side in _SIDES]
 _HEAD = [KEYPOINTS.index(name) for name in ("nose", "right_eye", "left_eye", "right_ear", "left_ear")]
 _NECK = KEYPOINTS.index("neck")
 
@@ -50,6 +58,7 @@ def face_of(person: Person, parsing: np.ndarray, label_set: str) -> np.ndarray |
 def _ellipse(person: Person) -> np.ndarray:
     canvas = np.zeros(person.mask.shape, np.uint8)
     found, points = person.keypoints[:, 2] > 0, person.keypoints[:, :2].astype(np.float64)
+    lengths = LENGTHS if found[_EYES].any() else LENGTHS | {("nose", f"{side}_ear"): FRONTAL for side in _SIDES}
     head = [joint for joint in _HEAD if found[joint]]
     if not head:
         return canvas.view(bool)
@@ -57,11 +66,12 @@ def _ellipse(person: Person) -> np.ndarray:
     scales = [
         float(np.linalg.norm(points[one] - points[other])) / length
         for one, other, length in (
-            (KEYPOINTS.index(a), KEYPOINTS.index(b), length) for (a, b), length in LENGTHS.items()
+            (KEYPOINTS.index(a), KEYPOINTS.index(b), length) for (a, b), length in lengths.items()
         )
         if found[one] and found[other]
     ]
-    scale = max(scales, default=0.0) or float(np.sqrt(np.count_nonzero(person.mask))) / BODY
+    seen = BODY if np.delete(found, _HEAD).any() else HEAD
+    scale = max(scales, default=0.0) or float(np.sqrt(np.count_nonzero(person.mask))) / seen
     down = points[_NECK] - centre if found[_NECK] else np.array([0.0, 1.0])
     angle = float(np.degrees(np.arctan2(down[1], down[0]))) - 90
     axes = (round(16 * HALF_WIDTH * scale), round(16 * HALF_HEIGHT * scale))

@@ -4,7 +4,7 @@ A text in UTF-8, one entry a line, as ``KIND VALUE`` or, in a CSV file, ``KIND,V
 
 ==========  =========================================================================================================
 ``id``      Id of the picture in its source, as ``attribution.csv`` has it, alone or as ``SOURCE/ID``; or the key of its
-            sample
+            sample, unless that is a composite of several
 ``url``     Address of the picture or of its page; ``http`` or ``https``, ``www.``, a slash at the end and what follows
             a ``#`` make no difference
 ``sha256``  Of the picture's file, hex
@@ -30,13 +30,15 @@ from pydantic import BaseModel, ConfigDict
 
 from dataset_tools.errors import Rejected, UserError
 from dataset_tools.perceptual_hash import AlikeHashes
-from dataset_tools.records import ImageRecord, Rejection, Split, cell_to_text
+from dataset_tools.records import SPLITS, ImageRecord, Rejection, Split, cell_to_text
 from dataset_tools.storage import open_root
 
 Kind = Literal["id", "url", "sha256", "phash"]
 
 STAGE, REASON = "opt-out", "opted-out"
 """Of rows of ``rejected.parquet``."""
+SOURCES = ("openimages", "coco", "ade20k", "folder", "pairs", "weblist")
+"""Names of sources, with which keys of samples begin."""
 ALIKE_BITS = 8
 """Of 64. Copies of one photograph, reduced or re-encoded, seldom differ in more, and different ones hardly ever in
 less."""
@@ -79,7 +81,8 @@ class OptOut(BaseModel):
             pictures: chosen ones that the list names, by whatever: their ids and files' names count as the list's ids.
         """
         # Rows do not tell the source, which ids may begin with, as they do in keys of samples.
-        ids = {name for id in self.id for name in (id, id.rpartition("/")[2], id.partition("-")[2])}
+        prefix = re.compile(rf"^({'|'.join(SOURCES)})-")
+        ids = {name for id in self.id for name in (id, id.rpartition("/")[2], prefix.sub("", id, count=1))}
         ids.discard("")  # of rows that tell only that there was one
         files = set()
         for picture in pictures:
@@ -236,6 +239,11 @@ def _hex(digits: int) -> Callable[[str], str]:
 def _id(text: str) -> str:
     if not text:
         raise ValueError("the id is empty")
+    if re.fullmatch(rf"composite-({'|'.join(SPLITS)})-\d{{8}}", text):
+        raise ValueError(
+            f"{text} is a composite, which is made of several pictures: name those of its origins that are meant by "
+            "their ids, which its json and the table of its shard hold"
+        )
     return text
 
 

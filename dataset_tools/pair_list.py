@@ -37,13 +37,14 @@ class PairRow(BaseModel):
     known: str = ""
     """Grey picture: 128 and more where the clean plate is known. Empty: it is known everywhere."""
     masks: list[str] = []
-    """A grey picture a person, 128 and more where they are seen. Empty: nobody has made masks."""
+    """A file a person, or one file of several people; `dataset_tools.mask_files` says how they are read. Empty: nobody
+    has made masks."""
     mask_scores: list[Annotated[float, Field(ge=0, le=1)]] = []
-    """0..1, one a mask; empty: all 1."""
+    """0..1, one a file of masks; empty: all 1."""
     masks_by: str = "annotated"
     """For `dataset_tools.schema.Person.mask_by`."""
     effects: str = ""
-    """Grey picture of bits as in ``effects.png``, in the order of ``masks``. Empty: effects are not known."""
+    """Grey picture of bits as in ``effects.png``, in the order of the people. Empty: effects are not known."""
     plate_by: MadeBy = MadeBy("annotated")
     """For `dataset_tools.schema.Makers.plate`."""
     tells_effects: bool = True

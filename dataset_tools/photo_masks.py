@@ -351,18 +351,18 @@ class CocoMasks:
             except Rejected as error:
                 self._reject("", error.reason, f"images[{row}]: {error.message}")
         # Names that are photographs' own, and of the others the base names: those found once may be matched by them.
-        names = {text: next((n for n in _spellings(text) if n in exact), None) for _, _, text, _, _ in rows}
+        names = {text: next((n for n in spellings(text) if n in exact), None) for _, _, text, _, _ in rows}
         taken = {exact[name] for name in names.values() if name is not None}
-        wanted = Counter(PurePosixPath(_spellings(text)[-1]).name for text, name in names.items() if name is None)
+        wanted = Counter(PurePosixPath(spellings(text)[-1]).name for text, name in names.items() if name is None)
         sizes: _Sizes = {}
         for row, identity, text, height, width in rows:
             own = names[text]
             photograph = exact[own] if own is not None else None
-            base = PurePosixPath(_spellings(text)[-1]).name
+            base = PurePosixPath(spellings(text)[-1]).name
             candidates = [] if photograph else [found for found in by_base.get(base, []) if found not in taken]
             if len(candidates) == 1 and wanted[base] == 1:
                 photograph = candidates[0]
-                if not _is_tail(_spellings(text)[-1], plain_name(photograph)):
+                if not _is_tail(spellings(text)[-1], plain_name(photograph)):
                     self._note(photograph, "matched-by-name", f"images[{row}]: {text} is taken to be {photograph}")
             elif candidates:
                 message = f"images[{row}]: file_name {text} may be {' or '.join(candidates)}"
@@ -459,7 +459,7 @@ def _size_of(image: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _spellings(file_name: str) -> tuple[str, ...]:
+def spellings(file_name: str) -> tuple[str, ...]:
     """A file name as it is, and with what is no part of it taken out: ``./``, doubled and Windows' slashes."""
     name = plain_name(file_name)
     return name, str(PurePosixPath(name)), str(PurePosixPath(name.replace("\\", "/")))

@@ -47,7 +47,7 @@ GROUP_BYTES = 1 << 30
 SMALL = 10_000_000
 """Bytes: the hub takes any file that is larger apart from the commit."""
 
-_NO_DERIVATIVES = re.compile(r"\bnd\b|noderiv", re.IGNORECASE)
+_NO_DERIVATIVES = re.compile(r"(?<![a-z])nd(?![a-z])|noderiv", re.IGNORECASE)
 """Of Creative Commons, any version: in an address, an SPDX id, or the long names, such as Attribution-NoDerivs."""
 
 Progress = Callable[[int, int], None]
@@ -226,8 +226,14 @@ class _Publication:
 
     def _prepare(self, public: bool) -> None:
         self.api.create_repo(self.repo, repo_type="dataset", private=not public, exist_ok=True)
-        if not public and not self.api.repo_info(self.repo, repo_type="dataset").private:
+        private = self.api.repo_info(self.repo, repo_type="dataset").private
+        if not public and not private:
             raise UserError(f"{self.repo} is public: add --public where everybody is to see the dataset")
+        if public and private:
+            raise UserError(
+                f"{self.repo} is private: make it public in its settings on the hub where everybody is to see it, or "
+                "leave --public out"
+            )
         if self.revision != "main":
             self.api.create_branch(self.repo, branch=self.revision, repo_type="dataset", exist_ok=True)
 

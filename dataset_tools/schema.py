@@ -472,20 +472,29 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
-    """(H, W) bool mask of a COCO compressed RLE. Raises `ValueError` where its runs do not fill the size exactly."""
+    """(H, W) bool mask of a COCO compressed RLE. Raises `ValueError` as `check_rle`."""
     check_rle(rle)  # pycocotools leaves what short runs do not reach uninitialised
     return coco_mask.decode(rle).astype(bool)
 
 
 def check_rle(rle: dict[str, Any]) -> None:
-    """Raise `ValueError` where the runs of a COCO compressed RLE do not fill its size exactly."""
+    """Raise `ValueError` where the runs of a COCO compressed RLE are no lengths, or do not fill its size exactly."""
     height, width = rle["size"]
-    if (covered := _pixels_covered(rle["counts"])) != height * width:
+    runs = _runs(rle["counts"])
+    if (runs < 0).any():
+        raise ValueError(f"it has a run of {runs.min()} pixels")
+    if (covered := int(runs.sum())) != height * width:
         raise ValueError(f"its runs cover {covered} pixels, its size is {height}x{width}")
 
 
-def _pixels_covered(counts: str | bytes) -> int:
-    """Sum of the run lengths of a compressed RLE.
+_LONGEST_NUMBER = 6
+"""Characters; those of longer ones pycocotools shifts too far. Runs of 2**29 pixels have 6."""
+
+
+def _runs(counts: str | bytes) -> np.ndarray:
+    """Run lengths of a compressed RLE, (n,) int64; none where it ends within a number.
+
+    Raises `ValueError` for a number that no run needs.
 
     A number is 5 bits a character, low bits first, 32 marking that more follow; the highest bit is its sign. From
     the fourth number on, each is the difference to the one before last (``rleFrString`` of pycocotools).
@@ -493,13 +502,16 @@ def _pixels_covered(counts: str | bytes) -> int:
     code = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((code & 32) == 0)
     if ends.size == 0 or ends[-1] != code.size - 1:
-        return 0
+        return np.zeros(0, np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
+    if lengths.max() > _LONGEST_NUMBER:
+        raise ValueError(f"it has a number of {lengths.max()} characters")
     shifts = 5 * (np.arange(code.size) - np.repeat(starts, lengths))
     runs = np.add.reduceat((code & 31) << shifts, starts)
     runs -= ((code[ends] & 16) > 0) * (1 << 5 * lengths)
-    return int(runs[0] + runs[1::2].cumsum().sum() + runs[2::2].cumsum().sum())
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    return runs
 
 
 MOST_PIXELS_READ = 178_956_970

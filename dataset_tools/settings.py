@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -31,17 +32,23 @@ class Settings(BaseModel):
         faults = [
             InitErrorDetails(
                 type=PydanticCustomError("boolean", f"YAML reads this as {str(value).lower()}, which it cannot be"),
-                loc=(name,),
+                loc=place,
                 input=value,
             )
-            for name, value in (values.items() if isinstance(values, dict) else ())
-            if isinstance(value, bool)
-            and name in cls.model_fields
-            and not _may_be_boolean(cls.model_fields[name].annotation)
+            for name, given in (values.items() if isinstance(values, dict) else ())
+            if name in cls.model_fields
+            for place, value in _misread(given, cls.model_fields[name].annotation, (name,))
         ]
         if faults:
             raise ValidationError.from_exception_data(cls.__name__, faults)
         return values
+
+    @model_validator(mode="after")
+    def _kind_is_set(self) -> Self:
+        """By it the models of a union are told apart, also where it was left to its default."""
+        if "kind" in type(self).model_fields:
+            self.model_fields_set.add("kind")
+        return self
 
     @classmethod
     def check(cls, values: dict[str, Any], *, origin: str) -> Self:
@@ -62,7 +69,8 @@ class Settings(BaseModel):
             UserError: the file is missing, is not YAML, or holds a wrong or unknown key.
         """
         origin = "settings" if isinstance(given, cls) else str(given)
-        values = given.model_dump() if isinstance(given, cls) else _read(origin)
+        # Without what was left to its default: of some settings it matters whether they were set.
+        values = given.model_dump(exclude_unset=True) if isinstance(given, cls) else _read(origin)
         for dotted, value in (changes or {}).items():
             *parents, leaf = dotted.split(".")
             place = values
@@ -184,14 +192,22 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
 
 
-def _may_be_boolean(annotation: Any) -> bool:
-    """False for numbers and nothing else, or null: what is no number refuses a boolean by itself."""
-    if get_origin(annotation) is Literal:
-        return True
-    if get_origin(annotation) is Annotated:
-        return _may_be_boolean(get_args(annotation)[0])
-    parts = get_args(annotation)
-    return any(map(_may_be_boolean, parts)) if parts else annotation not in (int, float, type(None))
+def _misread(value: Any, annotation: Any, place: tuple[int | str, ...]) -> list[tuple[tuple[int | str, ...], bool]]:
+    """Booleans in ``value``, at any depth, with their places, where a number is to be and nothing else: what is no
+    number refuses a boolean by itself."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _misread(value, parts[0], place)
+    if origin in (Union, UnionType):
+        found = [_misread(value, part, place) for part in parts if part is not NoneType]
+        return found[0] if all(found) else []
+    if origin is dict and isinstance(value, dict):
+        return [one for key, inner in value.items() for one in _misread(inner, parts[1], (*place, key))]
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        each = parts if origin is tuple and Ellipsis not in parts else parts[:1] * len(value)
+        pairs = enumerate(zip(value, each, strict=False))
+        return [one for number, (inner, part) in pairs for one in _misread(inner, part, (*place, number))]
+    return [(place, value)] if isinstance(value, bool) and annotation in (int, float) else []
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:

@@ -30,6 +30,8 @@ from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.ranges import NoRanges, read_range, read_whole
 from dataset_tools.schema import (
     CONFIGURATIONS,
+    NO_PARSING,
+    PARSING_LABELS,
     SEVERAL,
     EncodingSettings,
     Sample,
@@ -515,6 +517,8 @@ def verify(root: str, workers: int = 2) -> Iterator[Problem]:
                 table = read_shard_table(root, table_path(shard.path), ["key", "origins"])
                 part, name = shard.path.split("/")
                 credits.add(part, name.split("-")[0], shard.path, table)
+        for key, paths in credits.keys_twice():
+            yield Problem(f"{paths[-1]}, sample {key}", f"another sample has the key, in {paths[0]}")
         for source, (elsewhere, seen), (where, split) in credits.in_two_splits():
             yield Problem(where, f"source {source} is in split {split} and, in {elsewhere}, in {seen}")
 
@@ -620,6 +624,16 @@ def _faults(sample: Sample, document: dict[str, Any]) -> Iterator[str]:
     for name in ("known_share", "effects_share"):
         if document[name] != getattr(sample, name):
             yield f"annotations.json says {name} {document[name]}, the parts say {getattr(sample, name)}"
+    labels = len(PARSING_LABELS[sample.label_set])
+    if labels and (highest := int(sample.parsing.max())) >= labels:
+        yield f"parsing.png has the label {highest}, which {sample.label_set} has not"
+    if not labels and (sample.parsing != NO_PARSING).any():
+        yield f"parsing.png is not {NO_PARSING} everywhere, but nobody made it"
+    if sample.configuration == "composite":
+        if sorted(person.order or 0 for person in sample.people) != list(range(len(sample.people))):
+            yield f"order is not 0 to {len(sample.people) - 1}, each once"
+        if (np.sum([person.mask for person in sample.people], axis=0) > 1).any():
+            yield "visible masks of two people overlap"
     if sample.effects is not None and len(sample.people) <= SEVERAL and (sample.effects >> len(sample.people)).any():
         yield f"effects.png shows effects of more people than the {len(sample.people)} there are"
     for index, (person, entry) in enumerate(zip(sample.people, document["annotations"], strict=True)):
@@ -641,18 +655,23 @@ def _faults(sample: Sample, document: dict[str, Any]) -> Iterator[str]:
             person.mask if person.complete_mask is None else person.complete_mask,
         )
         if outside.any():
-            yield f"{name}: {int(outside.sum())} keypoints lie outside the mask's box"
+            yield f"{name}: {int(outside.sum())} keypoints lie outside the picture or the mask's box"
 
 
 def keypoints_in_box(keypoints: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(18,) bool: which of the (18, 3) keypoints lie in the box of the (H, W) mask, grown by `KEYPOINT_MARGIN`."""
+    """(18,) bool: which of the (18, 3) keypoints lie in the picture and near the person of it.
+
+    That is in the box of the (H, W) mask, grown by `KEYPOINT_MARGIN`, and between the picture's edges. These are at
+    -0.5 where pixels' centres have whole numbers, and at W or H where a source measures from 0 to the edge.
+    """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if rows.size == 0:
         return np.zeros(len(keypoints), bool)
     low = np.array([columns[0], rows[0]])
     high = np.array([columns[-1] + 1, rows[-1] + 1])
     margin = max(high - low) * KEYPOINT_MARGIN + 2
-    return ((keypoints[:, :2] >= low - margin) & (keypoints[:, :2] <= high + margin)).all(1)
+    low, high = np.maximum(low - margin, -0.5), np.minimum(high + margin, mask.shape[::-1])
+    return ((keypoints[:, :2] >= low) & (keypoints[:, :2] <= high)).all(1)
 
 
 def _samples_of_tar(file: Any) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:

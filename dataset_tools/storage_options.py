@@ -101,6 +101,24 @@ def _check_location(location: str) -> str:
     return normal_place(location)
 
 
+def public_place(location: str, what: str) -> str:
+    """`normal_place` of a flow's parameter, which Prefect stores and shows.
+
+    Args:
+        what: it is the place of, for messages.
+
+    Raises:
+        UserError: as `normal_place`; or there is a secret in it.
+    """
+    if "://" in location and _holds_secret(location):
+        raise UserError(
+            f"{what}: {scrub(location)} carries a password, token or signature, which would be stored and shown; take "
+            "it out and give it as the library of that filesystem reads it, in its environment variables or "
+            "configuration file"
+        )
+    return normal_place(location)
+
+
 StorageOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
 """fsspec storage options as YAML has them; at any depth a value may be ``{env: NAME}`` or ``{block: secret/NAME}``.
 

@@ -66,10 +66,14 @@ def ablate(
     root, rungs = check_ablate(train_settings, evaluate_settings, dataset, output, seeds, judged_on, changes)
     for rung in rungs:
         for seed in seeds:
-            own = {**(changes or {}), **RUNGS[rung][1], "train.seed": seed}
-            train(train_settings, dataset, f"{root}/{rung}-{seed}", own)
+            train(train_settings, dataset, f"{root}/{rung}-{seed}", _changed(changes, rung, seed))
     chosen, adapters = {"methods": _judged(evaluate_settings, root, rungs, seeds)}, f"{root}/full-{seeds[0]}"
     return evaluate(evaluate_settings, judged_on or dataset, adapters, f"{root}/evaluation", chosen, BEFORE)
+
+
+def _changed(changes: dict[str, Any] | None, rung: str, seed: int) -> dict[str, Any]:
+    """What a rung's training with a seed sets otherwise than the training recipe."""
+    return {**(changes or {}), **RUNGS[rung][1], "train.seed": seed}
 
 
 def _judged(
@@ -117,15 +121,21 @@ def check_ablate(
     if "train.seed" in (changes or {}):
         raise UserError("train.seed: the seeds of an ablation are those of seeds (--seeds); leave it out")
     different: dict[str, str] = {}
-    for rung, (_, without) in RUNGS.items():
-        recipe = check_train(train_settings, dataset, f"{root}/{rung}-{seeds[0]}", {**(changes or {}), **without})
-        different.setdefault(recipe.digest(), rung)
+
+    def checked(rung: str, seed: int) -> TrainRecipe:
+        return check_train(train_settings, dataset, f"{root}/{rung}-{seed}", _changed(changes, rung, seed))
+
+    for rung in RUNGS:
+        different.setdefault(checked(rung, seeds[0]).digest(), rung)
     rungs = list(different.values())
     if same := [rung for rung in RUNGS if rung not in (*rungs, "extents")]:
         raise UserError(
             f"the training recipe lacks a part of the full model: {', '.join(same)} would be trained like other rungs; "
             "give it hmg with both cues, sma and its constraints"
         )
+    for rung in rungs:
+        for seed in seeds[1:]:
+            checked(rung, seed)
     chosen = {"methods": _judged(evaluate_settings, root, rungs, seeds)}
     check_evaluate(evaluate_settings, judged_on or dataset, "", f"{root}/evaluation", chosen)
     return root, rungs

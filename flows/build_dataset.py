@@ -45,6 +45,7 @@ from dataset_tools.storage import (
     remove_partials,
     write_bytes,
 )
+from dataset_tools.storage_options import public_place
 from dataset_tools.weights import check_at_hand
 from flows.caching import Job, JobT, ResultT, result_storage, run_steps
 from flows.dataset_steps import (
@@ -133,7 +134,7 @@ def build_dataset(settings: BuildSettings | str, output: str, changes: dict[str,
             at work on the output.
     """
     checked = check_build(settings, output, changes)
-    root = normal_place(output)
+    root = public_place(output, "output")
     with sole_run(root):
         try:
             shards = copy(build_shards)  # `with_options` would draw up the schema of all settings anew
@@ -153,7 +154,7 @@ def check_build(settings: BuildSettings | str, output: str, changes: dict[str, A
         UserError: they cannot.
     """
     checked = BuildSettings.load(settings, changes)
-    root = normal_place(output)
+    root = public_place(output, "output")
     _check_apart(root, checked.source)
     check_writable(root)
     networks = checked.networks().values()
@@ -173,9 +174,13 @@ def _check_apart(root: str, source: object) -> None:
     """Raise `UserError` where the next build would find this one's pictures among those of the source."""
     if isinstance(source, PairsSettings) and not source.layout:
         return  # a list names its files
-    if not isinstance(source, FolderSettings | PairsSettings):
+    if isinstance(source, VideoSettings):
+        places = source.clips
+    elif isinstance(source, FolderSettings | PairsSettings):
+        places = source.open().places
+    else:
         return
-    for place in map(normal_place, source.open().places):
+    for place in map(normal_place, places):
         paths = (root, place) if is_url(root) or is_url(place) else (os.path.realpath(root), os.path.realpath(place))
         if f"{paths[0]}/".startswith(f"{paths[1]}/"):
             raise UserError(f"output {root} lies in {place}, in which pictures are searched: name one beside it")
@@ -448,7 +453,7 @@ class _Build:
             software={name: version(name) for name in ("mild", *PICTURES)},
         )
         write_bytes(filesystem, f"{base}/manifest.json", f"{manifest.model_dump_json(indent=1)}\n".encode())
-        self.output.remove_shards_but(shard.path for shard in listed)
+        self.output.remove_others((shard.path for shard in listed), files)
         if settings.runner.kind != "threads":
             self.output.remove_unfinished(*WRITTEN)  # of workers that were killed
         rejected = Counter(read_table(self.root, "rejected.parquet", columns=["reason"])["reason"].to_pylist())

@@ -193,15 +193,6 @@ def _named(name: str, sha256: str) -> str:
     return f"{stem}-{sha256[:16]}{dot}{suffix}"
 
 
-def folder_digest(folder: str) -> str:
-    """Digest of the names and bytes of all files in a folder. Raises `UserError` where there are none."""
-    filesystem, base = open_root(folder)
-    found = {file.removeprefix(base): sha256_of_file(filesystem, file) for file in filesystem.find(base)}
-    if not found:
-        raise UserError(f"{folder} does not exist or is empty")
-    return digest_of(found)
-
-
 class Result(Protocol):
     """What a step returns: a small manifest of the files it wrote."""
 

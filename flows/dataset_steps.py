@@ -102,7 +102,7 @@ class ClipJob(Job):
     """Make the pairs of one clip."""
 
     step: ClassVar[str] = "read-clip"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = ("av", *PICTURES)
     source: VideoSettings
     clip: ClipFile
@@ -165,7 +165,7 @@ class CurateJob(Job):
     """Choose the images of a source."""
 
     step: ClassVar[str] = "curate"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     source: PictureSource
     tables: dict[str, list[str]]
     """Of `dataset_tools.sources.Source.tables`."""
@@ -403,7 +403,7 @@ _SEEN = pa.schema([(name, pa.string()) for name in ("id", "sha256", "phash", "ki
 class ShardJob(PicturesJob):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 11
+    version: ClassVar[int] = 12
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     duplicates: dict[str, str]
@@ -511,7 +511,7 @@ class CutoutsJob(Job):
     """See how many people of a split can be cut out."""
 
     step: ClassVar[str] = "list-cutouts"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     split: Split
     shards: list[Shard]
     settings: CompositorSettings

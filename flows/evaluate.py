@@ -18,6 +18,7 @@ from dataset_tools.folders import check_replaceable
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import ShardDataset, read_manifest
 from dataset_tools.storage import check_writable, local_place, normal_place
+from dataset_tools.storage_options import public_place
 from dataset_tools.weights import file_digest
 from flows.caching import Files, Job, Outcome, result_storage, run_steps
 from flows.evaluation_report import (
@@ -97,7 +98,8 @@ def evaluate(
     root = local_place(output, "a report")
     if against and against != BEFORE:
         against = local_place(against, "an evaluation to compare with")
-    run = _Evaluation(recipe, normal_place(dataset) if dataset else "", normal_name(adapters) if adapters else "", root)
+    dataset = public_place(dataset, "dataset") if dataset else ""
+    run = _Evaluation(recipe, dataset, normal_name(adapters) if adapters else "", root)
     with sole_run(root):
         try:
             digest = run.run(against)
@@ -132,7 +134,7 @@ def check_evaluate(
     for name, held in recipe.datasets.items():
         if not held.place and not dataset:
             raise UserError(f"datasets.{name} names no place, and no dataset is given: name one of both")
-        read_manifest(held.place or dataset)
+        read_manifest(held.place or public_place(dataset, "dataset"))
     if adapters:
         read_config(fetched(adapters))
     if against and against != BEFORE:

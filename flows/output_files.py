@@ -6,7 +6,9 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
+from dataset_tools.card import sheet_path
 from dataset_tools.errors import UserError
+from dataset_tools.schema import CONFIGURATIONS, SPLITS
 from dataset_tools.shards import index_path, read_manifest, table_path
 from dataset_tools.storage import abort_uploads, is_url, open_root, remove_partials, write_bytes
 from flows.caching import Job
@@ -36,7 +38,9 @@ class OutputFiles:
         Raises:
             UserError: there are files which no run on this output wrote and this one would overwrite.
         """
-        self._refuse_to_overwrite([] if self._made else [*beside_shards, "manifest.json"])
+        made = {path.partition("/")[0] for path in self._made}
+        # All of them are written together, the manifest last.
+        self._refuse_to_overwrite([] if made & set(beside_shards) else [*beside_shards, "manifest.json"])
 
     def remove_unfinished(self, folders: Iterable[str], of_work: Iterable[str]) -> None:
         """Remove what killed processes left under construction, but not what a living one holds.
@@ -74,12 +78,18 @@ class OutputFiles:
         if filesystem.exists(f"{base}/manifest.json"):
             filesystem.rm_file(f"{base}/manifest.json")
 
-    def remove_shards_but(self, listed: Iterable[str]) -> None:
-        """Delete shards of an earlier plan of this output, which no manifest names any more."""
+    def remove_others(self, shards: Iterable[str], files: Iterable[str]) -> None:
+        """Delete shards and contact sheets of an earlier plan of this output, which no manifest names any more.
+
+        Args:
+            shards: that the manifest names.
+            files: that it names beside shards.
+        """
         filesystem, base = open_root(self._root)
-        former = {path for path in self._made if path.endswith(".tar")} - set(listed)
-        for path in sorted(former):
-            for place in (path, table_path(path), index_path(path)):
+        former = {path for path in self._made if path.endswith(".tar")} - set(shards)
+        sheets = {sheet_path(part, split) for part in CONFIGURATIONS for split in SPLITS} - set(files)
+        for path in sorted(former | sheets):
+            for place in (path, table_path(path), index_path(path)) if path in former else (path,):
                 if filesystem.exists(f"{base}/{place}"):
                     filesystem.rm_file(f"{base}/{place}")
         if former:
@@ -90,9 +100,10 @@ class OutputFiles:
         place = f"{work}/{MADE}"
         made: dict[str, str] = json.loads(filesystem.cat_file(place)) if filesystem.exists(place) else {}
         with contextlib.suppress(UserError):
-            held = read_manifest(self._root).shards.values()
+            manifest = read_manifest(self._root)
+            held = manifest.shards.values()
             listed = {shard.path for splits in held for shards in splits.values() for shard in shards}
-            made = dict.fromkeys(listed, "") | made
+            made = dict.fromkeys([*listed, *manifest.files], "") | made
         return made
 
     def _note(self, made: dict[str, str]) -> None:

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from prefect.runtime import flow_run
 
 from dataset_tools.errors import UserError
-from dataset_tools.storage import open_root, write_bytes
+from dataset_tools.storage import is_url, open_root, write_bytes
 
 HOLDER = "held-by.json"
 """Says who is at work; below the work folder."""
@@ -37,14 +37,15 @@ STALE_AFTER = 300.0
 def sole_run(output: str) -> Iterator[None]:
     """Keep other runs from an output and its work folder, ``{output}.work``, for as long as the block runs.
 
-    On a disk the lock is the kernel's, and ends with the process that holds it, however that ends. On an object store
-    it is the file `HOLDER`, which its holder renews; one that is no longer renewed, or whose process on this machine
-    is gone, is taken over.
+    On a disk the lock is the kernel's, and ends with the process that holds it, however that ends; whoever names the
+    output by a link is kept out as well. On an object store it is the file `HOLDER`, which its holder renews; one that
+    is no longer renewed, or whose process on this machine is gone, is taken over.
 
     Raises:
-        UserError: another run is at work on the output; the message names it. Or the work folder cannot be written.
+        UserError: another run is at work on the output; the message names it. Or the work folder cannot be written. Or,
+            at the end, another run took a store's output over, as this one had said nothing for so long.
     """
-    filesystem, work = open_root(f"{output}.work")
+    filesystem, work = open_root(f"{output if is_url(output) else os.path.realpath(output)}.work")
     me = {
         "host": socket.gethostname(),
         "process": os.getpid(),
@@ -95,20 +96,32 @@ def _on_store(filesystem: fsspec.AbstractFileSystem, work: str, output: str, me:
         raise _occupied(output, _read(filesystem, work))
     ended = threading.Event()
 
+    def is_mine() -> bool:
+        return bool(_read(filesystem, work).get("id") == me["id"])
+
     def renew() -> None:
         while not ended.wait(RENEWED_EVERY):
             with contextlib.suppress(Exception):  # every store has its own kinds of refusal
+                if not is_mine():
+                    return
                 say()
 
-    renewal = threading.Thread(target=renew, daemon=True)
+    renewal = threading.Thread(target=renew, name="renewal", daemon=True)
     renewal.start()
+    mine = True
     try:
         yield
     finally:
         ended.set()
         renewal.join()
         with contextlib.suppress(Exception):  # what the block raises says more, such as of expired credentials
-            filesystem.rm_file(place)
+            if mine := is_mine():
+                filesystem.rm_file(place)
+    if not mine:
+        raise UserError(
+            f"{output}: another run took it over, as this one was silent for {STALE_AFTER / 60:g} minutes: what both "
+            "wrote may be mixed; when the other has ended, start again"
+        )
 
 
 def _read(filesystem: fsspec.AbstractFileSystem, work: str) -> dict[str, Any]:

@@ -123,6 +123,12 @@ class ExportJob(Job):
     """Digest."""
     command: str
 
+    def determines(self) -> Any:
+        """All but where the base lies."""
+        decisive = super().determines()
+        decisive["recipe"]["base"] = _without_place(self.recipe.base)
+        return decisive
+
 
 @cached_step
 def draw(job: DrawJob) -> Files:
@@ -178,7 +184,7 @@ def export(job: ExportJob) -> Files:
     """See `mild.nano.export.export_base`."""
     from mild.nano.export import export_base
 
-    base = job.recipe.base
+    base = _without_place(job.recipe.base)
     numbers = export_base(
         job.recipe.pretrain,
         f"{job.work}/pictures",
@@ -187,8 +193,7 @@ def export(job: ExportJob) -> Files:
         job.root,
         data_digest=job.pictures,
         command=job.command,
-        # Where it lies here is nobody else's business.
-        base=None if base is None else (os.path.basename(base) if os.path.isabs(base) else base, job.base_digest or ""),
+        base=None if base is None else (base, job.base_digest or ""),
         judgement=job.recipe.judgement,
         scenes=job.recipe.scenes,
         steps=job.recipe.inference_steps,
@@ -244,12 +249,18 @@ def pretrain_base(settings: PretrainRecipe | str, output: str, changes: dict[str
         run(encode, EncodeJob(**place, settings=chosen, pictures=pictures, vae=vae))
         trained = run(pretrain_unet, UnetJob(**place, **began, settings=chosen, pictures=pictures, vae=vae))
         given = os.path.basename(settings) if isinstance(settings, str) else "RECIPE"
-        said = (f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in (changes or {}).items())
+        shown = {n: _without_place(recipe.base) if n == "base" else value for n, value in (changes or {}).items()}
+        said = (f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in shown.items())
         command = " ".join(["mild pretrain", given, *said])
         exported = {"recipe": recipe, "base_digest": base_digest, "trained": trained}
         run(export, ExportJob(**place, **exported, pictures=pictures, command=command))
     Display().show(create_link_artifact, root, link_text="base", key=artifact_key("pretrain-base", root))
     return {"base": root, "cached": cached}
+
+
+def _without_place(base: str | None) -> str | None:
+    """What a base is called on a card: where it lies here is nobody else's business."""
+    return os.path.basename(base) if base is not None and os.path.isabs(base) else base
 
 
 def check_pretrain(

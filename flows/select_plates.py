@@ -27,7 +27,8 @@ from dataset_tools.pair_list import PAIR_LIST, PairRow, pair_list
 from dataset_tools.schema import MadeBy, Sample, encode_png
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import ShardDataset, read_manifest
-from dataset_tools.storage import check_writable, local_place, normal_place, write_bytes
+from dataset_tools.storage import check_writable, local_place, write_bytes
+from dataset_tools.storage_options import public_place
 from flows.caching import Files, Job, Outcome, cached_step, result_storage, run_steps
 from flows.evaluation_steps import (
     CasesJob,
@@ -83,7 +84,7 @@ def select_plates(
     """
     recipe = check_select_plates(settings, dataset, adapters, output, changes)
     root = local_place(output, "pairs")
-    run = _Selection(recipe, normal_place(dataset), normal_name(adapters) if adapters else "", root)
+    run = _Selection(recipe, public_place(dataset, "dataset"), normal_name(adapters) if adapters else "", root)
     with sole_run(root):
         try:
             run.propose()
@@ -105,7 +106,7 @@ def check_select_plates(
         UserError: they cannot.
     """
     recipe = ReviewSettings.load(settings, changes)
-    held = read_manifest(normal_place(dataset)).shards
+    held = read_manifest(public_place(dataset, "dataset")).shards
     asked = [f"{recipe.configuration}/{split}" for split in recipe.samples]
     there = [f"{configuration}/{split}" for configuration, splits in held.items() for split in splits]
     if not set(asked) & set(there):

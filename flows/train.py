@@ -15,8 +15,9 @@ from dataset_tools.folders import check_replaceable
 from dataset_tools.schema import Configuration
 from dataset_tools.settings import Settings
 from dataset_tools.shards import ShardDataset, read_manifest
-from dataset_tools.storage import check_writable, local_place, normal_place
-from flows.caching import Files, Job, cached_step, folder_digest, result_storage, run_steps
+from dataset_tools.storage import check_writable, local_place
+from dataset_tools.storage_options import public_place
+from flows.caching import Files, Job, cached_step, result_storage, run_steps
 from flows.events import announce
 from flows.names import artifact_key, flow_run_name
 from flows.output_lock import sole_run
@@ -24,7 +25,7 @@ from flows.pages import show_picture
 from flows.progress import Display, Progress, run_logger
 from mild.bases import NANO, check_apart, digest_of_place, normal_name, place_of
 from mild.model.saved import CONFIG, erasing_as_before
-from mild.settings import TrainSettings
+from mild.settings import LATENTS_FORMAT, TrainSettings
 from mild.training.launch import TrainRequest, check_shards, launch
 from mild.training.mixture import Mixture, usable
 
@@ -72,8 +73,8 @@ class LatentsJob(Job):
 
     def determines(self) -> Any:
         """What the views and their latents depend on: not how they are trained on."""
-        views = self.recipe.train.determines_views()
-        return [self.dataset_digest, self.vae_digest, sorted(self.recipe.configurations), self.recipe.split, views]
+        data = [self.dataset_digest, sorted(self.recipe.configurations), self.recipe.split]
+        return [LATENTS_FORMAT, self.vae_digest, *data, self.recipe.train.determines_views()]
 
 
 @cached_step
@@ -201,17 +202,15 @@ def train(
         UserError: settings, dataset or base cannot be used, or the output cannot be written.
     """
     recipe = check_train(settings, dataset, output, changes)
-    root, dataset = local_place(output, "adapters"), normal_place(dataset)
+    root, dataset = local_place(output, "adapters"), public_place(dataset, "dataset")
     digest = read_manifest(dataset).digest()
     place = {"root": root, "work": f"{root}.work"}
     storage = result_storage(place["work"])
-    base = place_of(recipe.base)
-    base_digest = folder_digest(base) if Path(base).is_dir() else base
     # Machines with one GPU for each that may train at a time set a limit on this tag.
     gpu = ["gpu"]
     with sole_run(root):
         if recipe.train.cached_views is not None:
-            vae_digest = folder_digest(f"{base}/vae") if Path(base).is_dir() else base
+            vae_digest = digest_of_place(f"{place_of(recipe.base)}/vae")
             encoding = LatentsJob(
                 **place, dataset=dataset, dataset_digest=digest, base=recipe.base, vae_digest=vae_digest, recipe=recipe
             )
@@ -221,7 +220,7 @@ def train(
             dataset=dataset,
             dataset_digest=digest,
             base=recipe.base,
-            base_digest=base_digest,
+            base_digest=digest_of_place(recipe.base),
             start_from_digest=recipe.train.start_from and digest_of_place(recipe.train.start_from),
             recipe=recipe,
         )
@@ -246,7 +245,7 @@ def check_train(
     """
     recipe = TrainRecipe.load(settings, changes)
     root = local_place(output, "adapters")
-    read_manifest(dataset)
+    read_manifest(public_place(dataset, "dataset"))
     check_apart(root, recipe.train.start_from)
     check_writable(root)
     check_replaceable(root, CONFIG)

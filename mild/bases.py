@@ -35,9 +35,15 @@ def normal_name(name: str) -> str:
 
 
 def check_apart(output: str, begun: str | None) -> None:
-    """Raise `UserError` where what is trained from a base or MILD directory, ``begun``, would take its place."""
-    if begun is not None and os.path.realpath(place_of(begun)) == os.path.realpath(output):
-        raise UserError(f"{output} would be replaced by what is trained from it: name another output")
+    """Raise `UserError` where a base or MILD directory, ``begun``, would be changed by what is trained from it: where
+    one of it and the output, or the output's ``.work``, lies in the other."""
+    if begun is None or not os.path.isdir(place_of(begun)):
+        return
+    start = Path(os.path.realpath(place_of(begun)))
+    for place in (output, f"{output}.work"):
+        written = Path(os.path.realpath(place))
+        if written.is_relative_to(start) or start.is_relative_to(written):
+            raise UserError(f"{start} would be changed by what is trained from it to {place}: name another output")
 
 
 def digest_of_place(name: str) -> str:

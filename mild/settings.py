@@ -157,6 +157,10 @@ HOW_NOT_WHAT = {
 """Settings of training that change its result by rounding at most."""
 
 
+LATENTS_FORMAT = 3
+"""Version of what `mild.training.latents` encodes and how it is kept."""
+
+
 class TrainSettings(Settings):
     """How layered LoRA is trained."""
 
@@ -301,5 +305,10 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"protect_background ({self.protect_background}) leaves no adapter to train before step "
                 f"{self.protect_background}: set warm_up.start ({self.warm_up.start}) to 0"
+            )
+        if self.protect_background and not self.warm_up.weight:
+            raise ValueError(
+                f"protect_background ({self.protect_background}) leaves no adapter to train before step "
+                f"{self.protect_background}: set warm_up.weight (0) higher"
             )
         return self

@@ -35,6 +35,8 @@ _FOUND = 0.1
 """Least share of the view's points that must be found in the sample again: people hide some."""
 _PARTS, _POINTS_A_PART = 12, 4
 """Points are taken from so many parts along the longer side, and so many from each at most."""
+_RIM = 2
+"""Pixels along the edge of a warped sample that cubic interpolation mixes with what the edge repeats."""
 _NEAR_VIEWS, _LARGE_VIEWS = 2, 2
 """A sample is compared with so many of the views that were seen last, and with so many of those with most samples."""
 
@@ -100,12 +102,13 @@ def align(frames: FrameStore, view: View) -> None:
 
 
 def seen_area(warp: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
-    """Which pixels of a view, (H, W) bool for ``size`` (H, W), a sample with that warp shows."""
+    """Which pixels of a view, (H, W) bool for ``size`` (H, W), a sample with that warp shows as they were taken."""
     height, width = size
     if warp is None:
         return np.ones(size, bool)
-    ones = np.ones(size, np.uint8)
-    return cv2.warpPerspective(ones, warp, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP).view(bool)
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    seen = cv2.warpPerspective(np.ones(size, np.uint8), warp, (width, height), flags=flags)
+    return cv2.erode(seen, np.ones((2 * _RIM + 1,) * 2, np.uint8)).view(bool)
 
 
 class _Reference:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from dataset_tools.clips.alignment import View, seen_area
 from dataset_tools.clips.people import foreground, parts
 from dataset_tools.clips.plate import Plate
 from dataset_tools.clips.reading import FrameStore
@@ -32,7 +32,7 @@ class _Candidate:
 
 
 def choose_frames(
-    frames: FrameStore, samples: Sequence[int], plate: Plate, *, most: int, min_person: float, min_change: float
+    frames: FrameStore, view: View, plate: Plate, *, most: int, min_person: float, min_change: float
 ) -> list[int]:
     """Numbers of the samples that show people well and differently, ascending; there may be none.
 
@@ -41,15 +41,18 @@ def choose_frames(
 
     Args:
         frames: with aligned samples.
-        samples: of the plate's view.
-        plate: theirs.
+        view: the plate's.
+        plate: what is behind its people.
         most: largest number of pictures.
         min_person: smallest person, as a share of the picture.
         min_change: least 1 - IoU between the people of two pictures.
     """
-    candidates = [
-        candidate for number in samples if (candidate := _candidate(frames[number], number, plate, min_person))
-    ]
+    candidates = []
+    for number, warp in zip(view.samples, view.warps, strict=True):
+        # Beyond its edge a shaken sample shows its rim again, which is nobody.
+        behind = plate.within(seen_area(warp, plate.known.shape))
+        if candidate := _candidate(frames[number], number, behind, min_person):
+            candidates.append(candidate)
     if not candidates:
         return []
     chosen = [max(candidates, key=lambda candidate: (candidate.people, -candidate.number))]

@@ -131,7 +131,7 @@ class _Clip:
             raise Rejected("restless-view", f"{where}: its plate is known on {share:.0%} of the picture only")
         chosen = choose_frames(
             frames,
-            view.samples,
+            view,
             plate,
             most=most,
             min_person=settings.min_person,
@@ -157,12 +157,12 @@ class _Clip:
     def _row(self, number: int, view_number: int, view: View, plate: Plate) -> PairRow | None:
         """Write a picture and its masks; None where a network finds nobody in it."""
         frame, size = self.samples.frames[number], plate.known.shape
-        somebody = foreground(frame, plate, self.settings.min_person)
+        seen = seen_area(view.warps[view.samples.index(number)], size)
+        somebody = foreground(frame, plate.within(seen), self.settings.min_person)
         found = self.instances.find([frame])[0] if self.instances else None
         people = PeopleInFront(parts(somebody)) if found is None else told_apart(somebody, found)
         if not people.masks:
             return None
-        seen = seen_area(view.warps[view.samples.index(number)], size)
         if people.others is not None:
             seen &= ~_grown(people.others)
         stem = f"{round(self.samples.times[number] * 1000):08d}"

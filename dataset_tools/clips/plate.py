@@ -8,7 +8,7 @@ leaves and water never do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
@@ -47,6 +47,10 @@ class Plate:
     """(H, W) bool."""
     noise: np.ndarray
     """(H, W) float32, grey levels: standard deviation of a channel while nobody is there."""
+
+    def within(self, seen: np.ndarray) -> Plate:
+        """The plate, known only where a sample shows what was in front of it (`seen_area`): (H, W) bool."""
+        return replace(self, known=self.known & seen)
 
 
 def estimate_plate(frames: FrameStore, view: View) -> Plate:

@@ -34,6 +34,8 @@ _LONGEST_GAP = 1.0
 _MOST_NARROW = 16
 """How many times as long as the other the longer side of a frame may be; nothing would be left of narrower ones where
 views are compared."""
+_HDR = {16: "PQ", 18: "HLG"}
+"""Transfer characteristics (ITU-T H.273) that FFmpeg takes for those of sRGB: pictures would be pale."""
 _READ_SHARE = 0.95
 """A clip of which less than this share of its stated length can be read is told as truncated."""
 
@@ -111,7 +113,7 @@ def read_samples(path: Path, most: int, max_side: int) -> Iterator[Samples]:
         max_side: frames whose longer side is longer, in pixels, are shrunk to it.
 
     Raises:
-        Rejected: ``not-a-clip``: no video can be read from the file; ``too-many-pixels``; ``too-narrow``.
+        Rejected: ``not-a-clip``: no video can be read from the file; ``too-many-pixels``; ``too-narrow``; ``hdr``.
     """
     store = FrameStore()
     try:
@@ -145,10 +147,15 @@ def _read(path: Path, samples: Samples, most: int, max_side: int) -> None:
         # One thread: with several, what comes of a damaged file depends on their number. Clips are read side by side.
         stream.thread_count = 1
         faults: list[str] = []
+        aspect = float(stream.sample_aspect_ratio or 1)
         for frame in _decoded(container, stream, faults):
             size = size or (frame.width, frame.height)
-            if max(size) > _MOST_NARROW * min(size):
-                raise Rejected("too-narrow", f"{path.name} has frames of {size[0]}x{size[1]} pixels")
+            shown = round(size[0] * aspect), size[1]
+            if max(shown) > _MOST_NARROW * min(shown):
+                raise Rejected("too-narrow", f"{path.name} has frames of {shown[0]}x{shown[1]} pixels")
+            if (curve := _HDR.get(int(frame.color_trc))) is not None:
+                message = f"{path.name} is HDR ({curve}), and its colours would be wrong: convert it to SDR (BT.709)"
+                raise Rejected("hdr", message)
             if (frame.width, frame.height) != size:
                 other_sizes += 1
                 continue
@@ -165,9 +172,12 @@ def _read(path: Path, samples: Samples, most: int, max_side: int) -> None:
                 _thin(samples, step)
                 if _slot(clock, step) <= _slot(samples.times[-1], step):
                     continue
-            samples.frames.append(_upright(frame, max_side))
+            samples.frames.append(_upright(frame, aspect, max_side))
             samples.times.append(clock)
         stated = float(container.duration / av.time_base) if container.duration else 0.0
+    if size is not None and shown != size:
+        message = f"frames of {size[0]}x{size[1]} pixels are shown, and taken, as {shown[0]}x{shown[1]}"
+        samples.mended.append(("pixels-not-square", message))
     if faults:
         samples.mended.append(("damaged-clip", f"{len(faults)} packets cannot be decoded: {faults[0]}"))
     if clock < _READ_SHARE * stated - _LONGEST_GAP / 5:
@@ -214,12 +224,13 @@ def _thin(samples: Samples, step: float) -> None:
     samples.times = [samples.times[number] for number in kept]
 
 
-def _upright(frame: Any, max_side: int) -> np.ndarray:
-    """(H, W, 3) uint8 RGB."""
+def _upright(frame: Any, aspect: float, max_side: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, of square pixels; ``aspect``: width of the frame's by their height."""
     from av.video.reformatter import Interpolation
 
-    scale = min(1.0, max_side / max(frame.width, frame.height))
-    width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+    wide = frame.width * aspect
+    scale = min(1.0, max_side / max(wide, frame.height))
+    width, height = max(1, round(wide * scale)), max(1, round(frame.height * scale))
     exact = reduce(or_, (Interpolation[name] for name in _EXACT))
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=exact)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

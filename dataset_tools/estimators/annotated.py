@@ -2,9 +2,9 @@
 
 ``{root}/sidecar/{split}/{id}.json`` holds ``{"people": [{"box_id": str, "keypoints": 18 x [x, y, score]}]}`` with
 x and y in 0..1 of the upright picture; ``.parsing.png`` a map of LIP labels and ``.plate.png`` the scene without
-people, both upright. Where there is an ``.effects.png`` too, a grey picture of bits, bit ``effects_bit`` of a person is
-set where the picture shows their shadow or reflection, and their ``effects`` names which of the two; other bits are
-people without a box.
+people, both upright. Where there is an ``.effects.png`` too, a map of bits, bit ``effects_bit`` of a person is set
+where the picture shows their shadow or reflection, and their ``effects`` names which of the two; other bits are people
+without a box. Both maps are grey, or have a palette, whose indices count then and not its colours: SCHP writes such.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataset_tools.fetch import FetchSettings, open_filesystem, read_bytes, with
 from dataset_tools.file_names import infos_below
 from dataset_tools.images import at_size
 from dataset_tools.records import ImageRecord
-from dataset_tools.schema import EffectKind, MadeBy
+from dataset_tools.schema import PARSING_LABELS, EffectKind, MadeBy
 from dataset_tools.settings import Settings, digest_of
 from dataset_tools.storage import version_of
 from dataset_tools.storage_options import Location, StorageOptions
@@ -129,16 +129,21 @@ class Annotated:
 
     def _parsing(self, picture: PeopleInPicture) -> np.ndarray:
         height, width = picture.image.shape[:2]
-        labels = self._picture(_record_of(picture), "parsing.png", "L")
+        record = _record_of(picture)
+        labels = _map(record, "parsing.png", self._read(record, "parsing.png"))
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         people = np.logical_or.reduce(picture.masks) if picture.masks else np.zeros((height, width), bool)
-        return np.where(people, labels, 0).astype(np.uint8)
+        labels = np.where(people, labels, 0).astype(np.uint8)
+        if (highest := int(labels.max())) > (last := len(PARSING_LABELS[self.label_set]) - 1):
+            what = f"{highest} in parsing.png is no label of {self.label_set}, whose last is {last}"
+            raise Rejected("broken-annotation", f"side-car of {record.id}: {what}")
+        return labels
 
     def clean_plate(self, image: np.ndarray, record: ImageRecord) -> CleanPlate:
         """The scene without people. See `PlateProvider.clean_plate`."""
         height, width = image.shape[:2]
         data = self._read(record, "plate.png")
-        plate = _decoded(record, "plate.png", "RGB", data)
+        plate = _decoded(record, "plate.png", data, lambda picture: picture.convert("RGB"))
         plate = at_size(plate, height, width)
         effects, kinds = self._effects(record, (height, width))
         sha256 = hashlib.sha256(data).hexdigest()
@@ -149,7 +154,7 @@ class Annotated:
     ) -> tuple[dict[str, np.ndarray] | None, dict[str, tuple[EffectKind, ...]]]:
         """Where the picture shows whose effects, and of what kinds; None where the side-cars do not say."""
         try:
-            bits = self._picture(record, "effects.png", "L")
+            bits = _map(record, "effects.png", self._read(record, "effects.png"))
         except Rejected as rejected:
             if rejected.reason == "no-annotation" and not rejected.transient:
                 return None, {}
@@ -169,9 +174,6 @@ class Annotated:
             what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise Rejected("broken-annotation", f"side-car of {record.id}: not the expected JSON ({what})") from None
 
-    def _picture(self, record: ImageRecord, suffix: str, mode: str) -> np.ndarray:
-        return _decoded(record, suffix, mode, self._read(record, suffix))
-
     def _read(self, record: ImageRecord, suffix: str) -> bytes:
         path = f"{self._folder}/{record.split}/{record.id}.{suffix}"
         try:
@@ -183,10 +185,15 @@ class Annotated:
             raise
 
 
-def _decoded(record: ImageRecord, suffix: str, mode: str, data: bytes) -> np.ndarray:
+def _map(record: ImageRecord, suffix: str, data: bytes) -> np.ndarray:
+    """Labels or bits, (h, w) uint8: what a palette has for them is colours to look at."""
+    return _decoded(record, suffix, data, lambda picture: picture if picture.mode == "P" else picture.convert("L"))
+
+
+def _decoded(record: ImageRecord, suffix: str, data: bytes, read: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture.convert(mode))
+            return np.asarray(read(picture))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Rejected("broken-annotation", f"side-car of {record.id}: {suffix} cannot be decoded: {error}") from None
 

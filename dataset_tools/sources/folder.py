@@ -35,6 +35,7 @@ from dataset_tools.photo_masks import (
     Place,
     open_masks,
     plain_name,
+    spellings,
     upright_turn,
 )
 from dataset_tools.records import Curation, ImageRecord, InstanceRecord, Rejection, Role, cell_to_text, csv_rows
@@ -287,7 +288,8 @@ def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) ->
 
     Raises:
         UserError: it cannot be read, or is no CSV file with these columns, each once, or a row has more cells, or two
-            are of one file: rather than that a photograph gets the licence of another.
+            are of one file, or one differs from a photograph's name by case alone: rather than that a photograph gets
+            the licence of another.
     """
     if ATTRIBUTION_FILE not in place.files:
         return {}
@@ -308,6 +310,7 @@ def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) ->
         problem = f"has an unknown column {unknown[0]!r}" if unknown else "has no column 'file'"
         raise UserError(f"{where} {problem}; the columns are {', '.join(ATTRIBUTION_COLUMNS)}")
     names = {plain_name(name): name for name in photographs}
+    in_one_case = {name.casefold(): name for name in names}
     credit = {}
     for line, cells in rows:
         if len(cells) > len(columns):
@@ -315,7 +318,12 @@ def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) ->
                 f"line {line} of {where} has more cells than there are columns: one with a comma needs quotes"
             )
         row = dict(zip_longest(columns, cells, fillvalue=""))
-        name = names.get(plain_name(row["file"]))
+        spelt = spellings(row["file"])
+        name = next((names[each] for each in spelt if each in names), None)
+        if name is None and (near := next((n for each in spelt if (n := in_one_case.get(each.casefold()))), None)):
+            raise UserError(
+                f"line {line} of {where} is of {row['file']!r}, and the photograph is {near!r}: mend the case"
+            )
         if name is None:
             message = f"line {line} of {ATTRIBUTION_FILE}: there is no photograph {row['file']!r}"
             rejected.append(Rejection("", row["file"], "", "curate", "row-rejected", "missing-image", message))

@@ -270,10 +270,7 @@ class PairsSource:
 
     def _mask_file(self, name: str, data: bytes) -> MaskFile:
         with _named(name):
-            if self.settings.layout is not None:
-                return decode_mask_file(data, MAX_PIXELS)
-            grey, own = _grey(data)
-            return MaskFile({0: grey >= 128}, orientation=own)
+            return decode_mask_file(data, MAX_PIXELS)
 
     def _pairs(self, rejected: list[Rejection]) -> Iterator[_Pair]:
         """Rows with an id of their own and files below the root; the others go to ``rejected``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
@@ -142,6 +143,8 @@ class WebList:
         """The columns that are there, by what they are for. Raises `UserError` where one is missing."""
         columns, there = self.settings.columns, list(there)
         named = columns.model_dump()
+        if twice := [name for name, count in Counter(there).items() if count > 1 and name in named.values()]:
+            raise UserError(f"urls: {self.settings.urls} has two columns {twice[0]!r}: leave one of them out")
         needed = {"url", *columns.model_fields_set} | (set() if self.settings.licence else {"licence"})
         for use in sorted(needed):
             if named[use] not in there:
@@ -279,13 +282,14 @@ class DownloadedSource:
 
     def read_image(self, record: ImageRecord) -> bytes:
         """The picture's bytes. Raises `Rejected`, transient, ``not-found`` or ``altered-file``."""
-        filesystem, path = open_root(record.image)
+        place = f"{self.settings.folder.rstrip('/')}/{record.image}"
+        filesystem, path = open_root(place)
         try:
             data: bytes = filesystem.cat_file(path)
         except FileNotFoundError:
-            raise Rejected("not-found", f"{record.image} was downloaded and is gone", transient=True) from None
+            raise Rejected("not-found", f"{place} was downloaded and is gone", transient=True) from None
         if not hashlib.sha256(data).hexdigest().startswith(record.id):
-            raise Rejected("altered-file", f"{record.image} is not what was downloaded; delete it", transient=True)
+            raise Rejected("altered-file", f"{place} is not what was downloaded; delete it", transient=True)
         return data
 
     def read_mask(self, record: ImageRecord, index: int) -> np.ndarray:
@@ -325,7 +329,7 @@ class _Chosen:
             why = (outcome, error.reason, error.message, error.transient)
             self.rejected.append(Rejection(split, row.url, "", "fetch", *why))
             return
-        root, identity = self._settings.folder.rstrip("/"), found.sha256[:32]
+        identity = found.sha256[:32]
         self._kept[found.sha256] = here = f"row {row.number}, which is kept as {identity}"
         self._alike.add(value, here)
         self.records.append(
@@ -335,7 +339,7 @@ class _Chosen:
                 split=_as_split(split),
                 role="background" if row.role == "background" else "people",
                 stratum="",
-                image=f"{root}/{self._settings.pictures}/{picture_path(found.sha256)}",
+                image=f"{self._settings.pictures}/{picture_path(found.sha256)}",
                 licence=row.licence,
                 author=row.author,
                 author_url=row.author_url,

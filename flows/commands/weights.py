@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dataset_tools.networks import NETWORKS, Network
+from dataset_tools.storage import local_place
 from dataset_tools.weights import FOLDER_VARIABLE, at_hand, damage, known_network, licence_of, pull, size_of
 from flows.commands.terminal import console, new_console, say, stopped_in_one_line
 
@@ -41,7 +42,7 @@ def list_networks() -> None:
 def pull_networks(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Networks of mild weights list.")],
     to: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FOLDER",
             help=f"Where to put a sub-folder for each, to be found where the environment variable {FOLDER_VARIABLE} "
@@ -56,7 +57,7 @@ def pull_networks(
     networks = [known_network(name) for name in names]
     with stopped_in_one_line():
         for network in networks:
-            _pull(network, to)
+            _pull(network, Path(local_place(to, "weights")) if to else None)
             say(f"{network.name} is here: {network.about}; licence: {licence_of(network)}")
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dataset_tools.drawn_world import draw_scene, generator
 from dataset_tools.folders import folder_written_whole
@@ -61,6 +61,12 @@ class DrawingSettings(Settings):
     """Share of the scenes to train on that are dead leaves, without people (`mild.nano.dead_leaves`)."""
     recolour: float = Field(0.0, ge=0, le=1)
     """Share of the pictures to train on whose colours are changed (`mild.training.colours`)."""
+
+    @model_validator(mode="after")
+    def _scenes_hold_crops(self) -> Self:
+        if self.drawn < self.side:
+            raise ValueError(f"drawn ({self.drawn}) must be at least side ({self.side}), so that none is enlarged")
+        return self
 
 
 class Unpacked(Sequence[np.ndarray]):
@@ -224,8 +230,7 @@ def _draw(job: tuple[DrawingSettings, str, int]) -> tuple[np.ndarray, list[str],
     rng = generator(settings.seed, f"{key}/crops")
     pictures, captions, outlines = [], [], []
     for number in range(settings.crops):
-        least = min(settings.side, settings.drawn)
-        side = settings.drawn if number == 0 else int(rng.integers(least, settings.drawn + 1))
+        side = settings.drawn if number == 0 else int(rng.integers(settings.side, settings.drawn + 1))
         top, left = (int(v) for v in rng.integers(0, settings.drawn - side + 1, 2))
         window = np.s_[top : top + side, left : left + side]
         picture = _shrunk(image[window], settings.side)

@@ -55,7 +55,8 @@ def train_vae(settings: PretrainSettings, pictures: str | Path, folder: str | Pa
         pictures: folder that `draw_pictures` wrote.
 
     Raises:
-        UserError: the loss is no longer finite, the checkpoint is of another run, or the folder cannot be written.
+        UserError: loss or gradients are no longer finite, the checkpoint is of another run, or the folder cannot be
+            written.
     """
     data = Pictures.open(pictures)
     vae = _first_pipeline(settings.seed).vae
@@ -82,7 +83,8 @@ def train_vae(settings: PretrainSettings, pictures: str | Path, folder: str | Pa
         divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
         return (result - target).square().mean() + options.divergence * divergence
 
-    kept = _checkpoints_beside(folder, settings.determines("vae"))
+    began = {"pictures": digest_of_place(str(pictures))}
+    kept = _checkpoints_beside(folder, settings.determines("vae") | began)
     losses = _optimise({"vae": vae}, batch_of, loss_of, options, kept, "vae", log)
     _standardise(vae, data.pictures, settings)
     with folder_written_whole(folder, "config.json") as place:
@@ -172,8 +174,8 @@ def train_unet(
             goes on; by default from random ones.
 
     Raises:
-        UserError: the loss is no longer finite, the checkpoint is of another run, the base cannot be loaded or is of
-            another architecture, or the folder cannot be written.
+        UserError: loss or gradients are no longer finite, the checkpoint is of another run, the base cannot be loaded
+            or is of another architecture, or the folder cannot be written.
     """
     captions = Pictures.open(pictures).captions
     latents, seen, starts, holes = (np.load(Path(examples) / f"{name}.npy", mmap_mode="r") for name in STORED)
@@ -233,7 +235,11 @@ def train_unet(
             )[0]
         return (weight * (prediction.float() - target).square()).mean()
 
-    began = {"base": None if base is None else digest_of_place(base)}
+    began = {
+        "base": None if base is None else digest_of_place(base),
+        "pictures": digest_of_place(str(pictures)),
+        "vae of the latents": digest_of_place(str(vae)),
+    }
     kept = _checkpoints_beside(folder, settings.determines("unet", own_vae=base is None) | began)
     losses = _optimise(trained, batch_of, loss_of, options, kept, "unet", log)
     pipeline.unet.set_attn_processor(AttnProcessor2_0())
@@ -324,7 +330,12 @@ def _optimise(
                 )
             for p, *shares in zip(weights, *(gradients for _, gradients in found), strict=True):
                 p.grad = None if shares[0] is None else torch.stack(shares).sum(0)
-            nn.utils.clip_grad_norm_(weights, 1.0)
+            norm = float(nn.utils.clip_grad_norm_(weights, 1.0))
+            if not math.isfinite(norm):
+                raise UserError(
+                    f"the norm of the gradients of the {stage} is {norm} at step {step + 1}: lower "
+                    f"{stage}.learning_rate"
+                )
             optimizer.step()
             forgotten = 1 - min(settings.average, (1 + step) / (10 + step))
             torch._foreach_lerp_(average, states["weights"], forgotten)

@@ -70,7 +70,7 @@ class Checkpoints:
     def held(self) -> Iterator[None]:
         """Keep other processes from the folder, and clear what killed ones left half-written.
 
-        Afterwards the folder is removed if it holds no checkpoint.
+        Afterwards the folder is removed if there is nothing in it.
 
         Raises:
             UserError: another process holds it for longer than `PATIENCE`, or it cannot be written.
@@ -84,7 +84,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:
-            remove_partials(self.folder)
+            remove_partials(self.folder, "step-*")
             yield
         finally:
             if not self._paths():
@@ -123,13 +123,13 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is sound; None where there is none at all.
+        """The newest checkpoint that is sound; None where there is none at all. Those after it are deleted.
 
         Raises:
             UserError: it belongs to another run (what differs is named), or no checkpoint is sound.
         """
         paths = self._paths()
-        for path in reversed(paths):
+        for number, path in reversed(list(enumerate(paths))):
             try:
                 state = json.loads((path / STATE).read_bytes())
                 version, run = state["format"], state["run"]
@@ -147,19 +147,25 @@ class Checkpoints:
                     f"{path} is of a run that differs ({'; '.join(differences)}): restore that to go on with it, or "
                     f"delete {self.folder} to start afresh"
                 )
+            # The run comes by their steps once more, and they would count among the newest that are kept.
+            for damaged in paths[number + 1 :]:
+                shutil.rmtree(damaged, ignore_errors=True)
             return Checkpoint(state["step"], load(data), state["numbers"])
         if paths:
             raise UserError(f"no checkpoint in {self.folder} is sound: delete that folder to start afresh")
         return None
 
     def remove(self) -> None:
-        """Delete the folder, and the one that it lies in if that is empty then."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the checkpoints; then the folder, and the one that it lies in, if nothing else is in them."""
+        for path in self._paths():
+            shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self.folder.rmdir()
             self.folder.parent.rmdir()
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
 
 def _differences(there: Any, now: Any, name: str) -> list[str]:

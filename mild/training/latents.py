@@ -33,12 +33,10 @@ from dataset_tools.schema import Sample
 from dataset_tools.shards import Outline, Shard, ShardDataset, index_path, read_index, write_index, write_tar
 from dataset_tools.storage import open_root, remove_partials, sha256_of_file
 from mild.model.backbone import Branch, check_resolution, encode_pictures, load_base
-from mild.settings import TrainSettings
+from mild.settings import LATENTS_FORMAT, TrainSettings
 from mild.training.batches import Batch, PictureKind, View, draw_fixed_view, make_batch
 from mild.training.mixture import misfit, usable
 
-FORMAT = 3
-"""Version of what is encoded and how it is kept."""
 ORDER: tuple[Branch, ...] = ("bg", "fg")
 
 
@@ -119,7 +117,7 @@ def encode_latents(
     _remove_others(folder, [shard for _, shard in shards])
     vae: AutoencoderKL | None = None
     for dataset, shard in shards:
-        of = {"format": FORMAT, "shard": shard.sha256, "vae": vae_digest, "views": settings.determines_views()}
+        of = {"format": LATENTS_FORMAT, "shard": shard.sha256, "vae": vae_digest, "views": settings.determines_views()}
         if not _is_sound(folder, shard.path, of):
             if vae is None:
                 vae = _load_vae(base, settings.resolution)
@@ -140,7 +138,7 @@ class Latents:
         settings: of the training run.
 
     Raises:
-        UserError: there are none, or they are of other views.
+        UserError: they are of other views or of another format.
     """
 
     def __init__(self, folder: str, settings: TrainSettings) -> None:
@@ -151,7 +149,10 @@ class Latents:
         for place in indices:
             path = place.removeprefix(base).lstrip("/").removesuffix(".index.json") + ".tar"
             document = read_index(folder, path)
-            if document.get("of", {}).get("views") != settings.determines_views():
+            of = document.get("of", {})
+            if of.get("format") != LATENTS_FORMAT:
+                raise UserError(f"{place} speaks of latents of another format: encode them again, with this version")
+            if of.get("views") != settings.determines_views():
                 raise UserError(f"{place} speaks of latents of other views: encode them again, with these settings")
             for entry in document["samples"]:
                 self._places[path.split("/")[0], entry["key"]] = f"{base}/{path}", entry["parts"]

@@ -96,7 +96,7 @@ def launch(
     _check_launcher(launcher)
     several = ["-m", *launcher] if launcher else []
     process = subprocess.Popen(
-        [sys.executable, *several, "-m", "mild.training.launch", request.model_dump_json()],
+        [sys.executable, *several, "-m", "mild.training.launch", request.model_dump_json(exclude_unset=True)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -235,9 +235,10 @@ def train_here(
     if settings.fresh_composites is not None:
         name = donors_configuration(request.dataset, request.split)
         donors = read[name] = datasets.get(name) or ShardDataset(request.dataset, name, request.split)
-    if os.environ.get("RANK", "0") == "0":
-        for dataset in read.values():
-            check_shards(dataset)
+    share = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    for dataset in read.values():
+        # Not all by the first process: torch gives up where the others wait for it for more than ten minutes.
+        check_shards(dataset, share)
     validation = None if settings.samples_every is None else validation_of(request)
     train(
         settings,
@@ -272,16 +273,20 @@ def validation_of(request: TrainRequest) -> Samples | None:
     return Mixture(datasets, {name: request.configurations[name] for name in names}) if names else None
 
 
-def check_shards(samples: ShardDataset) -> None:
+def check_shards(samples: ShardDataset, share: tuple[int, int] = (0, 1)) -> None:
     """Look at every shard before the first step, not when its turn comes.
 
     Local shards are read and compared with the manifest's digest; of those elsewhere only the size is asked for.
+
+    Args:
+        share: number of this process, from 0, and how many look at the shards together, each at its own.
 
     Raises:
         UserError: a shard is missing, or differs from the manifest.
     """
     filesystem, base = open_root(samples.root)
-    for shard in samples.shards:
+    first, processes = share
+    for shard in samples.shards[first::processes]:
         path = f"{base}/{shard.path}"
         try:
             sound = filesystem.size(path) == shard.size

@@ -282,11 +282,11 @@ def train(
 
 
 def _untrained(settings: TrainSettings) -> str:
-    """A line on a branch that no step trains; empty where both are, or were before."""
-    trained = {branch for step in range(settings.steps) for branch in stage_at(settings, step).branches}
-    if settings.start_from is not None or not (missing := [branch for branch in BRANCHES if branch not in trained]):
+    """A line on the adapters that no step trains; empty where both are, or were before."""
+    trained = {adapter for step in range(settings.steps) for adapter in stage_at(settings, step).adapters}
+    if settings.start_from is not None or not (missing := [f"`{name}`" for name in BRANCHES if name not in trained]):
         return ""
-    return f"Not trained in {settings.steps} steps: `{missing[0]}` (see warm_up and protect_background)"
+    return f"Not trained in {settings.steps} steps: {', '.join(missing)} (see warm_up and protect_background)"
 
 
 def check_machine(settings: TrainSettings) -> None:

@@ -75,6 +75,36 @@ def test_parsing_invents_no_label_at_odd_sizes(annotated: Annotated) -> None:
     assert set(np.unique(labels)) == {0, 13}
 
 
+def test_of_a_map_with_a_palette_the_indices_count(annotated: Annotated, tmp_path: Path) -> None:
+    folder = tmp_path / "sidecar" / "test"
+    for name in ("parsing", "effects"):
+        coloured = Image.fromarray(np.full((4, 6), 5, np.uint8), "P")
+        coloured.putpalette([(37 * value) % 256 for value in range(768)])
+        coloured.save(folder / f"abc.{name}.png")
+    (labels,) = annotated.estimate_parsing(picture(4, 6, [np.ones((4, 6), bool)], ["p1"]))
+    assert isinstance(labels, np.ndarray) and (labels == 5).all()
+    people = [{"box_id": f"p{bit}", "keypoints": KEYPOINTS, "effects_bit": bit} for bit in range(8)]
+    (folder / "abc.json").write_text(json.dumps({"people": people}))
+    effects = annotated.clean_plate(image(4, 6), RECORD).effects
+    assert effects is not None and [name for name, mask in effects.items() if mask.all()] == ["p0", "p2"]
+
+
+def test_a_label_that_is_none_of_the_set_rejects_the_image_unless_nobody_has_it(
+    annotated: Annotated, tmp_path: Path
+) -> None:
+    labels = np.zeros((4, 6), np.uint8)
+    labels[:, 0] = 255
+    labels[:, 5] = 20
+    Image.fromarray(labels).save(tmp_path / "sidecar" / "test" / "abc.parsing.png")
+    mask = np.ones((4, 6), bool)
+    mask[:, 0] = False
+    (why,) = annotated.estimate_parsing(picture(4, 6, [mask], ["p1"]))
+    assert isinstance(why, Rejected) and why.reason == "broken-annotation" and "20 in parsing.png" in why.message
+    mask[:, 5] = False
+    (kept,) = annotated.estimate_parsing(picture(4, 6, [mask], ["p1"]))
+    assert isinstance(kept, np.ndarray) and not kept.any()
+
+
 def test_plates_are_averaged_when_they_shrink(annotated: Annotated) -> None:
     assert annotated.clean_plate(image(4, 6), RECORD).background[0, 3:].min() == 200
     small = annotated.clean_plate(image(2, 3), RECORD).background

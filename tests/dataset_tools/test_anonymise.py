@@ -105,6 +105,7 @@ def person(points: dict[str, tuple[float, float]]) -> Person:
 FRONT = {
     **{"nose": (64.0, 34.0), "right_eye": (60.0, 31.0), "left_eye": (68.0, 31.0)},
     **{"right_ear": (54.5, 33.0), "left_ear": (73.5, 33.0), "neck": (64.0, 60.0)},
+    "right_hip": (56.0, 78.0),
 }
 
 
@@ -116,7 +117,7 @@ FRONT = {
         ("right_ear", "left_ear"),
         ("nose", "neck"),
         ("nose", "right_eye", "right_ear", "neck"),
-        ("nose",),
+        ("nose", "right_hip"),
     ],
 )
 def test_a_face_is_covered_by_whatever_joints_of_it_were_found(known: tuple[str, ...]) -> None:
@@ -126,6 +127,20 @@ def test_a_face_is_covered_by_whatever_joints_of_it_were_found(known: tuple[str,
     face = ((columns - 64) / 8) ** 2 + ((rows - 34) / 11) ** 2 < 1
     assert np.count_nonzero(found.mask & face) > 0.97 * np.count_nonzero(face)
     assert np.count_nonzero(found.mask) < 5 * np.count_nonzero(face)
+
+
+@pytest.mark.parametrize("known", [("nose",), ("right_ear",), ("nose", "right_eye"), ("nose", "right_ear")])
+def test_of_a_head_that_is_all_there_is_of_somebody_the_face_is_covered(known: tuple[str, ...]) -> None:
+    """Of 38 by 58 pixels, as it looks over somebody's shoulder."""
+    rows, columns = np.mgrid[:96, :128]
+    head = ((columns - 64) / 19) ** 2 + ((rows - 44) / 29) ** 2 < 1
+    places = {"nose": (64, 48), "right_eye": (57, 39), "left_eye": (71, 39), "right_ear": (46, 43)}
+    somebody = person({name: places[name] for name in known})
+    somebody.mask = head
+    (found,) = face_regions([somebody], np.full(NOBODY.shape, 255), "none")
+    assert all(found.mask[y, x] for x, y in (places["nose"], places["right_eye"], places["left_eye"]))
+    face = ((columns - 64) / 16) ** 2 + ((rows - 46) / 22) ** 2 < 1
+    assert np.count_nonzero(found.mask & face) > (0.97 if "nose" in known else 0.7) * np.count_nonzero(face)
 
 
 def test_a_lying_head_is_covered_along_its_own_axis() -> None:

@@ -314,6 +314,10 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "RLE of another size": (person(50, 1, segmentation={"size": [9, 9], "counts": [81]}), "bad-segmentation"),
     "RLE too short": (person(50, 1, segmentation={"size": [HEIGHT, WIDTH], "counts": [5, 5]}), "bad-segmentation"),
     "RLE that is broken": (person(50, 1, segmentation={"size": [HEIGHT, WIDTH], "counts": "é~"}), "bad-segmentation"),
+    "RLE of a run below 0": (
+        person(50, 1, segmentation={"size": [HEIGHT, WIDTH], "counts": "Xo0d?lLdj2"}),
+        "bad-segmentation",
+    ),
     "RLE of nothing": (person(50, 1, segmentation={"size": [HEIGHT, WIDTH], "counts": [4800]}), "empty-mask"),
     "no segmentation": (person(50, 1, segmentation=None), "bad-segmentation"),
     "a box beyond the picture": (person(50, 1, bbox=[20, 10, 70, 40]), "bad-box"),

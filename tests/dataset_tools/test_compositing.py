@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -495,11 +496,25 @@ def test_donors_without_parsing_make_composites_without_parsing() -> None:
         compose("mixed", "train", PLACE, ROWS[:3], mixed, settings)
 
 
+def test_donors_without_a_pose_go_with_those_whose_pose_has_one_maker() -> None:
+    """As annotators gave joints to some people only."""
+    makers = [Makers(), Makers(pose=MadeBy("annotated")), Makers(pose=MadeBy("openpose"))]
+
+    def made(row: CutoutRow) -> Cutout:
+        return replace(load(row), made_by=makers[row.sample])
+
+    settings = SETTINGS.model_copy(update={"people": {2: 1.0}, "overlap": 1.0})
+    sample = compose("some", "train", PLACE, ROWS[:2], made, settings)
+    assert len(sample.people) == 2 and sample.made_by.pose == MadeBy("annotated")
+    with pytest.raises(ValueError, match="estimators cannot be mixed"):
+        compose("two", "train", PLACE, ROWS[1:3], made, settings)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"people": {}}, {"people": {0: 1}}, {"people": {2: 0}}, {"size": (8, 512)}, {"height": (0.9, 0.5)},
      {"horizon": (0.2, 1.2)}, {"horizon": (1, 1)}, {"size": (6144, 6144), "people": {5: 1}},
-     {"samples": {"train": -1}}, {"samples": {"dev": 3}}],
+     {"samples": {"train": -1}}, {"samples": {"dev": 3}}, {"samples": {}}, {"samples": {"train": 0, "test": 0}}],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -276,6 +276,21 @@ def test_samples_say_who_made_each_cue() -> None:
     assert samples["a"].label_set == "pascal" and samples["a"].people[0].keypoints[:, 2].all()
 
 
+def test_joints_off_the_picture_are_not_known_however_near_to_a_person_they_lie() -> None:
+    at_the_edge = block(20, 0)
+    source = Pictures({"a": picture(at_the_edge)}, {"ann": at_the_edge})
+    pose = [0.05, 0.3, 1.0] + [-0.01, 0.3, 1.0] + 16 * [0.0, 0.0, 0.0]
+    shipped, _ = curated(source, record("a", replace(instance("ann", at_the_edge), keypoints=tuple(pose))))
+
+    class OneOff(Everywhere):
+        def estimate_pose(self, pictures: Sequence[PeopleInPicture]) -> list[np.ndarray | Rejected]:
+            return [np.float32([[[6, 30, 1], [-1, 30, 1], *16 * [[0, 0, 0]]]]) for _ in pictures]
+
+    estimated, _ = curated(source, record("a", instance("ann", at_the_edge)), pose=OneOff())
+    for samples in (shipped, estimated):
+        assert np.flatnonzero(samples["a"].people[0].keypoints[:, 2]).tolist() == [0]
+
+
 class Plates:
     """Ann and Bob have a shadow below their feet, and Zoe, of whom nobody has a mask, elsewhere and on Ann's."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, special
 
-from dataset_tools.donors import CutoutRow, DonorSettings, border_width, cut_out, cutout_rows
+from dataset_tools.donors import CutoutRow, DonorSettings, border_width, cut_out, cutout_rows, is_whole
 from dataset_tools.errors import Rejected
 from dataset_tools.schema import KEYPOINTS, EncodingSettings, MadeBy, Makers, Person, Sample
 from dataset_tools.shard_table import row_of
@@ -188,6 +188,15 @@ def test_a_mask_without_a_limb_that_the_pose_knows_is_no_donor(found: Sample) ->
     assert rows_of(found), "joints are known to within some pixels"
     person.mask &= away > 0.05 * height
     assert not rows_of(found)
+
+
+def test_a_joint_above_or_left_of_the_picture_is_off_the_mask(found: Sample) -> None:
+    mask, joints = found.people[0].mask, found.people[0].keypoints
+    assert is_whole(joints, mask)
+    for place in ((-30, 80), (70, -30)):
+        away = joints.copy()
+        away[KEYPOINTS.index("right_wrist"), :2] = place
+        assert not is_whole(away, mask)
 
 
 def soft_disc(radius: float, sigma: float, size: int) -> np.ndarray:

@@ -497,6 +497,15 @@ def test_attribution_comes_from_the_table_and_else_from_the_settings(tmp_path: P
     assert why(curation) == {("row-rejected", "missing-image")}
 
 
+@pytest.mark.parametrize("written", ["./two/one.jpg", "two//one.jpg", r"two\one.jpg"])
+def test_a_credit_counts_however_its_slashes_are_written(tmp_path: Path, written: str) -> None:
+    save(photo(1), tmp_path / "photos/two/one.jpg")
+    save(LEFT, tmp_path / "masks/two/one_0.png")
+    (tmp_path / "photos/attribution.csv").write_text(f"file,licence\n{written},CC0\n")
+    curation = source_of(tmp_path).curate()
+    assert [record.licence for record in curation.records] == ["CC0"] and not curation.rejected
+
+
 @pytest.mark.parametrize("header", ["name,licence", "file,license"])
 def test_a_table_with_wrong_columns_is_an_error_that_names_them(tmp_path: Path, header: str) -> None:
     save(photo(1), tmp_path / "photos/one.jpg")
@@ -548,6 +557,7 @@ def test_a_table_of_credits_that_cannot_be_read_or_has_a_column_twice_is_refused
         ("one.jpg,CC0,Doe, Ann\n", "line 2 of .*attribution.csv has more cells than there are columns"),
         ("one.jpg,CC0,Ann\ntwo.jpg,CC BY 4.0,Ben\none.jpg,CC BY 4.0,Ann\n", "line 4 of .* is the second of one"),
         ('one.jpg,CC0,"Ann\nLee"\n\ntwo.jpg,CC0,Doe, Ben\n', "line 5 of .*attribution.csv has more cells"),
+        ("ONE.jpg,CC0,Ann\n", r"line 2 of .* is of 'ONE\.jpg', and the photograph is 'one\.jpg'"),
         ('one.jpg,CC0,Ann\ntwo.jpg,"CC0,Ben\nx,y,z\n', "attribution.csv is not a CSV file in UTF-8: from line 3 on: "),
     ],
 )

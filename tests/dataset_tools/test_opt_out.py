@@ -14,12 +14,16 @@ from dataset_tools.curated import CuratedSettings, photographs
 from dataset_tools.curation import CurationSettings
 from dataset_tools.errors import UserError
 from dataset_tools.images import DecodeSettings, decode_image
-from dataset_tools.opt_out import OptedOut, OptOut, OptOutCheck, _plain_url, read_opt_out
+from dataset_tools.opt_out import SOURCES, OptedOut, OptOut, OptOutCheck, _plain_url, read_opt_out
 from dataset_tools.perceptual_hash import perceptual_hash
 from dataset_tools.records import SPLITS, ImageRecord, Rejection, rejections_to_table
-from dataset_tools.sources.folder import FolderSettings
-from dataset_tools.sources.openimages import OpenImagesSettings
+from dataset_tools.sources.ade20k import Ade20kSource
+from dataset_tools.sources.coco import CocoSource
+from dataset_tools.sources.folder import FolderSettings, FolderSource
+from dataset_tools.sources.openimages import OpenImagesSettings, OpenImagesSource
+from dataset_tools.sources.pairs import PairsSource
 from dataset_tools.sources.sample import SampleSettings, write_mirror
+from dataset_tools.sources.weblist import DownloadedSource
 
 RECORD = ImageRecord(
     *("0a1b", "place", "train", "people", "one", "/photos/0a1b.jpg"),
@@ -52,6 +56,7 @@ def test_csv_and_plain_text_say_the_same(tmp_path: Path) -> None:
         ("id 0a1b since May", "cells and not 2"),
         ("name,Ann", "'name' is none of the kinds id, url, sha256, phash"),
         ("id,", "the id is empty"),
+        ("id,composite-train-00000003", "is a composite.*name those of its origins"),
         ("url,example.org/x.jpg", "no address"),
         (f"sha256,{SHA[:-1]}", "64 hex digits"),
         (f"sha256,{SHA[:-1]}g", "64 hex digits"),
@@ -214,6 +219,19 @@ def test_rows_that_name_a_picture_by_its_file_its_key_or_its_address_do_not_stay
         ("", ""),
         ("ben-1", "2024/ben.png has the same bytes as 2024/joanna copy.png"),
     ]
+
+
+def test_rows_of_others_stay_where_the_end_of_a_listed_id_is_a_word_of_theirs() -> None:
+    def row(name: str, message: str) -> Rejection:
+        return Rejection("train", name, "", "curate", "row-rejected", "bad-row", message)
+
+    table = rejections_to_table([row("12", "too small"), row("x", "x.png is 12 pixels wide")])
+    assert OptOut(id=("scene-12",)).without_named(table) == table
+    sources = (Ade20kSource, CocoSource, DownloadedSource, FolderSource, OpenImagesSource, PairsSource)
+    assert {source.name for source in sources} == set(SOURCES)
+    for name in SOURCES:
+        kept = OptOut(id=(f"{name}-12",)).without_named(table).to_pylist()
+        assert [(row["image_id"], row["message"]) for row in kept] == [("", "")]
 
 
 def test_a_key_that_was_too_long_for_a_sample_names_its_picture_nevertheless() -> None:

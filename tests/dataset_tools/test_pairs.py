@@ -159,6 +159,15 @@ def test_a_turned_photograph_and_its_shrunk_plate_and_maps_agree(tmp_path: Path)
     assert np.array_equal(sample.people[0].mask, ANN[::2, ::2])
 
 
+def test_one_mask_file_of_two_people_is_both_of_them(tmp_path: Path) -> None:
+    """By their values, dark as one of them may be, as of a layout."""
+    save(100 * ANN.astype(np.uint8) + 200 * BOB.astype(np.uint8), tmp_path / "both.png")
+    source = source_of(tmp_path, [write_pair(tmp_path, "a", 1, masks=["both.png"], mask_scores=[0.5])])
+    (sample,) = samples_of(source, source.curate(), [])
+    assert [np.array_equal(p.mask, m) for p, m in zip(sample.people, (ANN, BOB), strict=True)] == [True, True]
+    assert [person.mask_score for person in sample.people] == [0.5, 0.5]
+
+
 def reasons(curation: Curation) -> dict[str, tuple[str, str]]:
     return {row.image_id: (row.outcome, row.reason) for row in curation.rejected}
 
@@ -168,6 +177,7 @@ def test_each_row_that_cannot_be_used_is_named_and_the_others_are_used(tmp_path:
         return write_pair(tmp_path, name, sum(map(ord, name)), **changes)
 
     save(photo(5, (HEIGHT, WIDTH + 20)), tmp_path / "wide.png")
+    save(grey(np.pad(ANN, ((0, 0), (0, 20)))), tmp_path / "wide-mask.png")
     save(photo(6, (HEIGHT // 2, WIDTH // 2)), tmp_path / "small.png")
     save(np.zeros((HEIGHT, WIDTH), np.uint8), tmp_path / "nobody.png")
     save(photo(sum(map(ord, "good"))), tmp_path / "same.png")
@@ -185,7 +195,8 @@ def test_each_row_that_cannot_be_used_is_named_and_the_others_are_used(tmp_path:
         pair("wide", background="wide.png"),
         pair("small", background="small.png"),
         pair("empty", masks=["nobody.png"]),
-        pair("wide-mask", masks=["wide.png"]),
+        pair("wide-mask", masks=["wide-mask.png"]),
+        pair("picture", masks=["wide.png"]),
         pair("text", image="text.png"),
         pair("same", image="same.png"),
     ]
@@ -207,14 +218,15 @@ def test_each_row_that_cannot_be_used_is_named_and_the_others_are_used(tmp_path:
         "small": ("image-rejected", "other-size"),
         "empty": ("image-rejected", "empty-mask"),
         "wide-mask": ("image-rejected", "other-size"),
+        "picture": ("image-rejected", "not-a-mask"),
         "text": ("image-rejected", "not-an-image"),
         "same": ("image-rejected", "duplicate-image"),
         "": ("row-rejected", "malformed-row"),
     }
     messages = [row.message for row in curation.rejected]
     starts = {message.split(":")[0] for message in messages}
-    # The sixteenth line is empty.
-    assert starts == {f"line {number} of pairs.jsonl" for number in [*range(2, 16), 17, 18]}
+    # The seventeenth line is empty.
+    assert starts == {f"line {number} of pairs.jsonl" for number in [*range(2, 17), 18, 19]}
     assert any(message.endswith("background: Field required") for message in messages)
 
 

@@ -399,6 +399,14 @@ def test_a_public_dataset_is_not_filled_unasked(hub: Hub, write: Writer) -> None
         published(root)
 
 
+def test_a_private_dataset_does_not_stay_private_in_silence_where_all_are_to_see_it(hub: Hub, write: Writer) -> None:
+    root = write(1)
+    published(root)
+    with pytest.raises(UserError, match="is private: make it public in its settings"):
+        published(root, public=True)
+    assert hub.private is True
+
+
 def test_without_a_token_one_is_asked_for(hub: Hub, write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
     with pytest.raises(UserError, match="HF_TOKEN") as caught:
@@ -461,6 +469,7 @@ def test_pairs_are_held_against_the_list_by_picture_and_clean_plate(
         ("https://creativecommons.org/licenses/by-nd/4.0/", "forbids to pass on altered"),
         ("http://creativecommons.org/licenses/by-nc-nd/2.0/", "forbids to pass on altered"),
         ("Attribution-NonCommercial-NoDerivs License", "forbids to pass on altered"),
+        ("cc_by_nd_4.0", "forbids to pass on altered"),
         ("", "1 source pictures have the licence 'not stated'"),
         ("all rights reserved", "1 source pictures have the licence 'all rights reserved'"),
     ],

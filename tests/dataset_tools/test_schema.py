@@ -151,6 +151,17 @@ def test_rle_whose_runs_do_not_fill_its_size_is_refused(mask: np.ndarray, data: 
         decode_rle({"size": [height, width], "counts": ""})
 
 
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [("85OO", "a run of -1 pixels"), ("8XPPPPP0", "a number of 7 characters")],
+    ids=["negative", "padded"],
+)
+def test_rle_whose_runs_are_no_lengths_is_refused(counts: str, message: str) -> None:
+    """In all they fill the size."""
+    with pytest.raises(ValueError, match=message):
+        decode_rle({"size": [4, 4], "counts": counts})
+
+
 def _shapes(sample: Sample, **person: Any) -> Sample:
     return replace(sample, people=[replace(sample.people[0], **person), *sample.people[1:]])
 

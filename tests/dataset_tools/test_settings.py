@@ -139,6 +139,14 @@ def test_changes_go_over_settings_as_over_their_file(tmp_path: Path) -> None:
         Build.load(Build(), {"masks.smalest_area": 1})
 
 
+def test_what_was_left_to_its_default_counts_as_left_when_settings_are_loaded_from_settings() -> None:
+    given = Build(workers=4, source=Folder(images="x"), more=[Bucket()])
+    loaded = Build.load(given, {"masks.smallest_area": 0.5})
+    assert loaded.model_fields_set == {"workers", "masks", "source", "more"}
+    assert loaded.masks.model_fields_set == {"smallest_area"} and loaded.source.model_fields_set == {"kind", "images"}
+    assert (loaded.source, loaded.more) == (Folder(images="x"), [Bucket()])
+
+
 def test_equal_settings_have_equal_digests_and_changed_ones_do_not() -> None:
     assert Build().digest() == Build(workers=4).digest() == Build.check({"workers": "4"}, origin="x").digest()
     assert Build().digest() != Build(workers=5).digest()
@@ -228,6 +236,28 @@ def test_a_boolean_is_taken_where_one_is_meant_whatever_else_is_allowed() -> Non
     assert (Wide.check({"plain": True, "either": True}, origin="t").either) is True
     with pytest.raises(UserError, match="t: number: YAML reads this as true"):
         Wide.check({"number": True}, origin="t")
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"shares": {"train": 0.5, "test": True}}, "shares.test"),
+        ({"size": [64, False]}, "size.1"),
+        ({"steps": [1, 2, True]}, "steps.2"),
+        ({"maybe": {"a": [True]}}, "maybe.a.0"),
+    ],
+)
+def test_a_boolean_for_a_number_is_refused_at_any_depth(given: dict[str, Any], place: str) -> None:
+    class Deep(Settings):
+        shares: dict[Literal["train", "test"], Annotated[float, Field(ge=0)]] = Field({})
+        size: tuple[int, int] = (64, 64)
+        steps: tuple[int, ...] = ()
+        maybe: dict[str, list[int]] | None = None
+        flags: dict[str, bool] = Field({})
+
+    assert Deep.check({"flags": {"a": True}, "size": [1, 2], "maybe": None}, origin="t").flags == {"a": True}
+    with pytest.raises(UserError, match=f"t: {place}: YAML reads this as"):
+        Deep.check(given, origin="t")
 
 
 def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -447,11 +447,31 @@ def _keypoint_outside(document: dict[str, Any]) -> None:
     document["annotations"][1]["keypoints"][3:6] = [x + width + reach + 1, y, 0.9]
 
 
+def _keypoint_off_the_picture(document: dict[str, Any]) -> None:
+    """Of a person at its edge, whose box reaches beyond it when grown."""
+    person = document["annotations"][1]
+    mask = coco_mask.decode(person["segmentation"])
+    rows, columns = np.nonzero(mask)
+    mask[rows[0], : columns[0]] = 1
+    for name in ("segmentation", "complete_segmentation"):
+        person[name] = _rle(mask | coco_mask.decode(person[name]))
+    rle = person["segmentation"]
+    person.update(area=int(coco_mask.area(rle)), bbox=[float(v) for v in coco_mask.toBbox(rle)])
+    person["keypoints"][3:6] = [-1, int(rows[0]), 0.9]
+
+
+def _two_in_one_place(document: dict[str, Any]) -> None:
+    first, second = document["annotations"]
+    names = ("segmentation", "complete_segmentation", "augmented_segmentation", "area", "bbox", "keypoints")
+    second.update({name: first[name] for name in names})
+
+
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "mask beyond the picture": (_mask_beyond_the_picture, "segmentation: is [60, 90], the image is [48, 64]"),
     "runs that end early": (lambda d: d["annotations"][0]["segmentation"].update(counts="0"), "runs cover 0 pixels"),
     "empty mask": (_empty_mask, "person 0: mask is empty"),
-    "keypoint outside the box": (_keypoint_outside, "person 1: 1 keypoints lie outside the mask's box"),
+    "keypoint outside the box": (_keypoint_outside, "person 1: 1 keypoints lie outside the picture or the"),
+    "keypoint outside the picture": (_keypoint_off_the_picture, "person 1: 1 keypoints lie outside the picture or the"),
     "another area": (lambda d: d["annotations"][0].update(area=3), "person 0: area or bbox is not the mask's"),
     "another box": (lambda d: d["annotations"][0]["bbox"].reverse(), "person 0: area or bbox is not the mask's"),
     "visible beyond complete": (
@@ -463,6 +483,9 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "another version": (lambda d: d.update(schema_version="9"), "schema version '9'"),
     "an unknown label set": (lambda d: d.update(label_set="own"), "unknown label set 'own'"),
     "no order": (lambda d: d["annotations"][0].pop("order"), "order and occlusion go with composite"),
+    "two of one order": (lambda d: d["annotations"][1].update(order=0), "order is not 0 to 1, each once"),
+    "two in one place": (_two_in_one_place, "visible masks of two people overlap"),
+    "a parsing of nobody": (lambda d: d.update(label_set="none"), "parsing.png is not 255 everywhere"),
     "a clean plate of nobody": (lambda d: d["made_by"]["plate"].update(name="none"), "name of who made it"),
     "effects that nobody knows": (lambda d: d["made_by"]["effects"].update(name="none"), "effects.png is not 255"),
     "another share known": (lambda d: d.update(known_share=0.5), "says known_share 0.5, the parts say 1.0"),
@@ -496,6 +519,28 @@ def test_effects_of_more_people_than_there_are_and_shadows_that_show_nowhere_are
         "train-000: person 0: has a shadow, of which effects.png shows nothing",
         "train-001: person 0: has a shadow, of which effects.png shows nothing",
     ]
+
+
+def test_a_label_that_the_set_has_not_is_found(dataset: Path, forge: Forge) -> None:
+    parsing = encode_png(np.full((48, 64), 7, np.uint8))
+    forge(
+        dataset,
+        TRAIN,
+        lambda members: [(name, parsing if name == "train-001.parsing.png" else data) for name, data in members],
+    )
+    assert problems(dataset) == [f"{TRAIN}, sample train-001: parsing.png has the label 7, which pascal has not"]
+
+
+def test_a_key_that_stands_in_two_shards_is_found(dataset: Path, forge: Forge) -> None:
+    def renamed(members: Members) -> Members:
+        return [
+            (name.replace("train-003", "train-000"), data.replace(b'"key":"train-003"', b'"key":"train-000"'))
+            for name, data in members
+        ]
+
+    forge(dataset, "real/train-000001.tar", renamed)
+    where = "real/train-000001.tar, sample train-000"
+    assert problems(dataset) == [f"{where}: another sample has the key, in real/train-000000.tar"]
 
 
 def test_what_version_1_wrote_is_told_with_what_to_do(dataset: Path, forge: Forge) -> None:
@@ -559,8 +604,18 @@ def test_a_leak_between_configurations_is_found_too(dataset: Path, forge: Forge)
     assert "drawn/validation-photo-validation-000" in found.what
 
 
+def test_one_photograph_under_two_ids_in_two_splits_is_found(dataset: Path, forge: Forge) -> None:
+    def copy(document: dict[str, Any]) -> None:
+        document["origins"][1].update(id="copy", sha256=hashlib.sha256(b"train-donor-0").hexdigest())
+
+    forge(dataset, "composite/test-000000.tar", edit_annotations("test-001", copy))
+    (found,) = verify(str(dataset))
+    assert found.where == "composite/test-000000.tar, sample test-001"
+    assert "drawn/copy, which has the same bytes as drawn/train-donor-0, is in split test" in found.what
+
+
 @given(st.integers(0, 2**32))
-def test_keypoints_in_a_grown_box_are_those_within_its_sides(seed: int) -> None:
+def test_keypoints_in_a_grown_box_are_those_within_its_sides_and_the_picture(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = np.zeros((40, 50), bool)
     x0, y0 = rng.integers(0, 40), rng.integers(0, 30)
@@ -568,7 +623,8 @@ def test_keypoints_in_a_grown_box_are_those_within_its_sides(seed: int) -> None:
     mask[y0:y1, x0:x1] = True
     keypoints = rng.uniform(-20, 70, (18, 3))
     reach = 0.1 * max(x1 - x0, y1 - y0) + 2
-    truth = [x0 - reach <= x <= x1 + reach and y0 - reach <= y <= y1 + reach for x, y, _ in keypoints]
+    left, right, top, bottom = max(-0.5, x0 - reach), min(50, x1 + reach), max(-0.5, y0 - reach), min(40, y1 + reach)
+    truth = [left <= x <= right and top <= y <= bottom for x, y, _ in keypoints]
     assert keypoints_in_box(keypoints, mask).tolist() == truth
     assert not keypoints_in_box(keypoints, np.zeros_like(mask)).any()
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import fsspec
 import numpy as np
 import pytest
@@ -79,6 +80,23 @@ def test_pictures_plate_and_masks_are_those_of_the_clip(made: Path) -> None:
         masks = np.array([np.asarray(Image.open(made / name)) > 0 for name in row["masks"]])
         truth = people.any(0) & (known > 0)
         assert (masks.any(0) & truth).sum() / (masks.any(0) | truth).sum() > 0.75
+
+
+def test_a_hand_that_shakes_puts_nobody_at_the_edge_of_the_picture(tmp_path: Path) -> None:
+    """One walks by, and every third frame is displaced."""
+    rng = np.random.default_rng(1)
+    street = cv2.resize(rng.integers(30, 220, (32, 50, 3), np.uint8), (300, 192), interpolation=cv2.INTER_CUBIC)
+    frames = []
+    for number in range(16):
+        right, down = rng.integers(-7, 8, 2) if number % 3 == 1 else (0, 0)
+        frame = street[20 + down : 164 + down, 20 + right : 276 + right].copy()
+        frame[50 - down : 120 - down, 30 + 12 * number - right : 50 + 12 * number - right] = 200, 40, 40
+        frames.append(frame)
+    write_clip(tmp_path / "shaken.mp4", frames, options={"crf": "4"})
+    (report,) = make(tmp_path / "shaken.mp4", tmp_path / "made", frames_per_clip=8)
+    assert report["views"][0]["shaken"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "made" / PAIR_LIST).read_text().splitlines()]
+    assert [len(row["masks"]) for row in rows] == [1] * len(rows) and rows
 
 
 def test_the_provider_of_plates_knows_where_they_are_known(made: Path) -> None:

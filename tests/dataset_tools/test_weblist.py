@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_one_licence_and_author_may_hold_for_all_that_name_none(tmp_path: Path) 
         ("list.csv", "url\n", {}, "no column 'licence'.*or one licence for all as source.licence"),
         ("list.csv", "url,licence\n", {"columns": {"author": "by"}}, "no column 'by'.*source.columns.author"),
         ("list.csv", "", {}, "has no column"),
+        ("list.csv", "url,licence,licence\nhttp://a/x,CC0,none\n", {}, "two columns 'licence': leave one of them out"),
         ("list.csv", 'url,licence\n\n"http://a/x,CC0\nc,d\n', {}, "cannot be read: from line 3 on: unexpected end"),
         ("list.parquet", "url\n", {}, "cannot be read"),
         ("list.txt", "url\n", {}, "neither a .csv nor a .parquet file"),
@@ -243,8 +245,19 @@ def test_a_picture_that_was_altered_or_is_gone_is_not_taken(tmp_path: Path) -> N
     (record,) = curated(tmp_path, [row(1, "a")], [gave("a", "a" * 64, 1)]).records
     with pytest.raises(Rejected, match="not-found"):
         source.read_image(record)
-    Path(record.image).parent.mkdir(parents=True)
-    Path(record.image).write_bytes(b"other")
+    (tmp_path / record.image).parent.mkdir(parents=True)
+    (tmp_path / record.image).write_bytes(b"other")
     with pytest.raises(Rejected, match="altered-file") as caught:
         source.read_image(record)
     assert caught.value.transient
+
+
+def test_a_picture_is_read_where_the_folder_lies_now(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"rows": "r", "rejected": "r", "downloads": (), "pictures": "downloads"}
+    digest = hashlib.sha256(b"a picture").hexdigest()
+    (record,) = curated(tmp_path, [row(1, "a")], [gave("a", digest, 1)]).records
+    (tmp_path / "moved" / record.image).parent.mkdir(parents=True)
+    (tmp_path / "moved" / record.image).write_bytes(b"a picture")
+    weblist = WeblistSettings(urls="list.csv")
+    moved = DownloadedSettings(weblist=weblist, folder=str(tmp_path / "moved"), **settings)
+    assert moved.open().read_image(record) == b"a picture"

@@ -84,6 +84,20 @@ def test_a_recipe_that_the_rungs_do_not_fit_is_told_of_before_they_are_trained(
         check_ablate(RECIPES[0], EvaluateSettings.check(recipe, origin="t"), drawn_dataset, str(tmp_path / "o"), (0,))
 
 
+def test_a_seed_that_cannot_be_trained_with_is_told_of_before_others_are(drawn_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.seed"):
+        check_ablate(*RECIPES, drawn_dataset, str(tmp_path / "out"), (0, -1))
+
+
+def test_somebodys_folder_in_the_place_of_a_later_training_is_told_of_before_the_first(
+    drawn_dataset: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out/backbone-1").mkdir(parents=True)
+    (tmp_path / "out/backbone-1/notes.txt").touch()
+    with pytest.raises(UserError, match="backbone-1 holds something else"):
+        check_ablate(*RECIPES, drawn_dataset, str(tmp_path / "out"), (0, 1))
+
+
 def test_a_seed_among_the_changes_would_do_nothing_and_is_refused(drawn_dataset: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.seed"):
         check_ablate(*RECIPES, drawn_dataset, str(tmp_path / "out"), (0,), "", {"train.seed": 7})

@@ -382,6 +382,13 @@ def test_an_output_among_the_pictures_that_are_read_is_refused(tmp_path: Path, o
     assert not any((tmp_path / "photos").iterdir())
 
 
+def test_an_output_among_the_clips_that_are_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    source = {"kind": "video", "clips": [str(tmp_path / "other"), str(tmp_path / "clips")]}
+    with pytest.raises(UserError, match="in which pictures are searched: name one beside it"):
+        check_build(BuildSettings.check({"name": "mine", "source": source}, origin="test"), f"{tmp_path}/clips/street")
+
+
 class Pictures(SimpleHTTPRequestHandler):
     """Serves a mirror's pictures; one of them never arrives while ``hangs`` names it."""
 
@@ -405,7 +412,7 @@ def test_a_picture_that_times_out_is_tried_again_by_the_next_run(undisturbed: Pa
     mirror = undisturbed.with_name("dataset.work") / "mirror"
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Pictures, directory=str(mirror)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    fetch = {"timeout_seconds": 2, "attempts": 1, "allow_private_addresses": True}
+    fetch = {"timeout_seconds": 5, "attempts": 1, "allow_private_addresses": True}
     images = f"http://127.0.0.1:{server.server_port}/images"
     recipe = tmp_path / "build.yaml"
     source = {"kind": "openimages", "root": str(mirror), "images": images, "fetch": fetch}

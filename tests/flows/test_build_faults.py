@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -175,6 +176,33 @@ def test_what_a_build_would_overwrite_is_refused_where_no_build_wrote_it(
     assert own.read_text() == "mine"
 
 
+def test_after_a_build_that_did_not_end_a_card_of_somebody_else_is_refused_as_before(
+    drawn: Path, tmp_path: Path, pictures: str
+) -> None:
+    source = {"images": pictures, "fetch": {"attempts": 1, "allow_private_addresses": True}}
+    settings, output = recipe(tmp_path, drawn, source), tmp_path / "out"
+    Pictures.busy = ".jpg"
+    with pytest.raises(UserError, match="none of the pictures could be used"):
+        build_dataset(settings, str(output))
+    (output / "README.md").write_text("mine")
+    Pictures.busy = ""
+    with pytest.raises(UserError, match=r"holds README\.md"):
+        build_dataset(settings, str(output))
+    assert (output / "README.md").read_text() == "mine"
+    (output / "README.md").unlink()
+    for _ in range(2):  # its own it may replace
+        assert build_dataset(settings, str(output), {"description": "Other words."})["samples"]
+
+
+def test_the_contact_sheet_of_a_part_that_is_gone_goes_with_it(drawn: Path, tmp_path: Path) -> None:
+    settings, output = recipe(tmp_path, drawn), tmp_path / "out"
+    build_dataset(settings, str(output), {"source.splits": ["train", "test"]})
+    (output / "card/notes.png").write_text("mine")
+    assert (output / "card/real-test.png").exists()
+    build_dataset(settings, str(output))
+    assert sorted(path.name for path in (output / "card").iterdir()) == ["notes.png", "real-train.png"]
+
+
 def test_no_manifest_stands_where_a_shard_was_tried_again_and_lost(drawn: Path, tmp_path: Path, pictures: str) -> None:
     """A picture that was busy is asked for again, and by then all are: nothing says that the dataset is whole."""
     source = {"images": pictures, "fetch": {"attempts": 1, "allow_private_addresses": True}}
@@ -230,6 +258,33 @@ def test_on_a_store_a_holder_that_lives_is_respected_and_one_that_died_is_taken_
         filesystem.pipe_file(place, json.dumps(left).encode())
         with sole_run(output):
             assert json.loads(filesystem.cat_file(place))["id"] != left["id"]
+
+
+def test_on_a_store_a_holder_that_was_taken_over_is_told_so_and_leaves_the_other_alone(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.output_lock.RENEWED_EVERY", 0.01)
+    output = f"{bucket}/dataset"
+    filesystem, place = module.open_root(f"{output}.work/{HOLDER}")
+    with contextlib.ExitStack() as ends:
+        ends.enter_context(sole_run(output))
+        other = json.loads(filesystem.cat_file(place)) | {"id": "another's"}
+        renewal = next(thread for thread in threading.enumerate() if thread.name == "renewal")
+        while renewal.is_alive():  # until it has seen that it lost
+            filesystem.pipe_file(place, json.dumps(other).encode())
+        with pytest.raises(UserError, match="another run took it over"):
+            ends.pop_all().close()
+    filesystem.invalidate_cache()
+    assert json.loads(filesystem.cat_file(place)) == other
+
+
+def test_an_output_that_is_named_by_a_link_is_the_same_output(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "link").symlink_to("dataset")
+    taken = pytest.raises(UserError, match="another run is at work")
+    with sole_run(str(tmp_path / "dataset")), taken, sole_run(str(tmp_path / "link")):
+        pass
+    assert not (tmp_path / "link.work").exists()
 
 
 # Sources that fail --------------------------------------------------------------------------------------------------

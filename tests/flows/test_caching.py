@@ -16,7 +16,7 @@ from prefect import flow
 
 from dataset_tools.errors import UserError
 from dataset_tools.storage import open_root, write_bytes
-from flows.caching import Files, Job, Outcome, cached_step, folder_digest, result_storage, run_steps
+from flows.caching import Files, Job, Outcome, cached_step, result_storage, run_steps
 from flows.settings import RunnerSettings, Threads
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -320,15 +320,3 @@ def test_on_a_store_a_remembered_result_costs_a_request_and_its_files_a_listing_
     assert Counter(each.split()[0] for each in object_store.asked)["HEAD"] == len(jobs)
     open_root(jobs[0].root)[0].pipe_file(f"{bucket}/root/a", b"x")
     assert [outcome.cached for outcome in steps()] == [False, True, True, True, True, True]
-
-
-def test_the_digest_of_a_folder_is_of_names_and_bytes(tmp_path: Path) -> None:
-    """Where the folder lies does not matter."""
-    for name in ("one", "two"):
-        (tmp_path / name / "inner").mkdir(parents=True)
-        (tmp_path / name / "inner/file").write_text("same")
-    assert folder_digest(str(tmp_path / "one")) == folder_digest(str(tmp_path / "two"))
-    (tmp_path / "two/inner/file").rename(tmp_path / "two/inner/renamed")
-    assert folder_digest(str(tmp_path / "one")) != folder_digest(str(tmp_path / "two"))
-    with pytest.raises(UserError, match="does not exist"):
-        folder_digest(str(tmp_path / "three"))

@@ -63,7 +63,8 @@ def test_a_base_is_trained_once_and_only_what_changed_is_done_again(
 
 
 def test_a_base_is_trained_further_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No VAE is trained: it is that of the base, byte by byte. The same base in another place is no other base."""
+    """No VAE is trained: it is that of the base, byte by byte. The same base in another place is no other base, and its
+    card does not say where that is."""
     monkeypatch.setattr("flows.pretrain_base.os.cpu_count", lambda: 1)
     settings, base = tmp_path / "toy.yaml", str(tmp_path / "base")
     settings.write_text(yaml.safe_dump(TOY))
@@ -74,7 +75,15 @@ def test_a_base_is_trained_further_wherever_it_lies(tmp_path: Path, monkeypatch:
     assert filecmp.cmp(Path(place_of(NANO), vae), tmp_path / "base" / vae, shallow=False)
     shutil.copytree(place_of(NANO), tmp_path / "moved")
     again = pretrain_base(str(settings), base, {"base": str(tmp_path / "moved")})
-    assert again["cached"] == ["take-vae", "draw-pictures", "encode-examples", "train-unet"]
+    steps = ["take-vae", "draw-pictures", "encode-examples", "train-unet"]
+    assert again["cached"] == steps
+    card = (tmp_path / "base" / "README.md").read_text()
+    assert "Started from `moved`" in card and "--set 'base=\"moved\"'" in card
+    assert str(tmp_path) not in card
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "elsewhere/moved")
+    again = pretrain_base(str(settings), base, {"base": str(tmp_path / "elsewhere/moved")})
+    assert again["cached"] == [*steps, "export-base"]
 
 
 def test_an_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from dataset_tools.errors import UserError
 from dataset_tools.shards import read_manifest
 from dataset_tools.sources.sample import SampleSettings, write_mirror
 from flows.build_dataset import build_dataset
+from flows.evaluate import check_evaluate
+from flows.select_plates import check_select_plates
+from flows.train import check_train
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -127,6 +130,23 @@ def test_what_is_not_there_is_named_before_anything_is_built(
     with pytest.raises(UserError, match=complaint):
         build_dataset(str(recipe), str(tmp_path / "dataset"))
     assert [path.name for path in tmp_path.iterdir()] == ["build.yaml"]
+
+
+@pytest.mark.parametrize("place", [f"ftp://me:{PASSWORD}@a.example/data", f"https://a.example/data?sig={PASSWORD}"])
+def test_an_output_or_dataset_with_a_secret_in_its_url_is_refused_before_prefect_hears_of_it(
+    tmp_path: Path, recorded: Callable[[], str], place: str
+) -> None:
+    output = str(tmp_path / "out")
+    for refused in (
+        lambda: build_dataset("flows/recipes/build-sample.yaml", place),
+        lambda: check_train("flows/recipes/train-sample.yaml", place, output),
+        lambda: check_evaluate("flows/recipes/evaluate-sample.yaml", place, "", output),
+        lambda: check_select_plates("flows/recipes/review-sample.yaml", place, "", output),
+    ):
+        with pytest.raises(UserError, match=r"(output|dataset): .* carries a password, token or signature") as caught:
+            refused()
+        assert PASSWORD not in str(caught.value)
+    assert PASSWORD not in recorded()
 
 
 def test_a_plain_secret_is_refused_before_prefect_hears_of_it(tmp_path: Path, recorded: Callable[[], str]) -> None:

@@ -35,10 +35,12 @@ import mild.training.launch
 from dataset_tools.errors import UserError
 from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, ShardDataset, write_shard
+from dataset_tools.storage import sha256_of_file
 from flows.names import artifact_key
 from flows.progress import Display
 from flows.train import LatentsJob, TrainJob, TrainRecipe, check_train, train
 from mild.bases import NANO, NANO_ADAPTERS
+from mild.settings import LATENTS_FORMAT
 from mild.training.launch import PREEMPTED, TrainRequest, check_shards, launch, main, train_here
 
 STEPS = 10
@@ -368,6 +370,25 @@ def test_a_shard_that_is_not_sound_is_named_before_the_first_step(
         check_shards(ShardDataset(str(copy), "composite", "train"))
 
 
+def test_processes_that_train_together_read_each_shard_once_to_look_at_it(
+    request_of: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[str, list[str]] = {"0": [], "1": []}
+
+    def digest(filesystem: Any, path: str) -> str:
+        read[os.environ["RANK"]].append(os.path.basename(path))
+        return sha256_of_file(filesystem, path)
+
+    monkeypatch.setattr(mild.training.launch, "sha256_of_file", digest)
+    monkeypatch.setattr("mild.training.loop.check_machine", lambda settings: None)
+    monkeypatch.setattr("mild.training.loop.train", lambda *_, **__: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in read:
+        monkeypatch.setenv("RANK", rank)
+        train_here(request_of, lambda step, values: None)
+    assert read == {"0": ["train-000000.tar"], "1": ["train-000001.tar"]}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_fp16_without_a_gpu_is_one_line_before_the_data_are_read(request_of: TrainRequest) -> None:
     settings = request_of.settings.model_copy(update={"mixed_precision": "fp16"})
@@ -393,7 +414,9 @@ def test_what_training_finds_wrong_is_told_in_one_line(
     assert "resolution: 40 must be a multiple of 16" in json.loads(line)["error"]
 
 
-def test_another_vae_dataset_or_other_views_are_encoded_anew(recipe: str) -> None:
+def test_another_vae_dataset_format_or_other_views_are_encoded_anew(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     places = {"root": "r", "work": "w", "dataset": "d", "base": "b"}
 
     def key(digest: str = "1", vae: str = "1", **changes: Any) -> str:
@@ -403,6 +426,8 @@ def test_another_vae_dataset_or_other_views_are_encoded_anew(recipe: str) -> Non
     assert key() == key(**{"train.steps": 9, "train.sma_learning_rate": 1.0, "configurations": {"composite": 2.0}})
     others = [{"train.seed": 1}, {"train.cached_views": 3}, {"train.flip": 0.5}, {"configurations": {"real": 1.0}}]
     keys = [key(), key(digest="2"), key(vae="2"), *(key(**changes) for changes in others)]
+    monkeypatch.setattr(flows.train, "LATENTS_FORMAT", LATENTS_FORMAT + 1)
+    keys.append(key())
     assert len(set(keys)) == len(keys)
 
 
@@ -475,6 +500,8 @@ def test_how_adapters_that_are_trained_further_erase_is_known_before_a_result_is
     Path(recipe).write_text(f"train: {{start_from: {NANO_ADAPTERS}}}")
     theirs = check_train(recipe, drawn_dataset, str(tmp_path / "out")).train
     assert (theirs.inference_steps, theirs.inference_resolution) == (1, 256)
+    given = TrainRecipe.model_validate({"train": {"start_from": NANO_ADAPTERS}})  # as Prefect's form gives it
+    assert check_train(given, drawn_dataset, str(tmp_path / "out")).train == theirs
     told = check_train(recipe, drawn_dataset, str(tmp_path / "out"), {"train.inference_steps": 25}).train
     assert told.inference_steps == 25
     assert told.determines() != theirs.determines()

@@ -38,6 +38,10 @@ def test_a_seed_that_torch_cannot_take_is_refused_before_anything_is_loaded() ->
             "all of mild but a new prefix comes from that directory",
         ),
         ({"cached_views": 2, "fresh_composites": {}}, "cached_views keeps what fresh_composites makes anew each time"),
+        (
+            {"protect_background": 100, "warm_up": {"start": 0, "end": 0, "weight": 0}},
+            r"protect_background \(100\) leaves no adapter to train before step 100: set warm_up.weight",
+        ),
         ({"lr_warmup_steps": 10}, "would do nothing with lr_scheduler constant: use constant_with_warmup"),
     ],
 )

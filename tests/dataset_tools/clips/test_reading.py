@@ -74,6 +74,23 @@ def test_frames_are_turned_upright(tmp_path: Path, rotation: int, turns: int) ->
         assert np.abs(samples.frames[0].astype(int) - upright).mean() < 2
 
 
+def test_frames_whose_pixels_are_not_square_are_stretched(tmp_path: Path) -> None:
+    sar = {"x264-params": "sar=4/3"}
+    write_clip(tmp_path / "clip.mp4", [numbered(5)] * 3, options=QUALITY | sar)
+    with samples_of(tmp_path / "clip.mp4") as samples:
+        assert samples.frames.shape == (32, 64, 3) and number_of(samples.frames[0]) == 5
+        assert [reason for reason, _ in samples.mended] == ["pixels-not-square"]
+    with samples_of(tmp_path / "clip.mp4", max_side=32) as samples:
+        assert samples.frames.shape == (16, 32, 3)
+
+
+@pytest.mark.parametrize(("transfer", "curve"), [("arib-std-b67", "HLG"), ("smpte2084", "PQ")])
+def test_hdr_is_refused_with_what_to_do(tmp_path: Path, transfer: str, curve: str) -> None:
+    write_clip(tmp_path / "clip.mp4", [numbered(5)] * 3, options={"x264-params": f"transfer={transfer}"})
+    with pytest.raises(Rejected, match=rf"hdr: .*\({curve}\).*convert it to SDR"), samples_of(tmp_path / "clip.mp4"):
+        pass
+
+
 def test_colours_are_not_shifted(tmp_path: Path) -> None:
     """FFmpeg's quick conversion of 4:2:0 is darker by a grey level in the mean."""
     frame = np.zeros((32, 48, 3), np.uint8) + np.array([180, 140, 90], np.uint8)

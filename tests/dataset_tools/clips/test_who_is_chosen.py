@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from dataset_tools.clips.alignment import View
 from dataset_tools.clips.frames import choose_frames
 from dataset_tools.clips.people import foreground, parts, told_apart
 from dataset_tools.clips.plate import Plate
@@ -112,7 +113,8 @@ def store() -> Iterator[FrameStore]:
 def chosen(store: FrameStore, frames: list[np.ndarray], most: int = 8, known: np.ndarray | None = None) -> list[int]:
     for each in frames:
         store.append(each)
-    return choose_frames(store, range(len(frames)), plate(known), most=most, min_person=0.005, min_change=0.3)
+    view = View(list(range(len(frames))), [None] * len(frames), np.ones((len(frames), 3)))
+    return choose_frames(store, view, plate(known), most=most, min_person=0.005, min_change=0.3)
 
 
 def test_no_two_pictures_are_alike(store: FrameStore) -> None:
@@ -137,3 +139,10 @@ def test_an_empty_scene_and_a_change_of_everything_are_not_chosen(store: FrameSt
 def test_who_goes_on_where_the_plate_is_not_known_is_not_chosen(store: FrameStore) -> None:
     known = ~box(0, HEIGHT, 40, WIDTH)
     assert chosen(store, [frame(box(8, 40, 30, 50)), frame(box(8, 40, 5, 15))], known=known) == [1]
+
+
+def test_what_a_shaken_sample_repeats_beyond_its_edge_is_nobody(store: FrameStore) -> None:
+    store.append(frame(box(8, 40, 74, WIDTH)))
+    shaken = np.array([[1, 0, 6.0], [0, 1, 0], [0, 0, 1]])
+    view = View([0], [shaken], np.ones((1, 3)))
+    assert choose_frames(store, view, plate(), most=8, min_person=0.005, min_change=0.3) == []

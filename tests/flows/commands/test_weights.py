@@ -73,6 +73,16 @@ def test_pull_puts_networks_into_a_folder_of_choice(mild: Command, file: Path, t
     assert not file.exists()
 
 
+def test_the_folder_of_choice_may_be_below_home_but_not_on_a_store(
+    mild: Command, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert mild("pull", "small", "--to", "~/weights")[0] == 0
+    assert (tmp_path / "weights/small/small.pth").read_bytes() == BODY
+    code, _, error = mild("pull", "small", "--to", "s3://bucket/weights")
+    assert code == 2 and "weights can only be on a local disk" in error
+
+
 def test_what_comes_with_the_package_is_here_and_sound(mild: Command) -> None:
     assert mild("pull", "drawn-people")[0] == 0
     code, out, _ = mild("check")

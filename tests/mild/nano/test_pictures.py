@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dataset_tools.drawn_world import draw_scene
+from dataset_tools.errors import UserError
 from dataset_tools.records import SPLITS
 from dataset_tools.sources import sample
 from mild.nano import pictures
@@ -26,6 +27,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("drawn") / "pictures"
     draw_pictures(SMALL, place, workers=1)
     return place
+
+
+def test_scenes_that_are_smaller_than_pictures_of_them_are_refused() -> None:
+    with pytest.raises(UserError, match=r"drawn \(64\) must be at least side \(128\)"):
+        DrawingSettings.check({"drawn": 64, "side": 128}, origin="test")
 
 
 def test_each_scene_gives_the_whole_picture_and_a_random_crop(folder: Path) -> None:

@@ -276,6 +276,27 @@ def test_a_checkpoint_of_other_settings_is_refused_and_the_setting_named(picture
         train_vae(TOY.model_copy(update={"seed": 1}), pictures, tmp_path / "vae", quiet)
 
 
+def test_a_checkpoint_of_other_pictures_is_refused_and_they_are_named(pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "pictures")
+    with pytest.raises(Killed):
+        train_vae(TOY, tmp_path / "pictures", tmp_path / "vae", kill_at("vae", 9))  # type: ignore[arg-type]
+    np.save(tmp_path / "pictures/pictures.npy", 255 - np.load(pictures / "pictures.npy"))
+    with pytest.raises(UserError, match=f"pictures: .* there, .*{digest_of_place(str(tmp_path / 'pictures'))}"):
+        train_vae(TOY, tmp_path / "pictures", tmp_path / "vae", quiet)
+
+
+def test_a_checkpoint_of_another_vaes_latents_is_refused_and_the_vae_named(
+    work: Path, pictures: Path, tmp_path: Path
+) -> None:
+    often = TOY.model_copy(update={"unet": TOY.unet.model_copy(update={"checkpoint_every": 1})})
+    places = (work / "examples", tmp_path / "trained")
+    with pytest.raises(Killed):
+        train_unet(often, pictures, work / "vae", *places, kill_at("unet", 2))  # type: ignore[arg-type]
+    take_vae("mild-nano", tmp_path / "vae")
+    with pytest.raises(UserError, match=f"vae of the latents: .* there, .*{digest_of_place(str(tmp_path / 'vae'))}"):
+        train_unet(often, pictures, tmp_path / "vae", *places, quiet)
+
+
 def test_the_text_encoders_and_the_unet_are_trained(work: Path) -> None:
     """Of the encoders, what reaches the UNet: the first one's last layer and norm do not."""
     first = StableDiffusionXLInpaintPipeline.from_pretrained(work / "trained")
@@ -297,6 +318,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_what_to_do(pictures: Path,
     wild = TOY.model_copy(update={"vae": TOY.vae.model_copy(update={"learning_rate": 1e30})})
     with pytest.raises(UserError, match=r"vae is (nan|inf) at step \d+: lower vae.learning_rate"):
         train_vae(wild, pictures, tmp_path / "vae", quiet)
+    assert not (tmp_path / "vae").exists()
+
+
+def test_gradients_that_are_not_finite_never_reach_the_weights(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a finite loss that has an infinite slope."""
+    monkeypatch.setattr(
+        "torch.autograd.grad", lambda loss, weights, **_: tuple(torch.full_like(p, torch.nan) for p in weights)
+    )
+    with pytest.raises(UserError, match=r"gradients of the vae is nan at step 1: lower vae.learning_rate"):
+        train_vae(TOY, pictures, tmp_path / "vae", quiet)
     assert not (tmp_path / "vae").exists()
 
 

@@ -82,7 +82,6 @@ def test_the_newest_few_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["flip", "cut", "no tensors", "no state", "half a state"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm: str) -> None:
     kept = Checkpoints(tmp_path, RUN, keep=2)
-    kept.save(5, tensors(), {})
     kept.save(10, tensors(), {})
     data, state = tmp_path / "step-00000010/tensors.safetensors", tmp_path / "step-00000010/state.json"
     if harm == "flip":
@@ -95,11 +94,32 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm: str) -> None:
         state.unlink()
     else:
         state.write_bytes(state.read_bytes()[:40])
-    found = kept.latest()
-    assert found is not None and found.step == 5
-    shutil.rmtree(tmp_path / "step-00000005")
     with pytest.raises(UserError, match=r"no checkpoint in .* is sound: delete"):
         kept.latest()
+    kept.save(5, tensors(), {})
+    found = kept.latest()
+    assert found is not None and found.step == 5
+
+
+def test_a_run_that_goes_on_before_a_damaged_checkpoint_saves_that_step_again(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, RUN, keep=2)
+    for step in (5, 10):
+        kept.save(step, tensors(), {})
+    (tmp_path / "step-00000010/state.json").unlink()
+    kept.latest()
+    kept.save(10, tensors(), NUMBERS)
+    found = kept.latest()
+    assert found is not None and (found.step, found.numbers) == (10, NUMBERS)
+
+
+def test_a_damaged_checkpoint_is_not_kept_in_the_place_of_a_sound_one(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, RUN, keep=1)
+    kept.save(500, tensors(), {})
+    shutil.copytree(tmp_path / "step-00000500", tmp_path / "step-00001000")
+    (tmp_path / "step-00001000/tensors.safetensors").write_bytes(b"")
+    kept.latest()
+    kept.save(600, tensors(), {})
+    assert os.listdir(tmp_path) == ["step-00000600"]
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_what_differs_is_named(tmp_path: Path) -> None:
@@ -143,6 +163,20 @@ def test_two_runs_cannot_hold_one_folder(tmp_path: Path, monkeypatch: pytest.Mon
     with other.held():
         pass
     assert list(tmp_path.iterdir()) == [], "a folder without checkpoints does not stay"
+
+
+def test_what_else_lies_in_the_folder_stays(tmp_path: Path) -> None:
+    kept, mine = Checkpoints(tmp_path / "c", RUN, keep=1), ["notes.txt", "step-by-step/notes.txt"]
+    for name in mine:
+        (tmp_path / "c" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "c" / name).touch()
+    with pytest.raises(UserError, match="no base"), kept.held():
+        raise UserError("no base")
+    assert files(tmp_path / "c") == mine
+    with kept.held():
+        kept.save(5, tensors(), {})
+    kept.remove()
+    assert files(tmp_path / "c") == mine
 
 
 @pytest.fixture(scope="module")

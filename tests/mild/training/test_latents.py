@@ -20,7 +20,7 @@ from dataset_tools.schema import EncodingSettings, Sample
 from dataset_tools.shards import Manifest, ShardDataset, write_shard
 from mild.model.backbone import BRANCHES, load_base
 from mild.model.layered import LayeredUNet
-from mild.settings import CropSettings, TrainSettings, WarmUpSettings
+from mild.settings import LATENTS_FORMAT, CropSettings, TrainSettings, WarmUpSettings
 from mild.training.batches import draw_fixed_view
 from mild.training.latents import Latents, encode_latents, encode_view
 from mild.training.loop import BranchLoss, train
@@ -247,6 +247,14 @@ def test_latents_of_other_views_or_samples_are_refused(
         latents.check(["sample-1", "another"])
     with pytest.raises(UserError, match="holds no latents of sample sample-0"):
         train(fixed, datasets[0], tiny_base, str(tmp_path / "out"), never, latents=Latents(str(tmp_path), fixed))
+
+
+def test_latents_of_another_format_are_refused(
+    fixed: TrainSettings, encoded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mild.training.latents.LATENTS_FORMAT", LATENTS_FORMAT + 1)
+    with pytest.raises(UserError, match=r"index\.json speaks of latents of another format: encode them again"):
+        Latents(encoded, fixed)
 
 
 def test_latents_that_are_cut_while_training_are_named(

@@ -29,7 +29,7 @@ from mild.model.backbone import BRANCHES, load_base
 from mild.model.layered import LayeredUNet
 from mild.model.saved import CONFIG
 from mild.settings import HmgSettings, MildSettings, OffsetSettings, PrefixSettings, TrainSettings, WarmUpSettings
-from mild.training.loop import BranchLoss, Examples, Preempted, _parameter_groups, train
+from mild.training.loop import BranchLoss, Examples, Preempted, _parameter_groups, _untrained, train
 from mild.training.mixture import Mixture, Selection
 
 pytestmark = pytest.mark.slow
@@ -104,6 +104,17 @@ def test_before_the_warm_up_only_the_background_adapter_is_trained(
     train(settings, samples, tiny_base, str(tmp_path), _silent)
     assert min(_largest_ups(tmp_path)) > 0
     assert max(_largest_ups(tmp_path / "fg")) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"warm_up": WarmUpSettings(start=50, end=60)}, "`fg`"),
+        ({"warm_up": WarmUpSettings(start=0, end=0), "protect_background": 100}, "`bg`"),
+    ],
+)
+def test_an_adapter_that_no_step_trains_is_named(changes: dict[str, Any], named: str) -> None:
+    assert _untrained(TrainSettings(steps=50, **changes)).startswith(f"Not trained in 50 steps: {named} ")
 
 
 def test_both_adapters_are_trained_after_it(adapters: Path) -> None:
