@@ -33,7 +33,7 @@ from dataset_tools.inspection import (
 )
 from dataset_tools.opt_out import count_opted_out
 from dataset_tools.records import text_to_cell
-from dataset_tools.schema import EffectKind, encode_png
+from dataset_tools.schema import CONFIGURATIONS, SPLITS, EffectKind, encode_png
 from dataset_tools.shards import DATASET_VERSION, Shard, ShardDataset, read_index
 from dataset_tools.storage import open_root, sha256_of_file, write_bytes, written_whole
 
@@ -96,7 +96,7 @@ def write_card(
     croissant = _croissant(name, description, shards, parts, held, files)
     pages = {
         **{
-            sheet_path(part.configuration, part.split): _sheet(root, shards[part.configuration][part.split])
+            _sheet_path(part.configuration, part.split): _sheet(root, shards[part.configuration][part.split])
             for part in parts
         },
         "croissant.json": (json.dumps(croissant, indent=2, ensure_ascii=False) + "\n").encode(),
@@ -133,9 +133,13 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def sheet_path(configuration: str, split: str) -> str:
+def _sheet_path(configuration: str, split: str) -> str:
     """Where the contact sheet of a part lies, below the dataset."""
     return f"card/{configuration}-{split}.png"
+
+
+SHEETS = frozenset(_sheet_path(configuration, split) for configuration in CONFIGURATIONS for split in SPLITS)
+"""Contact sheets that a dataset may have."""
 
 
 def _sheet(root: str, listed: list[Shard]) -> bytes:
@@ -330,7 +334,7 @@ def _readme(
     sections = [
         f"---\n{front}---\n\n# {name}\n\n{description}",
         "## Samples\n\n"
-        + "\n\n".join(f"![{p.configuration}, {p.split}]({sheet_path(p.configuration, p.split)})" for p in parts),
+        + "\n\n".join(f"![{p.configuration}, {p.split}]({_sheet_path(p.configuration, p.split)})" for p in parts),
         "## What it holds\n\n" + _contents(parts, held) + "\n" + ANNOTATION_FIELDS,
         *([_reading(example, held[example.configuration])] if example else []),
         "## People a picture\n\n"

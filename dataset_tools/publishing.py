@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from dataset_tools.card import hub_licence
+from dataset_tools.card import SHEETS, hub_licence
 from dataset_tools.errors import UserError, what_to_mend
 from dataset_tools.opt_out import OptOut
 from dataset_tools.perceptual_hash import perceptual_hash
@@ -35,11 +35,9 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 MANIFEST = "manifest.json"
-OURS = re.compile(
-    rf"(?:{'|'.join(CONFIGURATIONS)})/(?:{'|'.join(SPLITS)})-\d{{6}}\.(?:tar|index\.json|parquet)"
-    rf"|card/(?:{'|'.join(CONFIGURATIONS)})-(?:{'|'.join(SPLITS)})\.png"
-)
-"""Files on the hub that an earlier version of a dataset may have put there. All others stay as they are."""
+SHARDS = re.compile(rf"(?:{'|'.join(CONFIGURATIONS)})/(?:{'|'.join(SPLITS)})-\d{{6}}\.(?:tar|index\.json|parquet)")
+"""Files on the hub that, beside contact sheets, an earlier version of a dataset may have put there. All others stay as
+they are."""
 COMMIT_FILES = 500
 """In one commit: the hub takes longer for each, and ends what takes too long."""
 GROUP_BYTES = 1 << 30
@@ -204,7 +202,8 @@ class _Publication:
         files = list(self._files())
         self.on_hub = self._listed(self.revision)
         new = [file for file in files if not self._is_there(file, self.on_hub)]
-        removed = sorted(path for path in self.on_hub if OURS.fullmatch(path) and path not in {f.path for f in files})
+        ours = {path for path in self.on_hub if path in SHEETS or SHARDS.fullmatch(path)}
+        removed = sorted(ours - {file.path for file in files})
         replaced = bool(removed) or any(file.path in self.on_hub for file in new)
         total = sum(file.size for file in files)
         done = total - sum(file.size for file in new)

@@ -92,8 +92,12 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _is_secret_url(location: str) -> bool:
+    return "://" in location and _holds_secret(location)
+
+
 def _check_location(location: str) -> str:
-    if "://" in location and _holds_secret(location):
+    if _is_secret_url(location):
         raise _refusal(
             "the URL carries a password, token or signature, and settings are stored and shown; take it out and give "
             "it in the storage options, such as client_kwargs: {headers: {Authorization: {env: NAME_OF_A_VARIABLE}}}"
@@ -110,7 +114,7 @@ def public_place(location: str, what: str) -> str:
     Raises:
         UserError: as `normal_place`; or there is a secret in it.
     """
-    if "://" in location and _holds_secret(location):
+    if _is_secret_url(location):
         raise UserError(
             f"{what}: {scrub(location)} carries a password, token or signature, which would be stored and shown; take "
             "it out and give it as the library of that filesystem reads it, in its environment variables or "

@@ -6,11 +6,10 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from dataset_tools.card import sheet_path
+from dataset_tools.card import SHEETS
 from dataset_tools.errors import UserError
-from dataset_tools.schema import CONFIGURATIONS, SPLITS
 from dataset_tools.shards import index_path, read_manifest, table_path
-from dataset_tools.storage import abort_uploads, is_url, open_root, remove_partials, write_bytes
+from dataset_tools.storage import abort_uploads, files_in, is_url, open_root, remove_partials, write_bytes
 from flows.caching import Job
 
 MADE = "made.json"
@@ -87,9 +86,11 @@ class OutputFiles:
         """
         filesystem, base = open_root(self._root)
         former = {path for path in self._made if path.endswith(".tar")} - set(shards)
-        sheets = {sheet_path(part, split) for part in CONFIGURATIONS for split in SPLITS} - set(files)
-        for path in sorted(former | sheets):
-            for place in (path, table_path(path), index_path(path)) if path in former else (path,):
+        there = {f"card/{name}" for name in files_in(filesystem, f"{base}/card")}
+        for sheet in sorted(there & SHEETS - set(files)):
+            filesystem.rm_file(f"{base}/{sheet}")
+        for path in sorted(former):
+            for place in (path, table_path(path), index_path(path)):
                 if filesystem.exists(f"{base}/{place}"):
                     filesystem.rm_file(f"{base}/{place}")
         if former:

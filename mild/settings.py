@@ -301,14 +301,10 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _something_to_train(self) -> Self:
-        if 0 < self.protect_background <= self.warm_up.start:
+        start, weight, protected = self.warm_up.start, self.warm_up.weight, self.protect_background
+        if protected and (start >= protected or not weight):
+            cure = f"warm_up.start ({start}) to 0" if start >= protected else f"warm_up.weight ({weight:g}) higher"
             raise ValueError(
-                f"protect_background ({self.protect_background}) leaves no adapter to train before step "
-                f"{self.protect_background}: set warm_up.start ({self.warm_up.start}) to 0"
-            )
-        if self.protect_background and not self.warm_up.weight:
-            raise ValueError(
-                f"protect_background ({self.protect_background}) leaves no adapter to train before step "
-                f"{self.protect_background}: set warm_up.weight (0) higher"
+                f"protect_background ({protected}) leaves no adapter to train before step {protected}: set {cure}"
             )
         return self

@@ -318,5 +318,6 @@ def test_on_a_store_a_remembered_result_costs_a_request_and_its_files_a_listing_
     object_store.lists_nothing = True
     assert all(outcome.cached for outcome in steps())
     assert Counter(each.split()[0] for each in object_store.asked)["HEAD"] == len(jobs)
-    open_root(jobs[0].root)[0].pipe_file(f"{bucket}/root/a", b"x")
+    filesystem, root = open_root(jobs[0].root)
+    filesystem.pipe_file(f"{root}/a", b"x")
     assert [outcome.cached for outcome in steps()] == [False, True, True, True, True, True]
