@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
 from prefect.flow_runs import pause_flow_run, resume_flow_run, suspend_flow_run
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import BaseModel
 
 from dataset_tools.storage import write_bytes
@@ -73,8 +73,7 @@ def resume_waiting(work: str) -> str:
         return f"No flow run waits for it: {again}."
     server = temporary_settings({PREFECT_API_URL: waiting.api}) if waiting.api else contextlib.nullcontext()
     try:
-        # Once more: a server that is busy says 503. Not Prefect's five times: somebody waits for the answer.
-        with server, temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
+        with server:
             resume_flow_run(waiting.flow_run)
     except NotPausedError:
         return f"Flow run {waiting.name} does not wait any more: {again} if it has not gone on by itself."

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 import yaml
@@ -19,6 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import FlowPauseTimeout, Pause
 from prefect.flow_engine import run_flow
+from prefect.states import Paused
 
 from dataset_tools.errors import UserError
 from dataset_tools.pair_list import PairRow, read_pair_list
@@ -155,7 +159,7 @@ def test_a_run_of_the_command_line_pauses_and_goes_on_when_all_is_decided(
     finished: tuple[Path, dict[str, Any]], photographs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paused, results = threading.Event(), list[Any]()
-    monkeypatch.setattr(waiting, "LOOKED_EVERY", 0.05)
+    monkeypatch.setattr(waiting, "LOOKED_EVERY", 0.2)
     pause, sleep = waiting.pause_flow_run, time.sleep
 
     def asleep(seconds: float) -> None:
@@ -179,6 +183,23 @@ def test_a_run_of_the_command_line_pauses_and_goes_on_when_all_is_decided(
     assert results[0]["chosen"] == 2
     assert content(tmp_path / "out") == content(finished[0] / "out")
     assert resume_waiting(str(tmp_path / "out.work")).startswith("No flow run waits")
+
+
+def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its database is locked while others write: it says 503, as often as Prefect asks again by default."""
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(select_plates, parameters={}, name="slow one", state=Paused(timeout_seconds=3600))
+    given = {"flow_run": str(run.id), "name": run.name, "api": ""}
+    (tmp_path / waiting.WAITING).write_text(json.dumps(given))
+    send, busy = httpx.HTTPTransport.handle_request, [httpx.Response(503)] * 5
+
+    def answer(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        return busy.pop() if request.url.path.endswith("/resume") and busy else send(transport, request)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", answer)
+    monkeypatch.setattr("prefect.client.base.time", SimpleNamespace(sleep=lambda seconds: None))
+    assert resume_waiting(str(tmp_path)) == "Flow run slow one goes on."
+    assert not busy
 
 
 def test_a_deployments_run_is_suspended_and_begins_anew_without_proposing_again(
