@@ -205,10 +205,10 @@ class TrainSettings(Settings):
     resolution: int = Field(512, ge=8)
     """Side of the square crop that is trained on, in pixels."""
     prompt: str = ""
-    """Text for both branches."""
+    """Text for both branches, with which ``mild erase`` erases, too. Where adapters are trained further
+    (``start_from``), this and the next two are theirs unless they are set here."""
     inference_steps: int = Field(25, ge=1, le=1000)
-    """DDIM steps in which the model is meant to erase; ``mild erase`` takes as many. Where adapters are trained further
-    (``start_from``), this and the next are theirs unless they are set here."""
+    """DDIM steps in which the model is meant to erase; ``mild erase`` takes as many."""
     inference_resolution: int | None = Field(None, ge=8)
     """Side in pixels of the square that people's surroundings are worked on at when the background is painted, at
     most; null: ``resolution``. Windows more than twice as large as ``resolution`` are only halved, as far as this

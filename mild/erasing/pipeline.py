@@ -292,6 +292,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 resolution=self.resolutions[0],
                 inference_resolution=self.resolutions[1],
                 inference_steps=steps,
+                prompt=layered.prompt,
                 record={},
             )
 
@@ -322,7 +323,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         remove: Sequence[Any] | None = None,
         *,
         mask_image: Any = None,
-        prompt: str | None = "",
+        prompt: str | None = None,
         negative_prompt: str | None = "",
         prompt_embeds: torch.Tensor | None = None,
         pooled_prompt_embeds: torch.Tensor | None = None,
@@ -358,7 +359,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 reads files; upright, or stored as the picture is.
             mask_image: in place of ``masks``, the mask of an only person, of each picture.
             remove: indices of the people to erase, of each picture; None: everybody.
-            prompt: what the holes show; training uses the empty prompt.
+            prompt: what the holes show; None: what the model was trained on, which is the empty prompt unless its
+                training says otherwise.
             negative_prompt: with ``guidance_scale`` above 1.
             prompt_embeds, pooled_prompt_embeds: (1, L, D) and (1, D') of `encode_prompt`, in place of ``prompt``; the
                 learned prefix is still added to them.
@@ -383,10 +385,11 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 large windows, at the price of time, as far as the base knows how.
             num_inference_steps: at most as many as the scheduler was trained on; None: those that the model is meant
                 for (the paper uses 25).
-            guidance_scale: classifier-free guidance, off up to 1, which is right for the empty prompt: the branches
-                are trained without, never on a withheld prompt. Above 1 each step takes twice the work, and what the
-                prompt, the prefix and the cues of HMG change against the negative prompt, without prefix and cues but
-                with the branch's adapter and SMA, is exaggerated: of use with a prompt, where the base follows it.
+            guidance_scale: classifier-free guidance, off up to 1, which is right for the model's own prompt: the
+                branches are trained without, never on a withheld prompt. Above 1 each step takes twice the work, and
+                what the prompt, the prefix and the cues of HMG change against the negative prompt, without prefix and
+                cues but with the branch's adapter and SMA, is exaggerated: of use with a prompt, where the base follows
+                it.
             generator: one for all pictures, or one a picture. The same seed gives the same result.
             batch_size: how many windows or layers the UNet sees at once.
             output_type: ``pil``; ``np`` for (H, W, C) uint8, and (H, W) bool for ``removed``; ``pt`` for (C, H, W)
@@ -590,9 +593,10 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                     f"{name}_embeds are {tuple(whole.shape)}, pooled {tuple(pooled.shape)}: give (1, length, width) "
                     "and (1, width), which are for all holes"
                 )
+        own = prompt if prompt is not None else self.layered.prompt if self.layered else ""
         guided = guidance_scale > 1
         text, negative, pooled, negative_pooled = self.encode_prompt(
-            (prompt or "") if embeds["prompt_embeds"] is None else None,
+            own if embeds["prompt_embeds"] is None else None,
             device=device,
             do_classifier_free_guidance=guided,
             negative_prompt=negative_prompt or None,

@@ -26,7 +26,7 @@ def paint_layers(method: MILDMethod, setup: Setup, cases: list[Case], seed: int,
         erased = eraser.pipeline(
             case.image,
             list(case.masks),
-            prompt=setup.prompt,
+            prompt=method.prompt(setup),
             pose=case.pose if method.pose else None,
             parsing=case.parsing if method.parsing else None,
             label_set=case.label_set,

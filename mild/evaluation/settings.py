@@ -116,7 +116,7 @@ class EvaluateSettings(Settings):
     inference_steps: int = Field(25, ge=1, le=1000)
     """Denoising steps of diffusion methods that do not set their own."""
     prompt: str = ""
-    """What the holes show, for methods that take text."""
+    """What the holes show, for methods that take text; empty: MILD's and its base's is that of its training."""
     base: str = ""
     """Folder, hub id or bundled name of the SDXL inpainting base; empty: that of the adapters."""
     person_free: PicturesSettings | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from dataset_tools.weights import HUB_ID
 from mild.bases import NANO
 from mild.settings import MildSettings
@@ -18,7 +20,7 @@ What MILD adds to the UNet of an SDXL inpainting base: the branch `bg` paints th
 branch `fg` paints one person.
 
 - Base: `{base}`, without which this folder does nothing
-- Trained at {resolution} px; erases at {inference_resolution} px at most, DDIM steps: {inference_steps}
+- Trained at {resolution} px; erases at {inference_resolution} px at most, DDIM steps: {inference_steps}{prompt}
 {about}
 ## What is inside
 
@@ -53,6 +55,7 @@ def model_card(
     resolution: int,
     inference_resolution: int,
     inference_steps: int,
+    prompt: str = "",
     about: str = "",
 ) -> str:
     """The text of ``README.md`` for the hub: the parts that are there, and how to load them.
@@ -62,6 +65,7 @@ def model_card(
         resolution: in pixels, that the parts were trained at.
         inference_resolution: in pixels, at which they are meant to paint the background at most.
         inference_steps: in which they are meant to erase.
+        prompt: that they were trained on.
         about: Markdown list items on training and data.
     """
     lora = f"rank {settings.lora.rank}, alpha {settings.lora.alpha}, on {', '.join(settings.lora.target_modules)}"
@@ -95,6 +99,7 @@ def model_card(
         resolution=resolution,
         inference_resolution=inference_resolution,
         inference_steps=inference_steps,
+        prompt=prompt and f"\n- Trained on the prompt {json.dumps(prompt)}, which is theirs where none is given",
         about=about and about.rstrip("\n") + "\n",
         parts="\n".join(f"| `{name}` | {part} |" for name, part in rows),
         stock=stock,

@@ -84,6 +84,8 @@ class LayeredUNet:
     """Pixels of the side of the square that they are meant to paint the background at, at most; None for fresh ones."""
     inference_steps: int | None
     """DDIM steps in which they are meant to erase; None for fresh ones."""
+    prompt: str
+    """Text that they were trained on, and are meant to erase with; empty for fresh ones."""
     sma: SpatialModulation | None
     hmg: HumanMorphologyGuidance | None
     offsets: Offsets | None
@@ -94,6 +96,7 @@ class LayeredUNet:
         self.unet = unet
         self.settings = settings
         self.resolution = self.inference_resolution = self.inference_steps = None
+        self.prompt = ""
         self.sma = self.hmg = self.offsets = self.prefix = self.extents = None
         if set(BRANCHES) & set(getattr(unet, "peft_config", None) or {}):
             raise ValueError("this UNet has adapters of MILD already: remove them first")
@@ -154,7 +157,7 @@ class LayeredUNet:
             layered.remove()
             raise
         layered.resolution, layered.inference_resolution = config.resolution, config.inference_resolution
-        layered.inference_steps = config.inference_steps
+        layered.inference_steps, layered.prompt = config.inference_steps, config.prompt
         if not same_weights(config.base_weights, layered._base_weights):
             warnings.warn(
                 f"{folder_or_hub_id} was trained on another base than this one, {config.base}: it may do harm here",
@@ -297,6 +300,7 @@ class LayeredUNet:
         resolution: int,
         inference_resolution: int | None = None,
         inference_steps: int,
+        prompt: str = "",
         record: dict[str, Any],
         about: str = "",
     ) -> None:
@@ -309,6 +313,7 @@ class LayeredUNet:
             resolution: in pixels, that the parts were trained at.
             inference_resolution: in pixels, at which they are meant to paint the background at most; None: the same.
             inference_steps: in which they are meant to erase.
+            prompt: that they were trained on.
             record: what else ``mild.json`` holds, JSON-compatible.
             about: Markdown list items for the model card, on training and data.
         """
@@ -323,6 +328,7 @@ class LayeredUNet:
             resolution=resolution,
             inference_resolution=inference_resolution or resolution,
             inference_steps=inference_steps,
+            prompt=prompt,
             mild=self.settings,
         )
         config = {"format": FORMAT, **saved.model_dump(mode="json"), **record}
@@ -333,6 +339,7 @@ class LayeredUNet:
             resolution=saved.resolution,
             inference_resolution=saved.inference_resolution,
             inference_steps=inference_steps,
+            prompt=prompt,
             about=about,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")

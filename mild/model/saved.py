@@ -34,6 +34,8 @@ class SavedConfig(Settings):
     """Pixels of the side of the square that the background is meant to be painted at, at most."""
     inference_steps: int = Field(ge=1)
     """DDIM steps in which the parts are meant to erase."""
+    prompt: str = ""
+    """Text that both branches were trained on, and are meant to erase with."""
     mild: MildSettings
     """Which parts there are, and their sizes."""
 
@@ -112,5 +114,5 @@ def erasing_as_before(settings: TrainSettings) -> TrainSettings:
     if settings.start_from is None:
         return settings
     begun = read_config(fetched(settings.start_from))
-    names = {"inference_steps", "inference_resolution"} - settings.model_fields_set
+    names = {"inference_steps", "inference_resolution", "prompt"} - settings.model_fields_set
     return settings.model_copy(update={name: getattr(begun, name) for name in names})

@@ -221,7 +221,7 @@ def train(
         started = time.monotonic()
         layered = _layered(pipeline, settings)
         layered.resolution, layered.inference_resolution = settings.resolution, erases_at
-        layered.inference_steps = settings.inference_steps
+        layered.inference_steps, layered.prompt = settings.inference_steps, settings.prompt
         run = _Run(settings, samples, pipeline, layered, accelerator, latents, fresh, sharding)
         if saved is not None:
             run.restore(saved)
@@ -255,6 +255,7 @@ def train(
                     resolution=settings.resolution,
                     inference_resolution=erases_at,
                     inference_steps=settings.inference_steps,
+                    prompt=settings.prompt,
                     record={
                         "dataset": dataset_digest,
                         "samples": len(samples),

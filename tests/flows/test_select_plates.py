@@ -186,12 +186,12 @@ def test_a_run_of_the_command_line_pauses_and_goes_on_when_all_is_decided(
 
 
 def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its database is locked while others write: it says 503, as often as Prefect asks again by default."""
+    """Its database is locked while others write: it says 503 three times, and once more where others do write here."""
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(select_plates, parameters={}, name="slow one", state=Paused(timeout_seconds=3600))
     given = {"flow_run": str(run.id), "name": run.name, "api": ""}
     (tmp_path / waiting.WAITING).write_text(json.dumps(given))
-    send, busy = httpx.HTTPTransport.handle_request, [httpx.Response(503)] * 5
+    send, busy = httpx.HTTPTransport.handle_request, [httpx.Response(503)] * 3
 
     def answer(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
         return busy.pop() if request.url.path.endswith("/resume") and busy else send(transport, request)

@@ -17,7 +17,7 @@ from mild.bases import digest_of_place
 from mild.erasing.extents import REACH
 from mild.evaluation.methods import Case, MethodSettings, Setup
 from mild.evaluation.methods.sdxl import missing_base
-from mild.model.saved import fetched, read_config
+from mild.model.saved import SavedConfig, fetched, read_config
 
 if TYPE_CHECKING:
     from mild.erasing.pipeline import MILDPipeline
@@ -42,26 +42,36 @@ class WindowsMethod(MethodSettings):
         """The pipeline, its networks loaded."""
         ...
 
+    @abstractmethod
+    def trained(self, setup: Setup) -> SavedConfig | None:
+        """What the adapters say how they are meant to erase; None without any."""
+        ...
+
+    def prompt(self, setup: Setup) -> str:
+        """That of the evaluation or, where it names none, that of the adapters."""
+        trained = self.trained(setup)
+        return setup.prompt or (trained.prompt if trained else "")
+
     def open(self, setup: Setup) -> WindowsEraser:
         """See `MethodSettings.open`."""
         import torch
 
         pipeline = self.pipeline(setup).to("cuda" if torch.cuda.is_available() else "cpu")
         pipeline.set_progress_bar_config(disable=True)
-        return WindowsEraser(self, pipeline, self.inference_steps or setup.inference_steps, setup.prompt)
+        return WindowsEraser(self, pipeline, self.inference_steps or setup.inference_steps, self.prompt(setup))
 
     def fingerprint(self, setup: Setup) -> str:
         """See `MethodSettings.fingerprint`."""
         steps = self.inference_steps or setup.inference_steps
         settings = self.decisive("adapters", "inference_steps")
         software = [version(package) for package in ("torch", "diffusers", "peft", "transformers")]
-        return digest_of([2, settings, steps, setup.prompt, self.weights(setup), software])
+        return digest_of([2, settings, steps, self.prompt(setup), self.weights(setup), software])
 
 
 class BaseMethod(WindowsMethod):
     """The base alone, run by `MILDPipeline` exactly as MILD is: what MILD is to be held against.
 
-    It works at the resolution of the adapters of the evaluation, where there are any.
+    It works at the resolution and with the prompt of the adapters of the evaluation, where there are any.
     """
 
     kind: Literal["base"] = "base"
@@ -93,10 +103,12 @@ class BaseMethod(WindowsMethod):
 
     def _resolutions(self, setup: Setup) -> tuple[int, int] | None:
         """Those of the adapters; None, the base's own, where there are none."""
-        if not setup.adapters:
-            return None
-        config = read_config(fetched(setup.adapters))
-        return config.resolution, config.inference_resolution
+        trained = self.trained(setup)
+        return None if trained is None else (trained.resolution, trained.inference_resolution)
+
+    def trained(self, setup: Setup) -> SavedConfig | None:
+        """See `WindowsMethod.trained`."""
+        return read_config(fetched(setup.adapters)) if setup.adapters else None
 
 
 class MILDMethod(WindowsMethod):
@@ -156,15 +168,18 @@ class MILDMethod(WindowsMethod):
 
     def base(self, setup: Setup) -> str:
         """Where its base is. Raises `UserError` where its adapters cannot be read."""
-        trained_on: str = read_config(fetched(self.place(setup))).base
-        return trained_on if setup.own_bases else setup.base
+        return self.trained(setup).base if setup.own_bases else setup.base
+
+    def trained(self, setup: Setup) -> SavedConfig:
+        """See `WindowsMethod.trained`."""
+        return read_config(fetched(self.place(setup)))
 
     def parts(self, setup: Setup) -> dict[str, bool]:
         """Which of ``hmg``, ``pose``, ``parsing``, ``sma`` and ``extents`` work: switched on here, and trained with.
 
         Pose and parsing of somebody else are none.
         """
-        trained = read_config(fetched(self.place(setup))).mild
+        trained = self.trained(setup).mild
         cues = () if trained.hmg is None or not self.hmg or self.shuffled_cues else trained.hmg.cues
         return {
             "hmg": self.hmg and trained.hmg is not None,

@@ -424,6 +424,26 @@ def test_guidance_and_prompt_have_an_effect(pipe: MILDPipeline) -> None:
     assert len({result.tobytes() for result in results}) == 4
 
 
+def test_adapters_erase_with_the_prompt_that_they_were_trained_on_unless_another_is_given(
+    tiny_base: str, mild_folder: Path, pipe: MILDPipeline, tmp_path: Path
+) -> None:
+    shutil.copytree(mild_folder, folder := tmp_path / "trained")
+    config = json.loads((folder / "mild.json").read_text())
+    (folder / "mild.json").write_text(json.dumps(config | {"prompt": "grass"}))
+    trained = MILDPipeline.from_pretrained(tiny_base, mild=folder)
+    trained.set_progress_bar_config(disable=True)
+    trained.save_pretrained(tmp_path / "saved")
+    assert 'prompt "grass"' in (tmp_path / "saved/README.md").read_text()
+    again = MILDPipeline.from_pretrained(tiny_base, mild=tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    grass, nothing = (erase(pipe, photo(), people(), prompt=prompt).image for prompt in ("grass", ""))
+    assert not np.array_equal(grass, nothing)
+    for one in (trained, again):
+        assert np.array_equal(erase(one, photo(), people()).image, grass)
+    assert np.array_equal(erase(trained, photo(), people(), prompt="").image, nothing)
+    assert np.array_equal(erase(pipe, photo(), people()).image, nothing)
+
+
 def test_each_cue_has_an_effect(pipe: MILDPipeline) -> None:
     pose = np.concatenate([np.random.default_rng(0).uniform(20, 80, (3, 18, 2)), np.ones((3, 18, 1))], -1)
     parsing = (np.logical_or.reduce(people()) * 5).astype(np.uint8)

@@ -248,18 +248,19 @@ def test_training_further_erases_as_before_unless_told_otherwise(
     nano_base: str, adapters: Path, quick: TrainSettings, samples: Any, tmp_path: Path
 ) -> None:
     before = json.loads((adapters / CONFIG).read_text())
-    changed = {**before, "inference_steps": 3, "inference_resolution": 64}
+    changed = {**before, "inference_steps": 3, "inference_resolution": 64, "prompt": "grass"}
     begun = tmp_path / "begun"
     shutil.copytree(adapters, begun)
     (begun / CONFIG).write_text(json.dumps(changed))
-    values = quick.model_dump(exclude={"inference_steps", "inference_resolution", "mild"})
+    values = quick.model_dump(exclude={"inference_steps", "inference_resolution", "prompt", "mild"})
     further = TrainSettings(**values | {"start_from": str(begun), "warm_up": {"start": 0, "end": 0}, "steps": 1})
     train(further, samples, nano_base, str(tmp_path / "same"), _silent)
-    told = _changed(further, inference_steps=2)
+    told = _changed(further, inference_steps=2, prompt="")
     train(told, samples, nano_base, str(tmp_path / "told"), _silent)
     saved = [json.loads((tmp_path / name / CONFIG).read_text()) for name in ("same", "told")]
     assert [one["inference_steps"] for one in saved] == [3, 2]
     assert [one["inference_resolution"] for one in saved] == [64, 64]
+    assert [one["prompt"] for one in saved] == ["grass", ""]
 
 
 def test_a_run_does_not_go_on_with_other_weights_of_its_configurations(
@@ -701,18 +702,19 @@ def test_data_that_cannot_be_trained_on_is_named_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_adapters_erase_at_the_resolution_and_in_the_steps_that_training_says(
+def test_adapters_erase_at_the_resolution_in_the_steps_and_with_the_prompt_of_their_training(
     tiny_base: str,
     quick: TrainSettings,
     tmp_path: Path,
     make_sample: Callable[..., Sample],
     in_memory: Callable[..., Any],
 ) -> None:
-    settings = _changed(quick, steps=1, inference_resolution=64, inference_steps=3)
+    settings = _changed(quick, steps=1, inference_resolution=64, inference_steps=3, prompt="grass")
     train(settings, in_memory([make_sample(0), make_sample(3)]), tiny_base, str(tmp_path / "out"), _silent)
     pipeline = MILDPipeline.from_pretrained(str(tmp_path / "out"))
     assert pipeline.layered is not None
-    assert (pipeline.resolutions, pipeline.layered.inference_steps) == ((32, 64), 3)
+    layered = pipeline.layered
+    assert (pipeline.resolutions, layered.inference_steps, layered.prompt) == ((32, 64), 3, "grass")
 
 
 def test_states_that_are_trained_on_are_those_that_ddim_comes_by_from_the_smooth_fill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -241,6 +242,26 @@ def test_what_mild_sees_beyond_the_hole_may_change_and_with_the_switch_off_stays
     assert not np.array_equal(erased(method.open(setup), case)[outside], before)
     off = method.model_copy(update={"extents": False})
     assert np.array_equal(erased(off.open(setup), case)[outside], before)
+
+
+@pytest.mark.parametrize("method", [MILDMethod, BaseMethod])
+def test_the_prompt_is_that_of_the_adapters_where_the_evaluation_names_none(
+    setup: Setup, case: Case, tmp_path: Path, method: type[WindowsMethod]
+) -> None:
+    """The base is held against them, and so is given the same."""
+    shutil.copytree(setup.adapters, folder := tmp_path / "trained")
+    config = json.loads((folder / "mild.json").read_text())
+    (folder / "mild.json").write_text(json.dumps(config | {"prompt": "a lawn"}))
+    trained = replace(setup, adapters=str(folder))
+    named = replace(setup, prompt="a lawn")
+    result = erased(method().open(trained), case)
+    assert np.array_equal(result, erased(method().open(named), case))
+    assert not np.array_equal(result, erased(method().open(setup), case))
+    assert method().fingerprint(trained) != method().fingerprint(setup)
+    another = replace(trained, prompt="a wall")
+    assert np.array_equal(
+        erased(method().open(another), case), erased(method().open(replace(setup, prompt="a wall")), case)
+    )
 
 
 def test_switching_off_what_is_not_there_changes_nothing(
