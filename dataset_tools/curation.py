@@ -147,11 +147,13 @@ class _Job:
 
     def add_split(self, split: Split, tables: SplitTables) -> None:
         """Read the tables of one split and add its candidates."""
-        self.reader.load("masks", split, tables.masks, MASKS, f"LabelName IN {self.people}")
-        unread = self.reader.load("boxes", split, tables.boxes, BOXES, f"LabelName IN {self.somebody}")
+        masks = self.reader.load("masks", split, tables.masks, MASKS, f"LabelName IN {self.people}")
+        boxes = self.reader.load("boxes", split, tables.boxes, BOXES, f"LabelName IN {self.somebody}")
         self._find_people()
-        self._find_backgrounds(split, tables)
-        self._leave_out(split, unread)
+        labels = self._find_backgrounds(split, tables)
+        self._leave_out(split, boxes, "unusable-box", "boxes")
+        self._leave_out(split, masks, "unusable-mask", "masks")
+        self._leave_out(split, labels, "unusable-label", "labels")
         self.reader.load("metadata", split, tables.metadata, METADATA, "id IN (SELECT id FROM picture)")
         self._add_metadata(split)
 
@@ -225,13 +227,14 @@ class _Job:
             """
         )
 
-    def _find_backgrounds(self, split: Split, tables: SplitTables) -> None:
-        """Add to ``picture`` the images of which people said that nobody is there, and nothing says otherwise."""
+    def _find_backgrounds(self, split: Split, tables: SplitTables) -> list[str]:
+        """Add to ``picture`` the images of which people said that nobody is there, and nothing says otherwise; gives
+        the ids of those of which a label cannot be used."""
         if self.settings.backgrounds == 0:
-            return
+            return []
         assert tables.labels is not None
         told = f"LabelName IN {self.somebody} AND (Confidence IS DISTINCT FROM 0 OR LabelName = {self.person})"
-        self.reader.load("labels", split, tables.labels, LABELS, told)
+        unread = self.reader.load("labels", split, tables.labels, LABELS, told)
         self.connection.execute(
             """
             INSERT INTO picture
@@ -240,15 +243,17 @@ class _Job:
             GROUP BY id HAVING max(Confidence) = 0
             """
         )
+        return unread
 
-    def _leave_out(self, split: Split, unread: list[str]) -> None:
-        """Take pictures out of ``picture`` with a box that cannot be used: somebody may be there whom nobody knows."""
+    def _leave_out(self, split: Split, unread: list[str], reason: str, table: str) -> None:
+        """Take pictures out of ``picture`` with a box, mask or label that cannot be used: somebody may be there whom
+        nobody knows."""
         if not unread:
             return
         images = f"printf('%016x', id) IN {_list(unread)}"
         found = self.connection.execute(f"SELECT printf('%016x', id) FROM picture WHERE {images} ORDER BY id")
         for (image,) in found.fetchall():
-            self._reject_image(split, image, "unusable-box", "one of its rows in the table of boxes cannot be used")
+            self._reject_image(split, image, reason, f"one of its rows in the table of {table} cannot be used")
         self.connection.execute(f"DELETE FROM picture WHERE {images}")
 
     def _add_metadata(self, split: Split) -> None:

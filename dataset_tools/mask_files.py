@@ -38,6 +38,8 @@ VOID = (224, 224, 192)
 """Colour of index 255 in Pascal VOC's palette: the border between things."""
 
 _SQUARE = np.ones((3, 3), np.uint8)
+_BLOCK = np.ones((5, 5), np.uint8)
+_PLATEAU = np.ones((9, 9), np.uint8)
 _WHITE = 65535
 
 
@@ -241,16 +243,19 @@ def _by_colour(pixels: np.ndarray, lossy: bool = False) -> tuple[dict[int, np.nd
             if planes.keys() <= own.keys():
                 return dict(sorted((own[colour], mask) for colour, mask in planes.items())), False
             return planes, True
-    bright = brightness >= max(1, int(brightness.max()) / 2)
+    highest = int(brightness.max())
+    bright = brightness >= max(1, highest / 2)
     low, high = _around(pixels)
-    flat = bright & (high - low < 32).all(axis=2)  # lossy files change colours beside edges
-    sample = pixels[flat if flat.any() else bright]
+    flat = (high - low < 32).all(axis=2)  # lossy files change colours beside edges
+    sample = pixels[bright & flat if (bright & flat).any() else bright]
     sample = sample[:: 1 + len(sample) // 100_000]
-    if not _is_one_hue(sample, 0.2):
+    hue = np.median(sample, axis=0)
+    # Who is small or dark beside somebody else is a solid area of another hue, too.
+    others = flat & (brightness > highest / 8) & ~_is_of_hue(pixels, hue)
+    if not _is_one_hue(sample, 0.2) or cv2.erode(others.view(np.uint8), _BLOCK, borderValue=0).any():
         raise Rejected(
             "not-a-mask", "it has several colours without hard edges: a picture, or people whose edges were smoothed"
         )
-    hue = np.median(sample, axis=0)
     # Of the channels that tell the person from black, the darkest: JPEG lets colours run over edges one by one.
     told = [pixels[..., c] * np.float32(1 / hue[c]) for c in range(3) if hue[c] >= hue.max() / 4]
     return _by_brightness(np.minimum.reduce(told).clip(0, 1), lossy), False
@@ -260,6 +265,14 @@ def _is_one_hue(colours: np.ndarray, tolerance: float) -> bool:
     """Whether RGB colours (n, 3), none of them black, lie on one line from black, but for one in a hundred."""
     hues = colours / colours.max(axis=1, keepdims=True).astype(np.float32)
     return bool((np.abs(hues - np.median(hues, axis=0)).max(axis=1) > tolerance).mean() <= 0.01)
+
+
+def _is_of_hue(pixels: np.ndarray, hue: np.ndarray) -> np.ndarray:
+    """(h, w) bool: whether RGB pixels, (h, w, 3) uint8, are as a hue is at their brightness, or near it."""
+    brightness = pixels.max(axis=2).astype(np.float32)
+    distance = np.abs(pixels - brightness[..., None] * np.float32(hue / hue.max())).max(axis=2)
+    near: np.ndarray = distance <= np.maximum(0.2 * brightness, 24)
+    return near
 
 
 def _around(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -382,24 +395,38 @@ def _is_rim(rim: np.ndarray, core: np.ndarray, least_contact: float) -> bool:
 
 def _check_soft(plane: np.ndarray) -> None:
     """Refuse what has values in between that are no edges of one person."""
-    highest = int(plane.max())
+    low, high = _around(plane)
+    spread = high - low
+    level = plane[spread <= int(plane.max()) / 32]
+    # Of an area: lossy files overshoot beside edges.
+    highest = int(level.max(initial=0)) or int(plane.max())
     middle = (plane > highest / 8) & (plane < 7 * highest / 8)
     count = np.count_nonzero(middle)
     if 2 * count > plane.size:
         raise Rejected(
             "not-a-mask", f"{count / plane.size:.0%} of it is neither dark nor bright: a picture, not a mask"
         )
-    low, high = _around(plane)
-    flat = middle & (high - low <= highest / 32)
+    flat = middle & (spread <= highest / 32)
     levels = np.bincount(plane[flat].astype(np.int64) * 64 // highest, minlength=65)
     # Edges pass through all 48 levels; an area stays at one, or at two where its brightness lies between them.
     most = int(np.sort(levels)[-8:].sum())
-    if 5 * most > count and most >= 9:
+    if (5 * most > count and most >= 9) or _is_beside(plane, middle, highest):
         raise Rejected(
             "not-a-mask",
             "it has solid areas of several values with soft edges: save several people with hard edges, or as one file "
             "each",
         )
+
+
+def _is_beside(plane: np.ndarray, middle: np.ndarray, highest: int) -> bool:
+    """Whether a solid area of a value in between (``middle``) lies apart from all that is bright: of few pixels beside
+    the edges of somebody large, but of somebody else."""
+    low, high = (operation(plane, _PLATEAU, borderType=cv2.BORDER_REPLICATE) for operation in (cv2.erode, cv2.dilate))
+    solid = middle & (high - low <= highest / 48)
+    if not solid.any():
+        return False
+    _, labels = cv2.connectedComponents((plane > highest / 8).view(np.uint8))
+    return bool(np.setdiff1d(labels[solid], labels[plane >= 7 * highest / 8]).size)
 
 
 def _holds_border(mask: np.ndarray) -> bool:

@@ -31,7 +31,7 @@ from dataset_tools.errors import Rejected, UserError, credentials_to_mend
 from dataset_tools.file_names import infos_below, is_unicode, printable
 from dataset_tools.images import MOST_PIXELS
 from dataset_tools.mask_files import MaskFile, decode_mask_file, people_of
-from dataset_tools.records import PEOPLE, Rejection
+from dataset_tools.records import PEOPLE, PEOPLE_ANYWHERE, Rejection
 from dataset_tools.schema import check_rle, decode_rle
 from dataset_tools.storage import open_root, version_of
 
@@ -291,8 +291,9 @@ _Sizes = dict[object, tuple[str | None, int, int] | Rejected]
 class CocoMasks:
     """Masks of one COCO json (https://cocodataset.org/#format-data).
 
-    Ids may be numbers or text. People are numbered by their rows: one whose row cannot be used keeps its number. A row
-    that does not say of which image it is is one of an only image's people; of several images it may be any's.
+    Ids may be numbers or text. People are numbered by their rows: one whose row cannot be used keeps its number, and
+    one whose mask is there twice is one. A row that does not say of which image it is is one of an only image's people;
+    of several images it may be any's.
     """
 
     def __init__(self, place: Place, photographs: Iterable[str], rejected: list[Rejection]) -> None:
@@ -304,7 +305,7 @@ class CocoMasks:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{place.root} is not a COCO json with images and annotations: {error!r}") from None
         self.categories = categories
-        self.persons = {number for number, name in categories.items() if name.capitalize() in PEOPLE}
+        self.persons = {number for number, name in categories.items() if _is_person(name)}
         if categories and not self.persons:
             raise UserError(f"{place.root} has no category 'person'; it has {', '.join(sorted(categories.values()))}")
         self.rejected = rejected
@@ -398,7 +399,8 @@ class CocoMasks:
         identity = annotation.get("id")
         if identity is None or not is_unicode(str(identity)) or str(identity) in {person.id for person in people}:
             identity = f"row-{row}"
-        shown = self.categories.get(category, "Person").capitalize()
+        named = self.categories.get(category, "").strip().capitalize()
+        shown = named if named in PEOPLE else "Person"
         try:
             if self.categories and category not in self.categories:
                 raise Rejected("malformed-row", f"category_id {category!r} is the id of no category")
@@ -409,6 +411,9 @@ class CocoMasks:
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise Rejected("malformed-row", f"segmentation: {error}") from None
             where, mask = f"{height}:{width}:{rle['counts']}", np.zeros((0, 0), bool)
+            if any(person.where == where for person in people):
+                self._note(name, "repeated-row", f"annotations[{row}] is there twice, and counts once")
+                return
         except Rejected as error:
             message = f"annotations[{row}]: {error.message}"
             self._reject(name, error.reason, message, str(identity))
@@ -425,6 +430,10 @@ class CocoMasks:
 
     def _note(self, image: str, reason: str, message: str) -> None:
         self.rejected.append(Rejection("", image, "", "curate", "mended", reason, printable(message)))
+
+
+def _is_person(category: str) -> bool:
+    return category.strip().casefold() in PEOPLE_ANYWHERE
 
 
 class _OfAnyImage(Rejected):
@@ -519,7 +528,7 @@ def coco_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         reach = 2 * max(height, width)
         if any(not (np.abs(polygon) <= reach).all() for polygon in polygons):
             raise ValueError("a polygon lies outside of its image")
-        areas = [p.tolist() for p in polygons if p.size >= 6 and _area(p) > 0]  # slivers beside them take nothing away
+        areas = [p.tolist() for p in polygons if p.size >= 6 and _is_area(p)]  # slivers beside them take nothing away
         if not areas:
             raise ValueError("no polygon has three points and an area")
         rle = coco_mask.merge(coco_mask.frPyObjects(areas, height, width))
@@ -532,10 +541,11 @@ def coco_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return result
 
 
-def _area(polygon: np.ndarray) -> float:
-    """Area of a polygon x, y, x, y, ... by the shoelace formula."""
+def _is_area(polygon: np.ndarray) -> bool:
+    """Whether a polygon x, y, x, y, ... is more than a line. One that crosses itself may have a signed area of 0."""
     x, y = polygon[::2], polygon[1::2]
-    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+    signed = float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
+    return signed != 0 or np.linalg.matrix_rank(np.stack([x - x[0], y - y[0]])) == 2
 
 
 def plain_name(name: str) -> str:

@@ -16,6 +16,8 @@ from dataset_tools.schema import SPLITS as SPLITS
 from dataset_tools.schema import Split as Split
 
 Role = Literal["people", "background"]
+PEOPLE_ANYWHERE = ("person", "people", "pedestrian", "rider", "man", "woman", "boy", "girl")
+"""What COCO, ADE20K, Cityscapes, VisDrone and OpenImages call people; in any case."""
 PEOPLE = ("Person", "Man", "Woman", "Boy", "Girl")
 """OpenImages' classes for whole people; those after the first are its subclasses."""
 

@@ -165,7 +165,7 @@ class CurateJob(Job):
     """Choose the images of a source."""
 
     step: ClassVar[str] = "curate"
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     source: PictureSource
     tables: dict[str, list[str]]
     """Of `dataset_tools.sources.Source.tables`."""
@@ -403,7 +403,7 @@ _SEEN = pa.schema([(name, pa.string()) for name in ("id", "sha256", "phash", "ki
 class ShardJob(PicturesJob):
     """What all shards have in common."""
 
-    version: ClassVar[int] = 12
+    version: ClassVar[int] = 13
     packages: ClassVar[tuple[str, ...]] = PICTURES
     path: str
     duplicates: dict[str, str]

@@ -13,12 +13,11 @@ import numpy as np
 from dataset_tools.errors import UserError
 from dataset_tools.estimators.found_people import InstancesSettings, PeopleFinder, Seen
 from dataset_tools.estimators.network import alike, load_pretrained, quietly
+from dataset_tools.records import PEOPLE_ANYWHERE
 
 if TYPE_CHECKING:
     import torch
 
-PEOPLE = ("person", "people", "pedestrian", "rider", "man", "woman", "boy", "girl")
-"""What COCO, ADE20K, Cityscapes, VisDrone and OpenImages call people; in any case."""
 UNUSABLE = {
     "detr": "gives each pixel to the likeliest thing, and has no masks of people by themselves",
     "oneformer": "wants a text beside each picture",
@@ -36,7 +35,7 @@ class SegmentationSettings(InstancesSettings):
     kind: Literal["transformers"] = "transformers"
     weights: str = "rf-detr-seg-medium"
     """Name of `dataset_tools.networks`, hub id, or folder with ``config.json``, ``preprocessor_config.json`` and
-    safetensors; one of the labels in ``config.json`` is "person", or another of `PEOPLE`."""
+    safetensors; one of the labels in ``config.json`` is "person", or another of `PEOPLE_ANYWHERE`."""
 
     def open(self) -> Segmentation:
         """The estimator; nothing is loaded yet."""
@@ -123,11 +122,12 @@ class Segmentation(PeopleFinder):
 
 def _people_among(labels: dict[int, str], name: str) -> list[int]:
     """Numbers of the labels that are people. Raises `UserError` where none is."""
-    people = [number for number, label in labels.items() if label.strip().casefold() in PEOPLE]
+    people = [number for number, label in labels.items() if label.strip().casefold() in PEOPLE_ANYWHERE]
     if not people:
-        near = difflib.get_close_matches(PEOPLE[0], [label.casefold() for label in labels.values()], n=3, cutoff=0)
+        near = difflib.get_close_matches("person", [label.casefold() for label in labels.values()], n=3, cutoff=0)
+        *most, last = PEOPLE_ANYWHERE
         raise UserError(
-            f"{name} finds no people: none of its {len(labels)} labels is {', '.join(PEOPLE[:-1])} or {PEOPLE[-1]}; "
+            f"{name} finds no people: none of its {len(labels)} labels is {', '.join(most)} or {last}; "
             f"the nearest are {', '.join(near)}"
         )
     return people

@@ -318,7 +318,7 @@ def _credits(place: Place, photographs: list[str], rejected: list[Rejection]) ->
                 f"line {line} of {where} has more cells than there are columns: one with a comma needs quotes"
             )
         row = dict(zip_longest(columns, cells, fillvalue=""))
-        spelt = spellings(row["file"])
+        spelt = (*spellings(row["file"]), *spellings(cell_to_text(row["file"]).strip()))
         name = next((names[each] for each in spelt if each in names), None)
         if name is None and (near := next((n for each in spelt if (n := in_one_case.get(each.casefold()))), None)):
             raise UserError(

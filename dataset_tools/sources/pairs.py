@@ -18,6 +18,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
 from pydantic import Field, model_validator
 
 from dataset_tools.errors import Rejected, UserError
@@ -193,7 +194,7 @@ class PairsSource:
             plate = at_size(plate, height, width)
         known = np.ones(size, bool)
         if files.known:
-            there = files.upright(*_grey(self._bytes(files.known))) >= 128
+            there = files.upright(*_map(self._bytes(files.known), bits=False)) >= 128
             # Where pixels were merged, all of them must be known.
             shares = cv2.resize(there.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
             known = shares > 0.999
@@ -204,7 +205,7 @@ class PairsSource:
             somebodys = cv2.resize(somebodys, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
             effects = {"": somebodys > 0}
         elif files.effects:
-            bits = files.upright(*_grey(self._bytes(files.effects)))
+            bits = files.upright(*_map(self._bytes(files.effects), bits=True))
             bits = cv2.resize(bits, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
             effects = {
                 instance.id: np.bitwise_and(bits, 1 << min(index, SEVERAL)) > 0
@@ -329,9 +330,11 @@ class PairsSource:
                 row.plate_by,
                 row.tells_effects,
             )
-            for name in filter(None, (row.known, row.effects)):
+            for name, bits in ((row.known, False), (row.effects, files.bits)):
+                if not name:
+                    continue
                 with _named(name):
-                    upright = files.upright(*_grey(data[name]))
+                    upright = files.upright(*_map(data[name], bits))
                 _check_size(name, upright.shape[::-1], size)
             read.plate = files.text()
         masks: list[np.ndarray] = []
@@ -516,11 +519,30 @@ def _check_size(name: str, found: tuple[int, ...], wanted: tuple[int, int], leas
         raise Rejected("other-size", message)
 
 
-def _grey(data: bytes) -> tuple[np.ndarray, int]:
-    """Grey values (h, w) uint8 of a picture as stored, and its EXIF orientation."""
+def _map(data: bytes, bits: bool) -> tuple[np.ndarray, int]:
+    """Values (h, w) uint8 of a map as stored, and its EXIF orientation.
+
+    Raises:
+        Rejected: ``not-a-map``, or as `dataset_tools.images.opened`.
+    """
     with opened(data, PHOTO_FORMATS, MAX_PIXELS) as picture:
         picture.load()
-        return np.asarray(picture.convert("L")), exif_orientation(picture)
+        return _values(picture, bits), exif_orientation(picture)
+
+
+def _values(picture: Image.Image, bits: bool) -> np.ndarray:
+    if bits and picture.mode in ("P", "1"):  # what a palette has for bits is colours to look at
+        return np.asarray(picture).astype(np.uint8)
+    if picture.mode.startswith("I;16") and not bits:
+        return (np.asarray(picture) >> 8).astype(np.uint8)
+    if picture.mode.startswith(("I", "F")):
+        raise Rejected("not-a-map", "it has numbers of more than 8 bits: save it as a grey picture, 0 to 255")
+    rgba = np.asarray(picture.convert("RGBA"))
+    if rgba[..., 3].min() < 255:
+        raise Rejected("not-a-map", "it is transparent in part: save it as a grey picture")
+    if bits and (rgba[..., :3] != rgba[..., :1]).any():
+        raise Rejected("not-a-map", "it has colours, and bits are grey values: save it as a grey picture")
+    return np.asarray(picture.convert("L"))
 
 
 def _box_of(mask: np.ndarray) -> tuple[float, float, float, float]:

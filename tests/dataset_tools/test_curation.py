@@ -604,6 +604,32 @@ def test_a_picture_with_a_box_that_cannot_be_used_is_left_out(
     ]
 
 
+@pytest.mark.parametrize("role", ["people", "background"])
+def test_a_picture_with_a_mask_that_cannot_be_used_is_left_out(tmp_path: Path, role: str) -> None:
+    """Of the person nothing else is known: no box is there."""
+    masked = (Somebody(mask="aaaa"),) if role == "people" else ()
+    rows = Rows.of([Picture(image(1), (*masked, Somebody(box=RIGHT, mask="bbbb")), (("Person", 0),)), OTHER])
+    del rows.boxes[len(masked)]
+    rows.masks[len(masked)][5] = "1.02"
+    curation = run(tmp_path, {"train": rows}, ANY_SIZE)
+    assert [record.id for record in curation.records] == [OTHER.id]
+    assert [(row.image_id, row.reason) for row in curation.rejected if row.outcome == "image-rejected"] == [
+        (image(1), "unusable-mask")
+    ]
+
+
+@pytest.mark.parametrize("value", ["2", "yes"])
+def test_a_background_with_a_label_that_cannot_be_used_is_left_out(tmp_path: Path, value: str) -> None:
+    """It said that a woman is there, and that no person was seen says another row."""
+    rows = Rows.of([Picture(image(1), (), (("Person", 0), ("Woman", 1))), OTHER])
+    rows.labels[1][3] = value
+    curation = run(tmp_path, {"train": rows}, ANY_SIZE)
+    assert [record.id for record in curation.records] == [OTHER.id]
+    assert [(row.image_id, row.reason) for row in curation.rejected if row.outcome == "image-rejected"] == [
+        (image(1), "unusable-label")
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

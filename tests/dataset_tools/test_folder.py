@@ -10,6 +10,7 @@ import pickle
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -371,7 +372,7 @@ def test_a_picture_of_which_one_mask_file_is_broken_is_not_kept(tmp_path: Path) 
 
 def test_ids_of_a_coco_json_may_be_text_or_left_out(tmp_path: Path) -> None:
     save(photo(1), tmp_path / "photos/one.jpg")
-    document = coco([encode_rle(LEFT), encode_rle(RIGHT), encode_rle(LEFT)])
+    document = coco([encode_rle(LEFT), encode_rle(RIGHT), encode_rle(LEFT | RIGHT)])
     first, second, third = document["annotations"]  # type: ignore[misc]
     first.update(image_id="0005", category_id="1", id="x")  # type: ignore[attr-defined]
     second.update(image_id="5", category_id=1.0)  # type: ignore[attr-defined]
@@ -381,7 +382,7 @@ def test_ids_of_a_coco_json_may_be_text_or_left_out(tmp_path: Path) -> None:
     curation = source.curate()
     (record,) = curation.records
     assert curation.rejected == [] and [instance.id for instance in record.instances] == ["x", "row-1", "row-2"]
-    assert [np.array_equal(m, t) for m, t in zip(masks_of(source, record), (LEFT, RIGHT, LEFT), strict=True)]
+    assert [np.array_equal(m, t) for m, t in zip(masks_of(source, record), (LEFT, RIGHT, LEFT | RIGHT), strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -424,6 +425,43 @@ def test_slivers_beside_a_polygon_cost_nothing(tmp_path: Path) -> None:
     assert curation.rejected == []
     truth = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([square], HEIGHT, WIDTH))).astype(bool)
     assert np.array_equal(source.read_mask(curation.records[0], 0), truth)
+
+
+def test_a_polygon_that_crosses_itself_is_filled_as_pycocotools_does(tmp_path: Path) -> None:
+    """Of two triangles that meet in a point, the signed areas of which are together 0."""
+    save(photo(1), tmp_path / "photos/one.jpg")
+    square, crossing = [10, 10, 30, 10, 30, 50, 10, 50], [40, 10, 80, 50, 80, 10, 40, 50]
+    write_coco(tmp_path, coco([[square, crossing]]))
+    source = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json")
+    (record,) = source.curate().records
+    both = coco_mask.merge(coco_mask.frPyObjects([square, crossing], HEIGHT, WIDTH))
+    assert np.array_equal(source.read_mask(record, 0), coco_mask.decode(both).astype(bool))
+
+
+@pytest.mark.parametrize("twice", ["annotations", "images"])
+def test_who_is_twice_in_a_coco_json_is_one_person(tmp_path: Path, twice: str) -> None:
+    """As in files that were merged: the same row again, or the same photograph and its people under another id."""
+    save(photo(1), tmp_path / "photos/one.jpg")
+    document: dict[str, Any] = coco([encode_rle(LEFT), encode_rle(RIGHT)])
+    again = [dict(row) for row in document["annotations"]]
+    if twice == "images":
+        document["images"].append({**document["images"][0], "id": 6})
+        again = [{**row, "id": row["id"] + 10, "image_id": 6} for row in again]
+    document["annotations"] += again
+    write_coco(tmp_path, document)
+    curation = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json").curate()
+    assert [instance.id for instance in curation.records[0].instances] == ["10", "11"]
+    assert why(curation) == {("mended", "repeated-row")}
+
+
+def test_people_may_be_called_otherwise_beside_a_person(tmp_path: Path) -> None:
+    save(photo(1), tmp_path / "photos/one.jpg")
+    document: dict[str, Any] = coco([encode_rle(LEFT), encode_rle(RIGHT)])
+    document["categories"].append({"id": 3, "name": "Pedestrian"})
+    document["annotations"][1]["category_id"] = 3
+    write_coco(tmp_path, document)
+    (record,) = source_of(tmp_path, masks=f"{tmp_path}/masks/people.json").curate().records
+    assert [instance.category for instance in record.instances] == ["Person", "Person"]
 
 
 def test_without_categories_everything_in_a_coco_json_is_a_person(tmp_path: Path) -> None:
@@ -504,6 +542,19 @@ def test_a_credit_counts_however_its_slashes_are_written(tmp_path: Path, written
     (tmp_path / "photos/attribution.csv").write_text(f"file,licence\n{written},CC0\n")
     curation = source_of(tmp_path).curate()
     assert [record.licence for record in curation.records] == ["CC0"] and not curation.rejected
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"), [("=one.jpg", "'=one.jpg"), ("-one.jpg", "'-one.jpg"), ("one.jpg", " one.jpg ")]
+)
+def test_a_credit_counts_with_blanks_and_with_what_keeps_a_cell_from_being_a_formula(
+    tmp_path: Path, name: str, cell: str
+) -> None:
+    save(photo(1), tmp_path / "photos" / name)
+    save(LEFT, tmp_path / f"masks/{Path(name).stem}_0.png")
+    (tmp_path / "photos/attribution.csv").write_text(f"file,licence\n{cell},CC BY-NC 4.0\n")
+    curation = source_of(tmp_path, licence="CC0").curate()
+    assert [record.licence for record in curation.records] == ["CC BY-NC 4.0"] and not curation.rejected
 
 
 @pytest.mark.parametrize("header", ["name,licence", "file,license"])

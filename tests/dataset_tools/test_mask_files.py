@@ -165,6 +165,7 @@ SOFT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "enlarged": lambda m: cv2.resize(cv2.resize(m * np.uint8(255), (64, 48)), (128, 96), interpolation=cv2.INTER_CUBIC),
     "few steps": lambda m: blurred(m, 2) // 64 * np.uint8(85),
     "trimap": lambda m: np.maximum(m * np.uint8(255), cv2.dilate(m * np.uint8(128), np.ones((5, 5)))),
+    "grey, JPEG": lambda m: jpeg(m * np.uint8(128), 75),
     "colour, smoothed": lambda m: (shrunk(m)[..., None] * RED).astype(np.uint8),
     "colour, JPEG": lambda m: jpeg((m[..., None] * np.float32([0, 0, 255])).astype(np.uint8), 90),
 }
@@ -224,17 +225,32 @@ def two(left: int, right: int) -> np.ndarray:
     return pixels
 
 
+def beside(large: int, small: int) -> np.ndarray:
+    """Somebody of 1,350 pixels beside somebody of nearly 300,000."""
+    pixels = np.zeros((700, 900), np.uint8)
+    pixels[20:680, 40:480], pixels[300:345, 700:730] = large, small
+    return pixels
+
+
 @pytest.mark.parametrize(
     "pixels",
     [
         cv2.GaussianBlur(two(128, 255), (0, 0), 1),
         jpeg(two(85, 170) + two(85, 0) // 2, 75),
         cv2.GaussianBlur(np.dstack([two(255, 0), two(0, 255), two(0, 0)]), (0, 0), 1),
+        cv2.GaussianBlur(np.dstack([two(255, 0), two(0, 0), two(0, 90)]), (0, 0), 1),
+        jpeg(np.dstack([two(255, 0), two(0, 0), two(0, 90)]), 90),
+        cv2.GaussianBlur(np.dstack([beside(255, 0), beside(0, 255), beside(0, 0)]), (0, 0), 1),
+        cv2.GaussianBlur(beside(255, 100), (0, 0), 4),
+        cv2.GaussianBlur(beside(255, 160), (0, 0), 4),
         np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), np.uint8),
         np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8),
         np.tile(np.arange(WIDTH, dtype=np.uint8), (HEIGHT, 1)),
     ],
-    ids=["smoothed index", "index as JPEG", "smoothed colours", "grey noise", "noise", "gradient"],
+    ids=[
+        *("smoothed index", "index as JPEG", "smoothed colours", "one is dark", "one is dark, JPEG", "one is small"),
+        *("one is small and dim", "one is small and less bright", "grey noise", "noise", "gradient"),
+    ],
 )
 def test_what_is_neither_one_person_nor_several_is_refused(pixels: np.ndarray) -> None:
     with pytest.raises(Rejected, match="not-a-mask"):

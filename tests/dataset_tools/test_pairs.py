@@ -99,6 +99,43 @@ def test_a_row_becomes_a_paired_sample_with_all_that_it_says(tmp_path: Path) -> 
     assert (sample.caption, sample.origins[0].licence, sample.origins[0].author) == ("two people", "CC BY 4.0", "Cy")
 
 
+def test_bits_of_effects_are_indices_where_a_palette_has_colours_to_look_at_them(tmp_path: Path) -> None:
+    picture = Image.fromarray(bits := SHADOW.astype(np.uint8) * 2)
+    picture.putpalette([0, 0, 0, 220, 20, 60, 0, 128, 0])
+    picture.save(tmp_path / "effects.png")
+    source = source_of(tmp_path, [write_pair(tmp_path, "a", 1, effects="effects.png")])
+    (sample,) = samples_of(source, source.curate(), [])
+    assert np.array_equal(sample.effects, bits)
+
+
+def test_what_is_known_of_a_plate_may_be_said_in_16_bits(tmp_path: Path) -> None:
+    known = np.ones((HEIGHT, WIDTH), bool)
+    known[:, :5] = False
+    save(np.where(known, 40_000, 13_107).astype(np.uint16), tmp_path / "known.png")
+    source = source_of(tmp_path, [write_pair(tmp_path, "a", 1, known="known.png")])
+    (sample,) = samples_of(source, source.curate(), [])
+    assert np.array_equal(sample.known, known)
+
+
+NUMBERS = np.ones((HEIGHT, WIDTH), np.float32)
+TRANSPARENT = np.dstack([np.zeros((HEIGHT, WIDTH, 3), np.uint8), grey(ANN)])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *(("known", values) for values in (NUMBERS, TRANSPARENT)),
+        *(("effects", values) for values in (NUMBERS, TRANSPARENT, photo(3), np.full((HEIGHT, WIDTH), 3, np.uint16))),
+    ],
+)
+def test_a_map_that_may_be_misread_is_refused(tmp_path: Path, name: str, values: np.ndarray) -> None:
+    save(values, tmp_path / "map.tif")
+    source = source_of(tmp_path, [write_pair(tmp_path, "a", 1, **{name: "map.tif"})])
+    curation = source.curate()
+    assert curation.records == [] and [row.reason for row in curation.rejected] == ["not-a-map"]
+    assert "map.tif: it " in curation.rejected[0].message
+
+
 def test_a_row_without_maps_knows_the_whole_plate_and_no_effects(tmp_path: Path) -> None:
     source = source_of(tmp_path, [write_pair(tmp_path, "a", 1)], licence="CC0", author="Di")
     (sample,) = samples_of(source, source.curate(), [])
