@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from dataset_tools.errors import UserError
 from dataset_tools.storage import PARTIAL_SUFFIX, held, local_place, partial_of
 
+OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""What macOS and Windows leave in folders that somebody has looked into."""
+
 
 @contextlib.contextmanager
-def folder_written_whole(
-    path: str | Path, mark: str, is_own: Callable[[str], bool] = lambda name: True
-) -> Iterator[Path]:
+def folder_written_whole(path: str | Path, mark: str, own: str = ".*") -> Iterator[Path]:
     """Give an empty sibling folder to fill; when the block ends well it becomes ``path``, replacing what was there.
 
     Where the block fails, ``path`` stays as it was and nothing is left behind. Where ``path`` is a link, the link stays
@@ -24,12 +26,14 @@ def folder_written_whole(
     Args:
         mark: a file that every result of this kind has, by its path in it. A folder without it, unless it is empty, is
             somebody's, and is not replaced.
-        is_own: whether a result of this kind may have a file of that name. A folder with any other is not replaced.
+        own: what files and folders in a result of this kind are called, a regular expression. A folder with any other,
+            but for what file managers leave behind, is not replaced.
 
     Raises:
         UserError: ``path`` is a file, a URL or a folder of something else, or it cannot be written.
+        ValueError: it was filled with something else.
     """
-    target = check_replaceable(path, mark, is_own)
+    target = check_replaceable(path, mark, own)
     partial = partial_of(target)
     old = partial.with_suffix(f".old{PARTIAL_SUFFIX}")
     with _written(target):
@@ -37,6 +41,8 @@ def folder_written_whole(
     try:
         with held(partial):
             yield partial
+            if strange := _strange(partial, own):
+                raise ValueError(f"{strange} is none of {own}: nothing could replace {target} again")
             with _written(target):
                 # Some libraries write files that only their owner can read, whatever the umask says.
                 readable = partial.stat().st_mode & 0o666
@@ -56,7 +62,7 @@ def folder_written_whole(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def check_replaceable(path: str | Path, mark: str, is_own: Callable[[str], bool] = lambda name: True) -> Path:
+def check_replaceable(path: str | Path, mark: str, own: str = ".*") -> Path:
     """The folder that `folder_written_whole` replaces, where it may; for a look before long work begins.
 
     Raises:
@@ -65,7 +71,7 @@ def check_replaceable(path: str | Path, mark: str, is_own: Callable[[str], bool]
     target = Path(os.path.realpath(local_place(path, "a folder of results")))
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; name a folder for the result")
-    if foreign := why_foreign(target, mark, is_own):
+    if foreign := why_foreign(target, mark, own):
         raise UserError(
             f"{target} holds something else than such a result ({foreign}), and would be replaced as a whole; "
             "name a new folder"
@@ -73,12 +79,17 @@ def check_replaceable(path: str | Path, mark: str, is_own: Callable[[str], bool]
     return target
 
 
-def why_foreign(folder: Path, mark: str, is_own: Callable[[str], bool]) -> str | None:
+def why_foreign(folder: Path, mark: str, own: str) -> str | None:
     """Why a folder is somebody's, and not replaced by `folder_written_whole`; None where it may be, or is not there."""
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    if strange := [name for name in names if not is_own(name)]:
-        return strange[0]
-    return f"{mark} is missing" if names and not (folder / mark).exists() else None
+    if not folder.is_dir() or not os.listdir(folder):
+        return None
+    return _strange(folder, own) or (None if (folder / mark).exists() else f"{mark} is missing")
+
+
+def _strange(folder: Path, own: str) -> str | None:
+    """The first name in a folder that is not of a kind."""
+    names = (name for name in sorted(os.listdir(folder)) if name not in OF_FILE_MANAGERS)
+    return next((name for name in names if not re.fullmatch(own, name)), None)
 
 
 @contextlib.contextmanager

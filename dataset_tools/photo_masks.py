@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -86,15 +86,15 @@ class Place:
             Rejected: ``not-found`` or, transient, ``read-failed``.
             UserError: the store's credentials do not hold.
         """
-        path = f"{self.path}/{name}" if name else self.path
+        path, shown = (f"{self.path}/{name}", f"{self.prefix}{name}") if name else (self.path, self.root)
         try:
             data: bytes = self.filesystem.cat_file(path)
         except FileNotFoundError:
-            raise Rejected("not-found", f"{self.prefix}{name} does not exist") from None
+            raise Rejected("not-found", f"{shown} does not exist") from None
         except OSError as error:
             if refusal := credentials_to_mend(error):
-                raise UserError(f"{self.prefix}{name}: {refusal}") from None
-            raise Rejected("read-failed", f"{self.prefix}{name} cannot be read: {error}", transient=True) from None
+                raise UserError(f"{shown}: {refusal}") from None
+            raise Rejected("read-failed", f"{shown} cannot be read: {error}", transient=True) from None
         return data
 
 
@@ -257,7 +257,8 @@ class NamedMasks:
 
     def __init__(self, files: Sequence[str]) -> None:
         for file in files:
-            if not Path(file).exists():
+            place = Place(file)
+            if not place.filesystem.exists(place.path):
                 raise UserError(f"mask {file} does not exist")
         self.files = files
 
@@ -268,9 +269,7 @@ class NamedMasks:
 
     def _read(self, file: str) -> MaskFile | Rejected:
         try:
-            return decode_mask_file(Path(file).read_bytes(), MAX_PIXELS)
-        except OSError as error:
-            return Rejected("read-failed", f"it cannot be read: {error.strerror}")
+            return decode_mask_file(Place(file).read(""), MAX_PIXELS)
         except Rejected as error:
             return error
 

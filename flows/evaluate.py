@@ -23,6 +23,7 @@ from dataset_tools.weights import file_digest
 from flows.caching import Files, Job, Outcome, result_storage, run_steps
 from flows.evaluation_report import (
     BEFORE,
+    OWN,
     SUMMARY,
     TABLE,
     Plan,
@@ -147,7 +148,7 @@ def check_evaluate(
         if not any(shard.samples for shard in shards):
             raise UserError(f"person_free: {place} holds no samples of {free.configuration}/{free.split}")
     check_writable(root)
-    check_replaceable(root, SUMMARY)
+    check_replaceable(root, SUMMARY, OWN)
     if against == BEFORE and Path(root, TABLE).exists():
         read_samples(Path(root))
     return recipe

@@ -47,6 +47,8 @@ from mild.versions import software_versions
 
 SUMMARY = "summary.json"
 TABLE = "samples.parquet"
+OWN = r"summary\.json|samples\.parquet|tables\.(md|tex)|report\.html|pictures|layers"
+"""What is in the output."""
 BEFORE = "before"
 """Compare with what stands at the output before this run makes it another."""
 
@@ -121,7 +123,7 @@ def write_report(job: ReportJob) -> Files:
         settings=plan.recipe.model_dump(mode="json"),
         software=software_versions(),
     )
-    with folder_written_whole(job.root, SUMMARY) as folder:
+    with folder_written_whole(job.root, SUMMARY, OWN) as folder:
         for erased in plan.erased:
             _link_pictures(erased, folder / "pictures" / erased.cases.name)
         (folder / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from flows.progress import Display, Progress
 from flows.settings import Threads
 from mild.bases import check_apart, digest_of_place, normal_name
 from mild.nano.pictures import DrawingSettings, draw_pictures
-from mild.nano.settings import MARK, PretrainSettings
+from mild.nano.settings import MARK, OWN, PretrainSettings
 
 
 class PretrainRecipe(Settings):
@@ -275,7 +275,7 @@ def check_pretrain(
     root = local_place(output, "a base")
     check_apart(root, recipe.base)
     check_writable(root)
-    check_replaceable(root, MARK)
+    check_replaceable(root, MARK, OWN)
     return recipe
 
 

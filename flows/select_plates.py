@@ -52,6 +52,8 @@ from mild.evaluation.review import REVIEW, Decisions, Item, Proposal, Review, Re
 from mild.evaluation.settings import DatasetSettings
 from mild.model.saved import fetched, read_config
 
+OWN = r"pairs\.jsonl|pictures"
+"""What is in the output."""
 WORKERS = 2
 """Shards that are prepared at once; methods run one after another."""
 
@@ -115,7 +117,7 @@ def check_select_plates(
         read_config(fetched(adapters))
     root = local_place(output, "pairs")
     check_writable(root)
-    check_replaceable(root, PAIR_LIST)
+    check_replaceable(root, PAIR_LIST, OWN)
     return recipe
 
 
@@ -147,7 +149,7 @@ def write_pairs(job: PairsJob) -> Files:
     plan = _Plan.model_validate_json(Path(job.work, job.plan).read_bytes())
     items = {(item.split, item.key): item for item in plan.items}
     rows = []
-    with folder_written_whole(job.root, PAIR_LIST) as folder:
+    with folder_written_whole(job.root, PAIR_LIST, OWN) as folder:
         for cases in plan.cases:
             held = ShardDataset.of_shards(cases.place, [cases.shard])
             for index in cases.indices:

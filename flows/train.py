@@ -24,7 +24,7 @@ from flows.output_lock import sole_run
 from flows.pages import show_picture
 from flows.progress import Display, Progress, run_logger
 from mild.bases import NANO, check_apart, digest_of_place, normal_name, place_of
-from mild.model.saved import CONFIG, erasing_as_before
+from mild.model.saved import CONFIG, OWN, erasing_as_before
 from mild.settings import LATENTS_FORMAT, TrainSettings
 from mild.training.launch import TrainRequest, check_shards, launch
 from mild.training.mixture import Mixture, usable
@@ -248,5 +248,5 @@ def check_train(
     read_manifest(public_place(dataset, "dataset"))
     check_apart(root, recipe.train.start_from)
     check_writable(root)
-    check_replaceable(root, CONFIG)
+    check_replaceable(root, CONFIG, OWN)
     return recipe.model_copy(update={"train": erasing_as_before(recipe.train)})

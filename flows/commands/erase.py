@@ -75,7 +75,10 @@ def erase(
         typer.Option(help="Denoising steps, 1 to 1000; default: as many as --mild is meant for, 25 for a base alone."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, below 2**64; the same seed gives the same picture.")] = 0,
-    prompt: Annotated[str, typer.Option(help="What is to be seen where people were.")] = "",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What is to be seen where people were; default: as --mild was trained, mostly nothing."),
+    ] = None,
     instances: Instances = None,
     pose: Annotated[
         str | None,

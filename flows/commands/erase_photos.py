@@ -9,6 +9,7 @@ import contextlib
 import gc
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,12 +36,12 @@ from dataset_tools.weights import missing_message
 from flows.commands.batch import Batch
 from flows.commands.chosen_people import Chosen, check_numbers, parse_numbers
 from flows.commands.photo_files import ERASED, find_photos, result_paths
-from flows.commands.results import check_free, check_size, encoded, exists, result_file, write_result
+from flows.commands.results import check_free, check_size, encoded, exists, result_file, result_written, write_result
 from mild.bases import NANO_ADAPTERS
 from mild.erasing.extents import REACH
 from mild.erasing.isolation import Protect
 from mild.erasing.layers import INDEX as LAYERS_INDEX
-from mild.erasing.layers import is_of_layers
+from mild.erasing.layers import OWN as OF_LAYERS
 from mild.erasing.regions import LARGEST_RESOLUTION, editable
 from mild.model.saved import fetched, is_mild, read_config
 
@@ -72,7 +73,8 @@ class EraseOptions:
     """Denoising steps; None: as many as the parts of ``mild`` are meant for."""
     seed: int
     """Of the noise of every photograph: a photograph's result does not depend on those beside it."""
-    prompt: str
+    prompt: str | None
+    """What is to be seen where people were; None: what the parts of ``mild`` were trained on."""
     margin: float
     """How far beyond masks pixels may change: see `mild.erasing.regions.editable`."""
     instances: str | None = None
@@ -282,7 +284,7 @@ def _check_layers(jobs: Sequence[Job]) -> None:
             )
         if exists(folder) and not folder.is_dir():
             raise UserError(f"--layers {folder} is a file; name a folder")
-        if foreign := why_foreign(folder, LAYERS_INDEX, is_of_layers):
+        if foreign := why_foreign(folder, LAYERS_INDEX, OF_LAYERS):
             # Saving replaces the whole folder.
             raise UserError(f"--layers {folder} holds something else than layers, {foreign}; name a new folder")
 
@@ -405,25 +407,31 @@ def _erase_one(pipeline: MILDPipeline, job: Job, ready: _Ready, options: EraseOp
     """Write the results of one photograph; gives what its owner should know about how they were saved."""
     import torch
 
+    from mild.erasing.photo import MuchGoes, OfPerson
+
     photograph, cues = ready.photograph, ready.cues
     try:
-        result = pipeline(
-            photograph.image,
-            photograph.people,
-            ready.chosen,
-            prompt=options.prompt,
-            pose=cues.pose,
-            parsing=cues.parsing,
-            label_set=cues.label_set,
-            layers=job.layers is not None,
-            protect=options.protect,
-            margin=options.margin,
-            reach=options.reach,
-            resolution=options.resolution,
-            num_inference_steps=options.steps,
-            generator=torch.Generator("cpu").manual_seed(options.seed),
-            output_type="np",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MuchGoes)  # it was told when the masks were read
+            result = pipeline(
+                photograph.image,
+                photograph.people,
+                ready.chosen,
+                prompt=options.prompt,
+                pose=cues.pose,
+                parsing=cues.parsing,
+                label_set=cues.label_set,
+                layers=job.layers is not None,
+                protect=options.protect,
+                margin=options.margin,
+                reach=options.reach,
+                resolution=options.resolution,
+                num_inference_steps=options.steps,
+                generator=torch.Generator("cpu").manual_seed(options.seed),
+                output_type="np",
+            )
+    except OfPerson as error:
+        raise Rejected("not-a-mask", f"person {photograph.numbers[error.person]}{error.what}") from None
     except torch.OutOfMemoryError:
         raise Rejected("out-of-memory", "the GPU's memory does not suffice for it") from None
     except (RuntimeError, cv2.error) as error:
@@ -432,10 +440,10 @@ def _erase_one(pipeline: MILDPipeline, job: Job, ready: _Ready, options: EraseOp
             raise MemoryError from None
         raise
     data, note = encoded(result.image, job.output, photograph.icc_profile, photograph.metadata)
-    if job.layers is not None:
-        result.parts.icc_profile, result.parts.metadata = photograph.icc_profile, photograph.metadata
-        result.parts.save(job.layers)
-    write_result(data, job.output)  # last: where it is, everything is
+    with result_written(data, job.output):  # where it is, everything is
+        if job.layers is not None:
+            result.parts.icc_profile, result.parts.metadata = photograph.icc_profile, photograph.metadata
+            result.parts.save(job.layers)
     return [] if note is None else [note]
 
 

@@ -18,7 +18,7 @@ from dataset_tools.storage import check_writable
 from dataset_tools.written_masks import CocoDocument, encode_index
 from flows.commands.batch import Batch
 from flows.commands.photo_files import MASK, PEOPLE, find_photos, result_paths
-from flows.commands.results import encoded, write_result
+from flows.commands.results import encoded, result_written, write_result
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,6 @@ def _mask_one(job: Job, finder: NetworkMasks, people: CocoDocument) -> list[floa
         people.add(job.name, found.masks(), found.size, found.people.scores)
     else:
         index = encode_index(found.masks(), found.size)
-        write_result(marked, job.people)
-        write_result(index, job.mask)
+        with result_written(index, job.mask):  # where it is, everything is
+            write_result(marked, job.people)
     return found.people.scores

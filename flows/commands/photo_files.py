@@ -80,10 +80,14 @@ def find_photos(given: Sequence[str], others: Sequence[str], complaints: Console
     if not found:
         raise UserError(f"{', '.join(given)}: there are only masks and results, and no photograph")
     names: dict[str, Path] = {}
+    known = set[str]()
     for root, photo in found:
+        if (place := os.path.abspath(photo)) in known:
+            continue  # once, by the first of its names
+        known.add(place)
         name = Path(os.path.relpath(photo, root)).as_posix()
         other = names.setdefault(name, photo)
-        if os.path.abspath(other) != os.path.abspath(photo):
+        if other is not photo:
             raise UserError(f"{other} and {photo} are both called {name}; give the folder that they have in common")
     return names, len(given) > 1 or len(files) == 0
 

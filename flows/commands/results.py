@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dataset_tools.colours import Profile
 from dataset_tools.errors import UserError
 from dataset_tools.metadata import Metadata
 from dataset_tools.photo_masks import PHOTO_SUFFIXES
-from dataset_tools.storage import write_bytes
+from dataset_tools.storage import written_whole
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95, "subsampling": 0},
@@ -92,7 +93,20 @@ def encoded(image: np.ndarray, target: Path, icc_profile: bytes | None, metadata
 
 def write_result(data: bytes, target: Path) -> None:
     """Write a file whole. Raises `UserError` where it cannot be written."""
+    with result_written(data, target):
+        pass
+
+
+@contextlib.contextmanager
+def result_written(data: bytes, target: Path) -> Iterator[None]:
+    """Write a file that appears, whole, when the block has ended well: its room is taken before.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
-        write_bytes(LocalFileSystem(), str(target.absolute()), data)
+        with written_whole(LocalFileSystem(), str(target.absolute())) as partial:
+            partial.write_bytes(data)
+            yield
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from error

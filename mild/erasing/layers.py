@@ -23,6 +23,8 @@ from dataset_tools.settings import Settings
 from mild.erasing.regions import MARGIN, box_of, editable
 
 INDEX = "layers.json"
+OWN = r"layers\.json|(original|background|painted|seen|beyond|layer-\d{2,})\.png"
+"""What `LayeredPicture.save` writes."""
 
 
 class LayersIndex(Settings):
@@ -229,7 +231,7 @@ class LayeredPicture:
         maps = {"painted.png": self.painted, "seen.png": self.seen, "beyond.png": self.beyond}
         pictures = {"original.png": self.original, "background.png": self.background, **maps}
         resolution = Metadata(dpi=self.metadata.dpi)
-        with folder_written_whole(folder, INDEX, is_of_layers) as place:
+        with folder_written_whole(folder, INDEX, OWN) as place:
             try:
                 for name, picture in itertools.chain(
                     pictures.items(),
@@ -295,7 +297,7 @@ def indices(values: Any, name: str) -> list[int]:
 
 def is_of_layers(name: str) -> bool:
     """Whether `LayeredPicture.save` writes a file of that name."""
-    return bool(re.fullmatch(r"layers\.json|(original|background|painted|seen|beyond|layer-\d{2,})\.png", name))
+    return re.fullmatch(OWN, name) is not None
 
 
 def _layer_names(people: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
@@ -29,6 +29,24 @@ Picture = Image.Image | np.ndarray
 
 FARTHEST = 10
 """Longer sides of a picture, from its corner, at which nobody's joint is any more."""
+
+
+class OfPerson(UserError):
+    """Somebody who was chosen cannot vanish.
+
+    Args:
+        name: of the picture, for the message.
+        person: their index among the masks.
+        what: the rest of the sentence, with what stands before it.
+    """
+
+    def __init__(self, name: str, person: int, what: str) -> None:
+        super().__init__(f"{name}person {person + 1} (index {person}){what}")
+        self.person, self.what = person, what
+
+
+class MuchGoes(UserWarning):
+    """Most of a picture will go."""
 
 
 @dataclass(eq=False)
@@ -171,34 +189,32 @@ def checked_photo(
         for k in chosen:
             people[k] = isolate(people[k], people[stay], protect, **cues, keypoints=joints)
             if not people[k].any():
-                raise UserError(f"{name}person {k + 1} (index {k}) lies wholly on {protect} that are to be protected")
+                raise OfPerson(name, k, f" lies wholly on {protect} that are to be protected")
     if chosen and editable(people, chosen, margin).all():
         raise UserError(f"{name}the masks cover the whole picture: leave some background to go by")
     for k in chosen:
         if inverted := why_inverted(people[k]):
-            raise UserError(f"{name}person {k + 1} (index {k}): {inverted}")
+            raise OfPerson(name, k, f": {inverted}")
     if much := why_much(list(people[chosen])):
-        warnings.warn(f"{name}{much}", stacklevel=3)
+        warnings.warn(f"{name}{much}", MuchGoes, stacklevel=4)
     asked = (chosen, layers, layering, pose, parsing, label_set, margin, generator)
     photo = Photo(picture, people, *asked, icc_profile, dpi)
     for k in chosen:
         # Who is hidden by somebody who goes as well is uncovered first, and may be hidden by others still.
         if not photo.areas[k] and not any((people[k] & people[other]).any() for other in chosen if other != k):
-            raise UserError(
-                f"{name}person {k + 1} (index {k}) is wholly behind people who stay, and there is nothing to erase: is "
-                "the order of the masks right, from back to front?"
-            )
+            what = " is wholly behind people who stay, and there is nothing to erase"
+            raise OfPerson(name, k, f"{what}: is the order of the masks right, from back to front?")
     return photo
 
 
 def _joints(pose: Any, count: int, size: tuple[int, ...], name: str) -> np.ndarray:
     """(N, 18, 3) float64, where they can be joints of people in a picture of a size (height, width)."""
-    if np.shape(pose) != (count, len(KEYPOINTS), 3):
-        raise UserError(f"{name}pose is of shape {np.shape(pose)}; give ({count}, {len(KEYPOINTS)}, 3): x, y, score")
     try:
         joints = np.asarray(pose, float)
     except (TypeError, ValueError):
         raise UserError(f"{name}pose holds something else than numbers: give x, y and score of each joint") from None
+    if joints.shape != (count, len(KEYPOINTS), 3):
+        raise UserError(f"{name}pose is of shape {joints.shape}; give ({count}, {len(KEYPOINTS)}, 3): x, y, score")
     scores = joints[..., 2]
     known = joints[scores > 0][:, :2]
     if not np.isfinite(scores).all() or not (np.abs(known) <= FARTHEST * max(size)).all():
@@ -211,6 +227,8 @@ def checked_photos(images: Sequence[Picture], common: dict[str, Any], **lists: S
     if len(images) == 0:
         raise UserError("no picture is given")
     for name, values in lists.items():
+        if isinstance(values, Image.Image | np.ndarray) or not isinstance(values, Sized | None):
+            raise UserError(f"{name} is a {type(values).__name__}: give a list, of one a picture")
         if values is not None and len(values) != len(images):
             raise UserError(f"{name} has {len(values)} entries for {len(images)} pictures: give one a picture")
     rows: list[dict[str, Any]] = [

@@ -72,7 +72,7 @@ from mild.model.backbone import (
 )
 from mild.model.cues import Cue, draw_masks, draw_parsing, draw_pose, stack_cue
 from mild.model.layered import LayeredUNet, push_to_hub
-from mild.model.saved import CONFIG, fetched, is_mild, read_config
+from mild.model.saved import CONFIG, OWN, fetched, is_mild, read_config
 from mild.seeds import derived_seed
 
 STEPS = 25
@@ -186,7 +186,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     layered: LayeredUNet | None = None
     """What MILD adds to the UNet; None: the base alone."""
     base: str = ""
-    """Folder or hub id that the base was loaded from."""
+    """Folder or hub id that the base was loaded from; empty where that is not known."""
     working_resolutions: tuple[int, int] | None = None
     """`resolutions` of the base alone, where they are not its own."""
     watch: Callable[[torch.Tensor], contextlib.AbstractContextManager[Any]] | None = None
@@ -235,6 +235,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             UserError: the pipeline is another kind, its UNet has adapters of MILD already, or ``mild`` cannot be used.
         """
         parts = {name: part for name, part in pipeline.components.items() if name in cls._get_signature_types()}
+        if unknown := [name for name in components if name not in pipeline.components and name not in parts]:
+            raise UserError(f"from_pipe does not know {unknown[0]}: weights are shared as they are; leave it out")
         parts |= components
         name = str(pipeline.name_or_path or type(pipeline).__name__)
         if "text_encoder_2" not in parts or parts.get("unet") is None:
@@ -248,7 +250,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             )
         made = cls._over(parts, pipeline.config, keep_scheduler="scheduler" in components)
         made.layered = layered
-        return made._completed(name, mild)
+        made.working_resolutions = getattr(pipeline, "working_resolutions", None)
+        return made._completed(getattr(pipeline, "base", "") or str(pipeline.name_or_path or ""), mild)
 
     def _completed(self, base: str, mild: str | Path | None) -> Self:
         self.set_progress_bar_config()
@@ -279,12 +282,14 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         """Write what MILD adds, as `LayeredUNet.save` does; never the base. `from_pretrained` takes the folder.
 
         Raises:
-            UserError: there is nothing but the base, the folder cannot be written, or another of diffusers' options is
-                given.
+            UserError: there is nothing but the base, or nobody knows where it is from, the folder holds something else
+                or cannot be written, or another of diffusers' options is given.
         """
         _check_options("save_pretrained", others | {"safe_serialization=False": not safe_serialization})
         layered = self._layered()
-        with folder_written_whole(str(folder), CONFIG) as place:
+        if not self.base:
+            raise UserError("nobody could load this without its base, whose name is not known: set pipeline.base to it")
+        with folder_written_whole(str(folder), CONFIG, OWN) as place:
             steps = layered.inference_steps or STEPS
             layered.save(
                 place,
@@ -408,7 +413,12 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         if mask_image is not None:
             if masks is not None:
                 raise UserError("mask_image is the mask of an only person, masks are those of all: give one of them")
-            masks = [[mask] for mask in mask_image] if isinstance(image, list | tuple) else [mask_image]
+            if isinstance(image, list | tuple):
+                if not isinstance(mask_image, list | tuple) or len(mask_image) != len(image):
+                    raise UserError(f"mask_image: give a list of {len(image)} masks, one a picture")
+                masks = [[mask] for mask in mask_image]
+            else:
+                masks = [mask_image]
         if output_type not in get_args(OutputType):
             raise UserError(f"output_type is {output_type!r}: give pil, np or pt; latents of windows are no picture")
         wanted = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
@@ -434,7 +444,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             raise UserError(f"resolution is {resolution}: give {LARGEST_RESOLUTION} at most")
         if num_inference_steps is None:
             num_inference_steps = (self.layered and self.layered.inference_steps) or STEPS
-        most = int(self.scheduler.config.num_train_timesteps)
+        most = most_steps(self.scheduler)
         if not 1 <= num_inference_steps <= most:
             raise UserError(f"num_inference_steps is {num_inference_steps}: give 1 to {most}, which the scheduler has")
         if batch_size < 1:
@@ -453,6 +463,8 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         text = self._encode_text(prompt, negative_prompt, embeds, guidance_scale, device) if jobs else None
         batches = _batches(jobs, batch_size)
         self._num_timesteps, self._interrupt = num_inference_steps, False
+        # As in the class above, for callbacks.
+        self._guidance_scale, self._cross_attention_kwargs, self._denoising_end = guidance_scale, None, None
         with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
 
             def after_step(number: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -464,7 +476,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 return changed.get("latents", latents)
 
             for batch in batches:
-                results = self._paint(batch, text, num_inference_steps, guidance_scale, follow, device, after_step)
+                results = self._paint(batch, text, num_inference_steps, follow, device, after_step)
                 painted.update((id(one.job), one) for one in results)
         self.maybe_free_model_hooks()
         erased = []
@@ -593,6 +605,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                     f"{name}_embeds are {tuple(whole.shape)}, pooled {tuple(pooled.shape)}: give (1, length, width) "
                     "and (1, width), which are for all holes"
                 )
+        embeds = {name: given if given is None else given.to(device) for name, given in embeds.items()}
         own = prompt if prompt is not None else self.layered.prompt if self.layered else ""
         guided = guidance_scale > 1
         text, negative, pooled, negative_pooled = self.encode_prompt(
@@ -611,7 +624,6 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         jobs: list[_Job],
         text: Any,
         steps: int,
-        guidance_scale: float,
         follow: bool,
         device: torch.device,
         after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
@@ -646,8 +658,9 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                     return_dict=False,
                 )[0].float()
                 if copies == 2:
-                    without, with_prompt = prediction.chunk(2)
-                    prediction = without + guidance_scale * (with_prompt - without)
+                    without, prediction = prediction.chunk(2)
+                    if self.do_classifier_free_guidance:  # a callback may have ended it
+                        prediction = without + self.guidance_scale * (prediction - without)
                 latents = self.scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
                 latents = after_step(number, t, latents)
             # Holes that stay unfinished say nothing of people.
@@ -692,6 +705,12 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
     def _decode(self, latents: torch.Tensor) -> list[np.ndarray]:
         scaled = ((decode_pictures(self.vae, latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def most_steps(scheduler: Any) -> int:
+    """In how many steps a scheduler of diffusers denoises at most: those that begin beyond 0 lack the last one."""
+    offset = scheduler.config.get("steps_offset", 0) if scheduler.config.get("timestep_spacing") == "leading" else 0
+    return int(scheduler.config.num_train_timesteps) - int(offset)
 
 
 def as_ddim(scheduler: Any) -> DDIMScheduler:
@@ -838,5 +857,5 @@ def _check_stock(given: dict[str, Any]) -> None:
         if name not in STOCK:
             raise TypeError(f"MILDPipeline.__call__() got an unexpected keyword argument {name!r}")
         default = STOCK[name].default
-        if value is not None and not (isinstance(value, int | float) and value == default):
+        if value is not None and not (isinstance(value, int | float | tuple) and value == default):
             raise UserError(f"{name}: {NOT_HERE.get(name, 'MILD has no use for it')}; leave it out")

@@ -17,6 +17,11 @@ from mild.settings import MildSettings, TrainSettings
 FORMAT = 3
 """Version of the directory's layout."""
 CONFIG = "mild.json"
+OWN = (
+    r"mild\.json|README\.md|fg|(pytorch_lora_weights|sma|hmg|offsets|extents|prefix)\.safetensors"
+    r"|samples\.png|loss\.(csv|svg)"
+)
+"""What is in the directory; the last three by training."""
 
 
 class SavedConfig(Settings):

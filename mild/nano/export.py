@@ -22,7 +22,7 @@ from mild.metrics.perceptual import perceptual_hole
 from mild.metrics.psnr import psnr, psnr_hole
 from mild.nano.architecture import count_parameters, save_nano_pipeline
 from mild.nano.pictures import LEAST_SHARE, Pictures, random_hole
-from mild.nano.settings import MARK, PretrainSettings
+from mild.nano.settings import MARK, OWN, PretrainSettings
 
 PEOPLE = (1, 2, 3, 4, 2, 1, 3, 5)
 """People in the pictures of the sample world's test split, one after the other."""
@@ -131,7 +131,7 @@ def export_base(
         UserError: the folder cannot be written.
     """
     data, trained, vae = Pictures.open(pictures), Path(trained), Path(vae)
-    with folder_written_whole(folder, MARK) as place:
+    with folder_written_whole(folder, MARK, OWN) as place:
         pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(trained, add_watermarker=False)
         save_nano_pipeline(pipeline.to(dtype=torch.float16), place)
         for name in ("text_encoder", "text_encoder_2"):

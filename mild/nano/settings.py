@@ -11,6 +11,11 @@ from mild.nano.pictures import DrawingSettings
 
 MARK = "loss-unet.csv"
 """A file that every base has that was trained here, and no other pipeline's folder."""
+OWN = (
+    r"README\.md|model_index\.json|scheduler|text_encoder(_2)?|tokenizer(_2)?|unet|vae"
+    r"|fills\.png|loss-(unet|vae)\.(csv|svg)"
+)
+"""What is in the folder of a base."""
 
 
 class LoopSettings(Settings):

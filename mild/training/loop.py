@@ -31,7 +31,7 @@ from dataset_tools.shards import Samples
 from dataset_tools.storage import local_place, remove_partials
 from mild.bases import digest_of_place
 from mild.charts import branch_loss_chart
-from mild.erasing.pipeline import as_ddim
+from mild.erasing.pipeline import as_ddim, most_steps
 from mild.model.backbone import (
     BRANCHES,
     Branch,
@@ -42,7 +42,7 @@ from mild.model.backbone import (
 )
 from mild.model.cues import Cue
 from mild.model.layered import LayeredUNet
-from mild.model.saved import CONFIG, erasing_as_before
+from mild.model.saved import CONFIG, OWN, erasing_as_before
 from mild.seeds import derived_seed
 from mild.settings import TrainSettings
 from mild.training.batches import Batch
@@ -211,7 +211,7 @@ def train(
             held.enter_context(kept.held())
             target = Path(os.path.realpath(output))
             remove_partials(target.parent, glob.escape(target.name))
-            folder = held.enter_context(folder_written_whole(target, CONFIG))
+            folder = held.enter_context(folder_written_whole(target, CONFIG, OWN))
         accelerator.wait_for_everyone()
         saved = kept.latest()
         pipeline = load_base(base)
@@ -698,6 +698,10 @@ class BranchLoss:
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         # Its own: sample pictures set the steps of the pipeline's.
         self.ddim = DDIMScheduler.from_config(as_ddim(pipeline.scheduler).config)
+        if settings.inference_steps > (most := most_steps(self.ddim)):
+            raise UserError(
+                f"inference_steps is {settings.inference_steps}: give 1 to {most}, which the base's DDIM has"
+            )
         self.ddim.set_timesteps(settings.inference_steps, device=pipeline.unet.device)
         with torch.no_grad():
             text, _, pooled_text, _ = pipeline.encode_prompt(

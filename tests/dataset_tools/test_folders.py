@@ -40,6 +40,28 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "photos/a.jpg").read_text() == "mine"
 
 
+def test_a_result_among_which_somebody_keeps_a_file_is_not_replaced(tmp_path: Path) -> None:
+    """But for what file managers leave behind. What replaces it next time is known from what it may hold."""
+    target, own = tmp_path / "result", r"mark|part-\d"
+
+    def write(*names: str) -> None:
+        with folder_written_whole(target, "mark", own) as folder:
+            for name in ("mark", *names):
+                (folder / name).touch()
+
+    write("part-1")
+    (target / ".DS_Store").touch()
+    write()
+    assert os.listdir(target) == ["mark"]
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"something else than such a result \(notes\.txt\)"):
+        write()
+    (target / "notes.txt").unlink()
+    with pytest.raises(ValueError, match="part-x is none of"):
+        write("part-x")
+    assert os.listdir(target) == ["mark"]
+
+
 def test_a_failing_block_leaves_the_older_folder_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "result"
     with folder_written_whole(target, "mark") as folder:

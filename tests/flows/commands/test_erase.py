@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -723,6 +724,26 @@ def test_a_full_disk_ends_a_batch_in_one_line(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-erased.png"]
 
 
+def test_a_batch_that_broke_off_before_a_result_had_its_room_goes_on(
+    tmp_path: Path, erase: Command, batch: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers are not there either: what is there alone would be somebody's."""
+    real = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name.startswith(".b-erased"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, data)
+
+    given = [*batch, "--layers", tmp_path / "layers"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert erase(*given)[0] == 2
+    assert [path.name for path in (tmp_path / "layers").iterdir()] == ["a"]
+    code, out, _ = erase(*given)
+    assert (code, out.count("erased\n")) == (0, 2)
+
+
 def test_layers_of_one_photo_never_lie_in_those_of_another(tmp_path: Path, mild: Command) -> None:
     """Saving replaces a folder of layers as a whole."""
     for name in ("a", "a/one"):
@@ -881,6 +902,65 @@ def test_people_of_a_json_keep_their_numbers_when_one_cannot_be_used(tmp_path: P
             assert code == 2 and message in err and not (tmp_path / "no.png").exists()
         assert erase(file, "--mask", masks, "--remove", 3, "--force")[0] == 0
         assert_erased(tmp_path / "one-erased.png", photo(), RIGHT[None])
+
+
+@pytest.mark.parametrize("options", [[], ["--protect", "people"]])
+def test_who_cannot_vanish_is_named_by_their_number(tmp_path: Path, erase: Command, options: list[str]) -> None:
+    """Not by their place among those who can: the first row cannot be used."""
+    file, (_, masks) = save(photo(), tmp_path / "one.png"), write_coco(tmp_path / "masks")
+    document = json.loads(Path(str(masks)).read_text())
+    behind, front = LEFT.copy(), LEFT
+    behind[:30] = False
+    rows = [{"segmentation": [[50, 50, 51, 51]]}, *({"segmentation": encode_rle(mask)} for mask in (behind, front))]
+    people = [{"id": k, "image_id": 1, **row} for k, row in enumerate(rows)]
+    Path(str(masks)).write_text(json.dumps(document | {"annotations": people}))
+    code, _, err = erase(file, "--mask", masks, "--remove", 2, *options)
+    assert code == 2 and ": person 2 " in err and "index" not in err
+
+
+def test_masks_lie_wherever_fsspec_reads(tmp_path: Path, erase: Command, serve_files: Callable[..., Any]) -> None:
+    file = save(photo(), tmp_path / "one.png")
+    save(LEFT, tmp_path / "masks/mask.png")
+    url = serve_files(tmp_path / "masks").url
+    assert erase(file, "--mask", f"{url}/mask.png") == (0, f"{tmp_path}/one-erased.png: 1 of 1 people erased\n", "")
+    code, _, err = erase(file, "--mask", f"{url}/gone.png", "--force")
+    assert code == 2 and f"--mask {url}/gone.png does not exist" in err
+
+
+def test_one_photograph_that_is_reached_twice_is_erased_once(tmp_path: Path, erase: Command) -> None:
+    for name in ("a", "sub/b"):
+        save(photo(), tmp_path / f"photos/{name}.png")
+        save(LEFT, tmp_path / f"masks/{name}.png")
+    code, out, err = erase(tmp_path / "photos", tmp_path / "photos/sub", "--mask", tmp_path / "masks")
+    assert (code, out.count("erased\n"), err) == (0, 2, "")
+
+
+def test_of_how_much_will_go_the_owner_is_told_once(tmp_path: Path, erase: Command) -> None:
+    file, rows = save(photo(), tmp_path / "one.png"), np.arange(HEIGHT)[:, None]
+    mask = save(np.where(rows < 30, 1, np.where(rows < 58, 2, 0)).astype(np.uint8) * np.ones(WIDTH, np.uint8),
+                tmp_path / "mask.png")  # fmt: skip
+    code, _, err = erase(file, "--mask", mask, "--margin", 0)
+    assert (code, err) == (0, f"{file}: 91% of the picture will go\n")
+
+
+def test_adapters_are_given_the_prompt_that_they_were_trained_on_or_another(
+    tmp_path: Path, mild_anew: Command, parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(parts, folder := tmp_path / "trained")
+    config = json.loads((folder / "mild.json").read_text())
+    (folder / "mild.json").write_text(json.dumps(config | {"prompt": "a lawn"}))
+    given, encode = list[Any](), MILDPipeline.encode_prompt
+
+    def encode_prompt(pipeline: MILDPipeline, prompt: Any, **others: Any) -> Any:
+        given.append(prompt)
+        return encode(pipeline, prompt, **others)
+
+    monkeypatch.setattr(MILDPipeline, "encode_prompt", encode_prompt)
+    file, mask = save(photo(), tmp_path / "one.png"), save(LEFT, tmp_path / "mask.png")
+    for options in ([], ["--prompt", ""], ["--prompt", "sand"]):
+        command = ["erase", file, "--mask", mask, "--mild", folder, "--steps", 1, "--force", *options]
+        assert mild_anew(*command)[0] == 0
+    assert given == ["a lawn", "", "sand"]
 
 
 def test_an_index_with_gaps_is_counted_and_its_owner_is_told_how(tmp_path: Path, erase: Command) -> None:

@@ -35,7 +35,7 @@ from dataset_tools.errors import UserError
 from dataset_tools.folders import folder_written_whole
 from dataset_tools.images import DecodeSettings, decode_image
 from mild.erasing.photo import checked_photo
-from mild.erasing.pipeline import Erased, MILDPipeline, recompose
+from mild.erasing.pipeline import Erased, MILDPipeline, as_ddim, most_steps, recompose
 from mild.erasing.regions import MARGIN, cut_soft, editable
 from mild.model.backbone import BRANCHES, adapter_parameters, load_base, precise_vae
 from mild.model.cues import map_size
@@ -785,6 +785,63 @@ def test_embeddings_stand_in_for_the_prompts_that_they_are_of(pipe: MILDPipeline
     assert np.array_equal(by_words.image, by_embeds.image)
 
 
+def test_embeddings_are_taken_to_the_device(base_alone: MILDPipeline) -> None:
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    embeds = dict(zip(names, base_alone.encode_prompt("grass"), strict=True))
+    for guidance in (1.0, 3.0):
+        text = base_alone._encode_text(None, "", dict(embeds), guidance, torch.device("meta"))
+        assert [given.device.type for given in text] == ["meta", "meta"]
+
+
+def test_a_callback_can_change_and_end_guidance(pipe: MILDPipeline) -> None:
+    """By the attribute that diffusers' own examples set."""
+    seen = list[float]()
+
+    def end(of: Any, number: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        seen.append(of.guidance_scale)
+        of._guidance_scale = 1.0
+
+    ended, whole, none = (
+        erase(pipe, photo(), people()[:1], guidance_scale=scale, callback_on_step_end=callback).image
+        for scale, callback in ((4.0, end), (4.0, None), (1.0, None))
+    )
+    assert seen == [4.0, 1.0]
+    assert not np.array_equal(ended, whole) and not np.array_equal(ended, none)
+
+
+def test_all_steps_of_a_schedule_that_begins_at_one_are_one_less(base_alone: MILDPipeline) -> None:
+    """SDXL's own: the first of a thousand would be beyond the last that it was trained on."""
+    euler = EulerDiscreteScheduler.from_config(base_alone.scheduler.config, timestep_spacing="leading", steps_offset=1)
+    ddim = as_ddim(euler)
+    ddim.set_timesteps(most_steps(ddim))
+    assert int(ddim.timesteps.max()) < ddim.config.num_train_timesteps
+    pipeline = MILDPipeline.from_pipe(base_alone, scheduler=ddim)
+    with pytest.raises(UserError, match="num_inference_steps is 1000: give 1 to 999"):
+        erase(pipeline, photo(), people(), num_inference_steps=1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"mask_image": people()[0]}, "mask_image: give a list of 2 masks"),
+        ({"mask_image": Image.fromarray(people()[0])}, "mask_image: give a list of 2 masks"),
+        ({"mask_image": [people()[0]]}, "mask_image: give a list of 2 masks"),
+        ({"masks": Image.fromarray(people()[0])}, "masks is a Image: give a list, of one a picture"),
+        ({"masks": people()[0]}, "masks is a ndarray: give a list, of one a picture"),
+        ({"remove": 0, "masks": [people()] * 2}, "remove is a int: give a list, of one a picture"),
+        ({"pose": [[[1, 2], [3]], None], "masks": [people()] * 2}, "pose holds something else than numbers"),
+    ],
+)
+def test_what_belongs_to_several_pictures_is_a_list(pipe: MILDPipeline, change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        erase(pipe, [photo(), photo(seed=1)], change.pop("masks", None), generator=None, **change)
+
+
+def test_a_stock_argument_that_has_its_default_changes_nothing(pipe: MILDPipeline) -> None:
+    given = {"crops_coords_top_left": (0, 0), "eta": 0.0}
+    assert np.array_equal(erase(pipe, photo(), people(), **given).image, erase(pipe, photo(), people()).image)
+
+
 def test_a_callback_sees_every_step_and_may_change_the_latents(pipe: MILDPipeline) -> None:
     seen: list[tuple[int, int, tuple[int, ...]]] = []
 
@@ -944,6 +1001,18 @@ def test_a_pipeline_that_is_loaded_becomes_one_that_erases(
     assert MILDPipeline.from_pipe(exact).layered is exact.layered
 
 
+def test_a_pipeline_over_another_knows_its_base_and_working_size(pipe: MILDPipeline, tmp_path: Path) -> None:
+    begun = MILDPipeline.from_pipe(pipe)
+    begun.working_resolutions = (32, 64)
+    again = MILDPipeline.from_pipe(begun)
+    assert (again.base, again.working_resolutions) == (pipe.base, (32, 64)) and pipe.base
+    with pytest.raises(UserError, match=r"does not know torch_dtype: weights are shared"):
+        MILDPipeline.from_pipe(pipe, torch_dtype=torch.bfloat16)
+    again.base = ""
+    with pytest.raises(UserError, match="without its base"):
+        again.save_pretrained(tmp_path / "saved")
+
+
 def test_a_stock_pipeline_is_given_milds_parts_once(tiny_base: str, mild_folder: Path) -> None:
     stock = load_base(tiny_base)
     MILDPipeline.from_pipe(stock, mild=mild_folder)
@@ -957,6 +1026,16 @@ def test_a_resolution_that_is_none_is_left_out(base_alone: MILDPipeline, tmp_pat
     result = erase(base_alone, image, people(), output_type="pil", layers=True)
     assert "dpi" not in result.image.info
     result.parts.save(tmp_path / "layers")
+
+
+def test_what_is_saved_replaces_what_was_and_nothing_of_somebody_else(pipe: MILDPipeline, tmp_path: Path) -> None:
+    """Such as the clone of a repository on the hub."""
+    for _ in range(2):
+        pipe.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved/.git").mkdir()
+    with pytest.raises(UserError, match=r"\.git"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved/.git").exists()
 
 
 def test_a_base_alone_has_nothing_to_save(base_alone: MILDPipeline, tmp_path: Path) -> None:
