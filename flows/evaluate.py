@@ -17,7 +17,7 @@ from dataset_tools.estimators.network import unload_networks
 from dataset_tools.folders import check_replaceable
 from dataset_tools.settings import digest_of
 from dataset_tools.shards import ShardDataset, read_manifest
-from dataset_tools.storage import check_writable, local_place, normal_place
+from dataset_tools.storage import check_writable, local_place
 from dataset_tools.storage_options import public_place
 from dataset_tools.weights import file_digest
 from flows.caching import Files, Job, Outcome, result_storage, run_steps
@@ -244,7 +244,7 @@ class _Evaluation:
 
     def _choose(self, name: str, settings: DatasetSettings) -> tuple[DatasetRow, list[CasesJob]]:
         """The samples that are drawn from a dataset, shard by shard."""
-        place = normal_place(settings.place) if settings.place else self.dataset
+        place = settings.place or self.dataset
         held = ShardDataset(place, settings.configuration, settings.split)
         if len(held) == 0:
             raise UserError(f"datasets.{name}: {place} holds no sample of {settings.configuration}/{settings.split}")
@@ -276,7 +276,8 @@ class _Evaluation:
                 method.check_cases(self.setup, [(case.key, case.masks, (case.height, case.width)) for case in rows])
                 fingerprints[method.name] = method.fingerprint(self.setup)
                 row["weights"] = method.weights(self.setup)
-                row["parts"] = method.parts(self.setup) if isinstance(method, MILDMethod) else None
+                if isinstance(method, MILDMethod):
+                    row["parts"], row["seed"] = method.parts(self.setup), method.trained(self.setup).seed
             known.append(
                 MethodRow(
                     name=method.name,
@@ -372,7 +373,7 @@ class _Evaluation:
         """The shards of pictures whose clean backgrounds show nobody."""
         chosen = self.recipe.person_free
         assert chosen is not None
-        place = normal_place(chosen.place) if chosen.place else self.dataset
+        place = chosen.place or self.dataset
         held = ShardDataset(place, chosen.configuration, chosen.split)
         settings = DatasetSettings(**chosen.model_dump())
         return cases_jobs(self.place, "person-free", settings, held, np.arange(len(held)))

@@ -156,7 +156,7 @@ def read_samples(folder: Path) -> pa.Table:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}): evaluate anew, or name another") from None
-    if missing := {"dataset", "key", "masks", "method"} - set(table.column_names):
+    if missing := {"dataset", "key", "masks", "method", "pictures"} - set(table.column_names):
         raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}: evaluate anew, or name another")
     return table
 
@@ -188,13 +188,18 @@ def _values(plan: Plan, dataset: str) -> Values:
         reference = {job.of_cases.key(): job.kept_at for job in one.reference}
         for method in dict.fromkeys(job.method for job in one.results):
             own = [job for job in one.results if (job.method, job.of_cases.name) == (method, dataset)]
+            reason = "no result"
             if one.metric.reference_pictures == "person-free":
                 compared = [_Features(path) for path in reference.values()]
             else:
                 # The truths of what there is a result of, and of nothing else.
-                compared = [_Features(reference[job.of_cases.key()], _there(job.of)) for job in own]
+                there = [_there(job.of) for job in own]
+                truths = [reference[job.of_cases.key()] for job in own]
+                compared = [_Features(path, some) for path, some in zip(truths, there, strict=True)]
+                if not any(map(len, there)):
+                    reason = UNKNOWN
             seed = derived_seed(plan.recipe.seed, one.metric.name)
-            found = _distance(one.metric, [_Features(job.kept_at) for job in own], compared, seed)
+            found = _distance(one.metric, [_Features(job.kept_at) for job in own], compared, seed, reason)
             values.whole.setdefault(method, {})[one.metric.name] = found
     return values
 
@@ -223,10 +228,13 @@ class _Features:
         return len(np.load(self.path, mmap_mode="r")) if self.chosen is None else int(self.chosen.sum())
 
 
-def _distance(metric: DistributionMetric, results: list[_Features], reference: list[_Features], seed: int) -> Cell:
+def _distance(
+    metric: DistributionMetric, results: list[_Features], reference: list[_Features], seed: int, reason: str
+) -> Cell:
+    """Of ``results``; of none for the ``reason``."""
     counts = [sum(map(len, side)) for side in (results, reference)]
     if counts[0] == 0:
-        return Cell(not_computed={"no result": 1})
+        return Cell(not_computed={reason: 1})
     if counts[1] == 0:
         return Cell(not_computed={UNKNOWN: counts[0]})
     try:
@@ -244,27 +252,31 @@ def _read(parts: list[_Features]) -> Iterator[np.ndarray]:
 
 def _compared(plan: Plan, job: ReportJob, table: pa.Table, how: How) -> Comparison | None:
     """With another run, or with what stands at the output and is about to be replaced."""
-    if not plan.against:
-        return None
-    if plan.against != BEFORE:
-        return compare_with(plan.against, read_samples(Path(plan.against)), table, how)
     standing = Path(job.root, TABLE)
     # A run that was killed here, or is repeated, compares with what the same table was about to replace.
     kept = Path(job.work, f"before-{hashlib.sha256(parquet_bytes(table)).hexdigest()[:16]}.parquet")
-    if standing.is_file() and not read_samples(standing.parent).equals(table):
-        for older in Path(job.work).glob("before-*.parquet"):
-            older.unlink()
-        write_bytes(LocalFileSystem(), str(kept), standing.read_bytes())
-    if not kept.is_file():
-        return None
-    return compare_with("the run before", pq.read_table(kept), table, how)
+    if standing.is_file():
+        try:
+            former = read_samples(standing.parent)
+        except UserError:  # damaged, or of another version: there is nothing to compare with
+            former = None
+        if former is None or not former.equals(table):
+            for older in Path(job.work).glob("before-*.parquet"):
+                older.unlink()
+            if former is not None and plan.against == BEFORE:
+                write_bytes(LocalFileSystem(), str(kept), standing.read_bytes())
+    if plan.against == BEFORE and kept.is_file():
+        return compare_with("the run before", pq.read_table(kept), table, how)
+    if plan.against and plan.against != BEFORE:
+        return compare_with(plan.against, read_samples(Path(plan.against)), table, how)
+    return None
 
 
 def _card_title(base: str) -> str:
     """The first heading of the base's model card, where the base is a folder that has one."""
     card = Path(place_of(base), "README.md") if base else None
-    lines = card.read_text(encoding="utf-8").splitlines() if card is not None and card.is_file() else []
-    return next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "")
+    text = card.read_text(encoding="utf-8", errors="replace") if card is not None and card.is_file() else ""
+    return next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), "")
 
 
 def _link_pictures(erased: EraseJob, folder: Path) -> None:

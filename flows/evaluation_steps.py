@@ -74,7 +74,7 @@ class CasesJob(KeptJob):
     """Pictures and masks of some samples of a shard."""
 
     step: ClassVar[str] = "prepare-cases"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     packages: ClassVar[tuple[str, ...]] = PICTURES
     name: str
     """Of the dataset in the recipe."""

@@ -96,5 +96,7 @@ def _show_changes(comparison: dict[str, Any], metrics: dict[str, Any]) -> None:
 
 
 def _shown(cells: dict[str, Any], metric: dict[str, Any]) -> str:
-    mean = cells.get(metric["name"], {}).get("mean")
-    return "not computed" if mean is None else f"{mean:.{metric['digits']}f}"
+    cell = cells.get(metric["name"], {})
+    if cell.get("mean") is None:
+        return "identical" if cell.get("identical") else "not computed"
+    return f"{cell['mean']:.{metric['digits']}f}"

@@ -15,6 +15,7 @@ and a folder of results ``KEY/MASKS.png`` and ``results.parquet``, see `RESULTS`
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,10 +43,12 @@ CASES = pa.schema(
         ("hole_share", pa.float64()),
         ("truth", pa.bool_()),
         ("effects", pa.bool_()),
+        ("pictures", pa.string()),
     ]
 )
 """``people``: how many vanish; ``overlap``: whether any two of them touch; ``truth``: whether a clean background is
-known, anywhere; ``effects``: whether shadows and reflections of those who vanish are known."""
+known, anywhere; ``effects``: whether shadows and reflections of those who vanish are known; ``pictures``: digest of
+picture, mask and clean background, by which other runs know whether a key means the same."""
 RESULTS = pa.schema(
     [
         ("key", pa.string()),
@@ -77,6 +80,7 @@ class CaseRow:
     hole_share: float
     truth: bool
     effects: bool
+    pictures: str
 
 
 def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: Path) -> list[CaseRow]:
@@ -125,11 +129,20 @@ def prepare_cases(samples: Iterable[Sample], settings: DatasetSettings, folder: 
                     hole_share=float(hole.mean()),
                     truth=known,
                     effects=effects is not None,
+                    pictures=_digest(sample.image, case.hole, sample.background, sample.known),
                 )
             )
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema=CASES), folder / "cases.parquet")
     return rows
+
+
+def _digest(*arrays: np.ndarray | None) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array is None or array.shape).encode())
+        digest.update(b"" if array is None else np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def read_rows(folder: Path) -> list[CaseRow]:

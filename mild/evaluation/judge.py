@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dataset_tools.errors import UserError, one_line
 from dataset_tools.settings import digest_of
+from mild.evaluation.page import opened
 from mild.evaluation.pairs import Opinion, Pair, PairsSettings, blind_png, read_pair
 
 if TYPE_CHECKING:
@@ -408,13 +409,7 @@ def _alone(folder: Path) -> Iterator[None]:
         raise UserError(f"another mild judge is at work on {folder}: wait for it, or end it") from None
 
 
-@contextlib.contextmanager
-def _answers(folder: Path) -> Iterator[sqlite3.Connection]:
+def _answers(folder: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
     """Every answer that came, a row each; ``answer`` is NULL where it was of no use, but had to be paid."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(folder / ANSWERS)) as answers:
-        answers.execute(
-            "CREATE TABLE IF NOT EXISTS answers (digest TEXT, judge TEXT, prompt TEXT, pair TEXT, seen TEXT, "
-            "answer TEXT, input_tokens INTEGER, output_tokens INTEGER)"
-        )
-        yield answers
+    columns = "digest TEXT, judge TEXT, prompt TEXT, pair TEXT, seen TEXT, answer TEXT"
+    return opened(folder / ANSWERS, f"answers ({columns}, input_tokens INTEGER, output_tokens INTEGER)")

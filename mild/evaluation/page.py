@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, StringConstraints
 
+from dataset_tools.errors import UserError
 from dataset_tools.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,9 +78,31 @@ def opened(place: Path, table: str) -> Iterator[sqlite3.Connection]:
     Args:
         place: of the file; made, and its folder, where it is missing.
         table: definition of its only one, after ``CREATE TABLE IF NOT EXISTS``.
+
+    Raises:
+        UserError: as `make_opinions_folder`; or it cannot be opened.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(place)) as database:
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+    make_opinions_folder(place.parent)
+    with contextlib.ExitStack() as held:
+        try:
+            database = held.enter_context(contextlib.closing(sqlite3.connect(place)))
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        except sqlite3.Error as error:
+            raise UserError(f"{place} cannot be opened ({error}): where it is damaged, move it away") from None
         yield database
+
+
+def make_opinions_folder(folder: Path) -> None:
+    """Make the folder that opinions and tables of them lie in, where it is missing.
+
+    Raises:
+        UserError: it is a file, or holds something and no opinions, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be a folder of opinions: {error.strerror}; move it away") from None
+    if names and not any(name.endswith((".sqlite", "table.json")) for name in names):
+        raise UserError(f"{folder} holds something else than opinions ({names[0]}), which lie there: move it away")

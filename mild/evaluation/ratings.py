@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dataset_tools.storage import write_bytes
 from mild.evaluation.judge import judged
+from mild.evaluation.page import make_opinions_folder
 from mild.evaluation.pairs import DrawnPairs, Opinion, Pair, PairsSettings
 from mild.evaluation.rate import rated
 from mild.evaluation.report.tables import in_latex, in_markdown
@@ -192,11 +193,15 @@ def heads(table: RatingsTable) -> list[str]:
 
 
 def cells(table: RatingsTable) -> list[list[str]]:
-    """Rows as text under `heads`: a mean and its interval; empty where nobody said anything."""
+    """Rows as text under `heads`: a mean, its interval, and of how many where not all pairs were judged; empty where
+    nobody said anything."""
     rows = []
     for row in table.rows:
-        overall = [_text(marks.overall, 1, 1) if marks else "" for marks in row.marks]
-        success = [_text(marks.success, 100, 0, " %") if marks else "" for marks in row.marks]
+        few = [f", n {marks.pairs}" if marks and marks.pairs < table.pairs else "" for marks in row.marks]
+        overall = [_text(marks.overall, 1, 1) + n if marks else "" for marks, n in zip(row.marks, few, strict=True)]
+        success = [
+            _text(marks.success, 100, 0, " %") + n if marks else "" for marks, n in zip(row.marks, few, strict=True)
+        ]
         rows.append([row.title, *overall, *success])
     return rows
 
@@ -207,7 +212,7 @@ def notes(table: RatingsTable) -> list[str]:
         f"{table.pairs} pairs of each method, of dataset {table.dataset}, drawn with seed {table.seed}; mean and 95 % "
         "bootstrap interval over pictures."
     ]
-    for judges in table.judges:
+    for place, judges in enumerate(table.judges):
         count, agreed = len(judges.opinions), judges.agreement
         who = (
             f"People: {count} {'rater' if count == 1 else 'raters'}"
@@ -221,6 +226,9 @@ def notes(table: RatingsTable) -> list[str]:
                 ("success", agreed.success, agreed.success_not_computed),
             )
         )
+        judged = sum(marks.pairs for row in table.rows if (marks := row.marks[place]))
+        if judged < (every := table.pairs * len(table.rows)):
+            who += f", {judged} of {every} pairs so far"
         apart = "" if agreed.mean_difference is None else f"; scores differ by {agreed.mean_difference:.2f} on average"
         lines.append(f"{who}; Krippendorff's alpha {told}{apart}.")
     if not table.judges:
@@ -267,7 +275,8 @@ def as_latex(table: RatingsTable) -> str:
 
 
 def write_table(table: RatingsTable, folder: Path) -> list[Path]:
-    """Write it as JSON, Markdown and LaTeX; gives the files."""
+    """Write it as JSON, Markdown and LaTeX; gives the files. Raises `UserError` as `make_opinions_folder`."""
+    make_opinions_folder(folder)
     texts = {"json": table.model_dump_json(indent=2) + "\n", "md": as_markdown(table), "tex": as_latex(table)}
     for suffix, text in texts.items():
         write_bytes(LocalFileSystem(), str((folder / f"{TABLE}.{suffix}").absolute()), text.encode())
@@ -284,10 +293,10 @@ def _text(estimate: Estimate, factor: float, digits: int, unit: str = "") -> str
 
 
 def _best(table: RatingsTable) -> set[tuple[int, int]]:
-    """Row and column of the largest mean of each column that has several."""
+    """Row and column of the largest mean of each column that has several of all pairs: others are of other pictures."""
     found = set()
     for place in range(len(table.judges)):
-        marks = [row.marks[place] for row in table.rows]
+        marks = [one if (one := row.marks[place]) and one.pairs == table.pairs else None for row in table.rows]
         for column, means in (
             (1 + place, [one.overall.mean if one else None for one in marks]),
             (1 + len(table.judges) + place, [one.success.mean if one else None for one in marks]),

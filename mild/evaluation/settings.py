@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dataset_tools.schema import Configuration, Split
 from dataset_tools.settings import Settings
+from dataset_tools.storage_options import Location
 from mild.evaluation.methods.attentive_eraser import AttentiveEraserMethod
 from mild.evaluation.methods.clipaway import CLIPAwayMethod
 from mild.evaluation.methods.command import CommandMethod
@@ -72,8 +73,8 @@ AnyMetric = Annotated[
 class PicturesSettings(Settings):
     """Pictures of a dataset."""
 
-    place: str = ""
-    """Folder or URL of the dataset; empty: that of the command."""
+    place: Location | None = None
+    """Folder or URL of the dataset; null: that of the command."""
     configuration: Configuration = "composite"
     """Of the dataset. Pictures of ``real`` have no clean background: metrics that need one are not computed on them."""
     split: Split = "test"
@@ -155,6 +156,9 @@ class EvaluateSettings(Settings):
         for name, dataset in self.datasets.items():
             if len(set(dataset.masks)) != len(dataset.masks):
                 raise ValueError(f"datasets.{name}.masks names one of them twice")
+        for method in self.methods:
+            if method.arm in {other.name for other in self.methods if other is not method}:
+                raise ValueError(f"methods: {method.arm} is the name of a method and of an arm: rename one of them")
         free = [metric.name for metric in self.metrics if getattr(metric, "reference_pictures", "") == "person-free"]
         if free and self.person_free is None:
             raise ValueError(f"{free[0]} needs person_free: name pictures that show nobody")

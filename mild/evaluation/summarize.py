@@ -110,7 +110,9 @@ class How:
     below: dict[str, str]
     """Method, or arm, to that which is a part less; of an arm's methods the arm speaks."""
     arms: dict[str, list[str]]
-    """Arm to its methods."""
+    """Arm to its methods, by the seeds of their trainings where these are known."""
+    seeds: dict[str, int | None]
+    """Method to the seed of its training."""
     titles: dict[str, str]
     """Of methods and arms."""
     metrics: Sequence[MetricRow]
@@ -121,7 +123,7 @@ class How:
     def of(cls, methods: Sequence[MethodRow], metrics: Sequence[MetricRow], recipe: EvaluateSettings) -> How:
         """For what was run."""
         arms: dict[str, list[str]] = {}
-        for method in methods:
+        for method in sorted(methods, key=lambda row: -1 if row.seed is None else row.seed):
             if method.arm and not method.not_run:
                 arms.setdefault(method.arm, []).append(method.name)
         run = [row for row in methods if not row.not_run]
@@ -134,6 +136,7 @@ class How:
             own=full or next((row.arm or row.name for row in ours), ""),
             below={row.arm if len(arms.get(row.arm, [])) > 1 else row.name: row.below for row in run if row.below},
             arms=arms,
+            seeds={row.name: row.seed for row in methods},
             titles={**{row.name: row.title for row in methods}, **{arm: arm for arm in arms}},
             metrics=metrics,
             seed=recipe.seed,
@@ -187,7 +190,7 @@ def headline_of(groups: Sequence[Group], how: How) -> Headline | None:
             for name, cells in group.cells.items()
             if name not in in_arms and metric.name in cells and cells[metric.name].ranked is not None
         }
-        if reached and how.baseline in group.cells:
+        if reached:
             ranked = sorted(reached, key=lambda name: reached[name] or 0.0, reverse=metric.larger_is_better)
             return _headline(group, metric, ranked[0], how)
     return None
@@ -244,6 +247,7 @@ def rows_of(values: Values) -> pa.Table:
             ("key", pa.string()),
             ("masks", pa.string()),
             ("method", pa.string()),
+            ("pictures", pa.string()),
             ("people", pa.int64()),
             ("overlap", pa.bool_()),
             ("hole_share", pa.float64()),
@@ -258,6 +262,7 @@ def rows_of(values: Values) -> pa.Table:
             "key": case.key,
             "masks": case.masks,
             "method": method,
+            "pictures": case.pictures,
             "people": case.people,
             "overlap": case.overlap,
             "hole_share": case.hole_share,
@@ -272,17 +277,26 @@ def rows_of(values: Values) -> pa.Table:
 
 
 def compare_with(place: str, before: pa.Table, now: pa.Table, how: How) -> Comparison:
-    """What got better or worse since another run: the same methods by the same metrics, picture by picture.
+    """What got better or worse since another run: the same methods by the same metrics on the same pictures.
 
     Args:
         place: of the other run.
         before, now: as `rows_of` gives them.
     """
     former = {_identity(row): row for row in before.to_pylist()}
-    current = [(row, former[_identity(row)]) for row in now.to_pylist() if _identity(row) in former]
+    of_today = now.to_pylist()
+    namesakes = [(row, former[_identity(row)]) for row in of_today if _identity(row) in former]
+    current = [(row, other) for row, other in namesakes if row["pictures"] == other["pictures"]]
     changes, left_out, lost = [], list[str](), list[str]()
-    todays = list(dict.fromkeys((row["dataset"], row["method"]) for row in now.to_pylist()))
+    todays = list(dict.fromkeys((row["dataset"], row["method"]) for row in of_today))
     datasets = {dataset for dataset, _ in todays}
+    cases = {_case(row) for row in of_today}
+    for dataset in sorted(datasets):
+        changed = {_case(row) for row, other in namesakes if row["pictures"] != other["pictures"]}
+        if others := _of(changed, dataset):
+            left_out.append(f"{dataset}: {len(others)} pictures are others than that run's of the same name")
+        if gone_cases := _of({_case(row) for row in former.values()} - cases, dataset):
+            left_out.append(f"{dataset}: {len(gone_cases)} pictures of that run are not among these")
     for dataset, method in dict.fromkeys((row["dataset"], row["method"]) for row in former.values()):
         if dataset in datasets and (dataset, method) not in todays:
             # One that a recipe no longer names is no loss.
@@ -389,12 +403,14 @@ def _cell(values: Values, method: str, metric: str, scores: np.ndarray, members:
     keys = [case.key for case in values.cases]
     chosen = np.where(members, scores, np.nan)
     found = estimate(keys, chosen, derived_seed(how.seed, values.dataset, method, metric), how.resamples)
-    reasons = Counter(
-        reason
+    # Of an arm's methods each picture counts once.
+    lacking = {
+        (case, reason)
         for one in how.arms.get(method, [method])
         for case, reason in values.reasons[one][metric].items()
         if members[case]
-    )
+    }
+    reasons = Counter(reason for _, reason in sorted(lacking))
     return Cell(
         **found.model_dump(),
         count=int(np.isfinite(chosen).all(0).sum()),
@@ -451,13 +467,14 @@ def _difference(
     """One method's mean difference to another, by each metric.
 
     Values are compared case by case, which tells far more of a lead than two intervals beside one another: most of what
-    values vary by is how hard the pictures are. Two arms of as many seeds are compared seed by seed as well.
+    values vary by is how hard the pictures are. Two arms of the same seeds are compared seed by seed as well.
     """
     keys, found = [case.key for case in values.cases], {}
+    one, another = ([how.seeds.get(name) for name in how.arms.get(side, [side])] for side in (method, to))
+    paired = one == another or 1 in (len(one), len(another))
     for metric, own in scores[method].items():
         other = scores[to][metric]
         with np.errstate(invalid="ignore"):
-            paired = len(own) == len(other) or 1 in (len(own), len(other))
             differences = np.where(members, own - (other if paired else other.mean(0)), np.nan)
         seed = derived_seed(how.seed, values.dataset, "minus", to, method, metric)
         found[metric] = estimate(keys, differences, seed, how.resamples)
@@ -471,7 +488,7 @@ def _headline(group: Group, metric: MetricRow, leader: str, how: How) -> Headlin
     mean = group.cells[leader][metric.name].mean
     value = "identical to the truth" if mean is None else f"{mean:.{metric.digits}f}"
     told = [f"{how.titles[leader]} leads by {metric.title}: {value}"]
-    if own != how.baseline:
+    if own != how.baseline and how.baseline in group.cells:
         who = "" if own == leader else f"{how.titles[own]}: "
         told.append(f"{who}{_told(found, metric)} {how.titles[how.baseline]}")
     return Headline(
@@ -494,6 +511,14 @@ def _told(difference: Estimate, metric: MetricRow) -> str:
         return f"{mean} (one picture: no interval) against"
     between = f"{difference.low:+.{metric.digits}f} to {difference.high:+.{metric.digits}f}"
     return f"{mean} ({between}) against" if difference.told_apart else f"{mean} ({between}), not told apart from"
+
+
+def _case(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["dataset"], row["key"], row["masks"]
+
+
+def _of(cases: set[tuple[str, str, str]], dataset: str) -> set[tuple[str, str, str]]:
+    return {case for case in cases if case[0] == dataset}
 
 
 def _identity(row: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -69,6 +69,8 @@ class MethodRow(_Part):
     arm: str = ""
     below: str = ""
     """Method, or arm, that differs from it in one part alone."""
+    seed: int | None = None
+    """Of the training of MILD's adapters; None for other methods, and where nobody knows."""
     weights: dict[str, str] = {}
     """sha256 by what they are."""
     parts: dict[str, bool] | None = None

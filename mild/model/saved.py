@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict, Field
 
@@ -43,6 +44,13 @@ class SavedConfig(Settings):
     """Text that both branches were trained on, and are meant to erase with."""
     mild: MildSettings
     """Which parts there are, and their sizes."""
+    settings: dict[str, Any] = Field(default={})
+    """Of the training; empty where they were not trained, but made."""
+
+    @property
+    def seed(self) -> int | None:
+        """Of the training; None where there was none."""
+        return self.settings.get("seed")
 
 
 def is_mild(folder_or_hub_id: str) -> bool:

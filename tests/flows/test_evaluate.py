@@ -22,7 +22,7 @@ from dataset_tools.shards import ShardDataset
 from dataset_tools.storage import open_root
 from flows import cli
 from flows.evaluate import _Evaluation, check_evaluate, evaluate
-from flows.evaluation_report import _loss_chart
+from flows.evaluation_report import _card_title, _loss_chart
 from flows.evaluation_steps import EraseJob, InsightJob, cases_jobs, erase
 from mild.bases import NANO, NANO_ADAPTERS
 from mild.evaluation.cases import case_of, prepare_cases
@@ -468,6 +468,11 @@ def test_pictures_to_compare_with_that_are_not_there_are_told_of_at_the_door(
 ) -> None:
     with pytest.raises(UserError, match=named):
         check_evaluate(recipe(tmp_path, **changes), drawn_dataset, "", str(tmp_path / "out"))
+
+
+def test_a_base_whose_card_is_in_another_encoding_is_named_as_far_as_it_can_be(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes("# Modèle\n".encode("latin-1"))
+    assert _card_title(str(tmp_path)) == "Mod\ufffdle"
 
 
 def test_an_output_that_holds_something_else_is_refused_at_the_door(drawn_dataset: str, tmp_path: Path) -> None:

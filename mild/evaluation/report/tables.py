@@ -139,7 +139,9 @@ def table_of(summary: Summary, group: Group) -> Table:
             reasons = Counter[str]()
             for cell in present:
                 reasons.update(cell.not_computed)
-            left_out.append((metric.title, metric.not_run or "; ".join(reasons) or "no method was run"))
+            # Of groups of pictures there are no distributions.
+            why = "no method was run" if not found or not group.name else "it is of all pictures together"
+            left_out.append((metric.title, metric.not_run or "; ".join(reasons) or why))
             continue
         common = [note for note in _notes(present[0]) if all(note in _notes(cell) for cell in present)]
         columns.append(Column(metric, common))
@@ -421,7 +423,7 @@ def _form_of(summary: Summary, table: Table) -> _Form:
     caption = (
         "Mean, 95 % interval and number of pictures; below, the difference to the baseline on the same pictures"
         f"{', and to the rung below' if rungs else ''}: ▲ better, ▼ worse, ≈ not told apart"
-        if summary.baseline
+        if any(group.differences for group in summary.groups)
         else "Mean, 95 % interval and number of pictures"
     )
     title = f"{table.dataset}, {table.title} ({table.cases})"

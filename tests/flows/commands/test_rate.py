@@ -21,6 +21,29 @@ def test_the_table_is_printed_without_serving(mild_anew: Command, make_evaluatio
     assert "TELEA" in out and "Nobody has judged these pairs yet." in out
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("table.md", "my own notes", "holds something else than opinions (table.md)"),
+        ("ratings.sqlite", "no database " * 100, "ratings.sqlite cannot be opened (file is not a database)"),
+        ("", "", "cannot be a folder of opinions: File exists"),
+    ],
+)
+def test_where_opinions_cannot_lie_is_said_in_one_line(
+    mild_anew: Command, make_evaluation: MakeEvaluation, name: str, content: str, message: str
+) -> None:
+    evaluation = make_evaluation()
+    place = evaluation.with_name(f"{evaluation.name}-judged")
+    if name:
+        place.mkdir()
+        (place / name).write_text(content)
+    else:
+        place.touch()
+    code, _, err = mild_anew("rate", evaluation, "--table")
+    assert code == 2 and message in err and len(err.splitlines()) == 1
+    assert not name or (place / name).read_text() == content
+
+
 def test_a_port_that_is_taken_is_one_line(mild_anew: Command, make_evaluation: MakeEvaluation) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = mild_anew("rate", make_evaluation(), "--port", taken.getsockname()[1])

@@ -143,7 +143,7 @@ def test_what_cannot_be_judged_is_named(tmp_path: Path, make_sample: MakeSample)
 @pytest.mark.parametrize("count", [2, 3, 16, 45])
 def test_cues_go_from_each_to_another_of_about_its_size_and_by_the_seed_alone(count: int) -> None:
     def row(number: int, masks: str) -> CaseRow:
-        return CaseRow(f"s{number}", masks, 8, 8, 1 + number % 3, False, number / count, True, False)
+        return CaseRow(f"s{number}", masks, 8, 8, 1 + number % 3, False, number / count, True, False, "")
 
     rows = [row(number, masks) for number in range(count) for masks in ("exact", "augmented")]
     given = others_of(rows, 0)
@@ -158,7 +158,7 @@ def test_cues_go_from_each_to_another_of_about_its_size_and_by_the_seed_alone(co
 
 def test_nobody_can_be_given_the_cues_of_others_where_there_are_none() -> None:
     with pytest.raises(UserError, match="sample s0 is alone"):
-        others_of([CaseRow("s0", "exact", 8, 8, 1, False, 0.1, True, False)], 0)
+        others_of([CaseRow("s0", "exact", 8, 8, 1, False, 0.1, True, False, "")], 0)
 
 
 def test_cues_of_a_picture_of_another_size_are_stretched_and_fitted_to_as_many_people(make_sample: MakeSample) -> None:

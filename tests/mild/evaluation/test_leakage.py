@@ -39,5 +39,5 @@ def _case(folder: Path, known_rows: int) -> tuple[Path, Path, list[CaseRow]]:
     for name, mask in (("mask", hole), ("hole", hole), ("staying", np.zeros_like(hole))):
         write_mask(own / "exact" / f"{name}.png", mask)
     write_picture(folder / "results" / "k" / "exact.png", result)
-    row = CaseRow("k", "exact", SIDE, SIDE, 1, False, float(hole.mean()), True, False)
+    row = CaseRow("k", "exact", SIDE, SIDE, 1, False, float(hole.mean()), True, False, "")
     return folder / "cases", folder / "results", [row]

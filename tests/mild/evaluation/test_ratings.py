@@ -122,6 +122,7 @@ def test_agreement_of_the_judges_is_in_the_table(table: RatingsTable) -> None:
 def test_the_files_hold_the_table(table: RatingsTable, tmp_path: Path) -> None:
     files = write_table(table, tmp_path / "judged")
     assert [file.name for file in files] == ["table.json", "table.md", "table.tex"]
+    assert write_table(table, tmp_path / "judged") == files
     assert RatingsTable.model_validate(json.loads(files[0].read_text())) == table
 
 
@@ -130,8 +131,19 @@ def test_markdown_has_a_row_a_method_and_marks_what_is_best(table: RatingsTable)
     assert lines[0] == ("| method | AI (gpt-4o) overall | human overall | AI (gpt-4o) success | human success |")
     assert lines[2] == "| A | 5.0 (5.0 to 5.0) |  | 50 % (50 to 50) |  |"
     assert lines[3].startswith("| B |  | 8.3 (8.0 to ")
-    assert "People: 2 raters; Krippendorff's alpha of scores" in lines[-1]
+    assert "People: 2 raters, 3 of 6 pairs so far; Krippendorff's alpha of scores" in lines[-1]
     assert "scores differ by 2.00 on average" in lines[-2]
+
+
+def test_whoever_was_not_judged_on_all_pairs_is_not_the_best_and_says_of_how_many(table: RatingsTable) -> None:
+    """Each rater begins with other pictures."""
+    marks = [row.marks for row in table.rows]
+    assert marks[1][1] is not None
+    few = marks[1][1].model_copy(update={"pairs": 2})
+    rows = [table.rows[0].model_copy(update={"marks": [marks[0][0], few]}), table.rows[1]]
+    lines = as_markdown(table.model_copy(update={"rows": rows})).splitlines()
+    assert ", n 2 |" in lines[2] and ", n " not in lines[3]
+    assert "**" not in lines[2] + lines[3]
 
 
 def test_latex_escapes_what_it_would_read_as_its_own(table: RatingsTable) -> None:

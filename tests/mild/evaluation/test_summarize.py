@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,15 +34,21 @@ PSNR = MetricRow(
 DISTANCE = PSNR.model_copy(update={"name": "distance", "title": "Distance", "larger_is_better": False, "digits": 3})
 
 
-def _values(scores: dict[str, list[float]], masks: tuple[str, ...] = ("exact",), metric: str = "psnr_hole") -> Values:
+def _values(
+    scores: dict[str, list[float]],
+    masks: tuple[str, ...] = ("exact",),
+    metric: str = "psnr_hole",
+    pictures: Sequence[str] = (),
+) -> Values:
     """Values of methods, picture by picture, each once a kind of masks; every other picture with people who overlap."""
     count = len(next(iter(scores.values())))
     values = Values("composite")
     values.add_cases(
         [
-            CaseRow(f"s{picture}", masks[index % len(masks)], 8, 8, 2, bool(picture % 2), 0.1, True, False)
+            CaseRow(f"s{picture}", masks[index % len(masks)], 8, 8, 2, bool(picture % 2), 0.1, True, False, shows)
             for index in range(count)
             for picture in [index // len(masks)]
+            for shows in [pictures[picture] if pictures else ""]
         ]
     )
     for method, found in scores.items():
@@ -61,7 +68,9 @@ def _values(scores: dict[str, list[float]], masks: tuple[str, ...] = ("exact",),
     return values
 
 
-def _how(methods: list[str], metrics: tuple[MetricRow, ...] = (PSNR,), **changes: Any) -> How:
+def _how(
+    methods: list[str], metrics: tuple[MetricRow, ...] = (PSNR,), seeds: Mapping[str, int] | None = None, **changes: Any
+) -> How:
     """``base`` and ``mild`` are what they are called; ``name@arm`` is a method of an arm."""
     rows = [
         MethodRow(
@@ -69,6 +78,7 @@ def _how(methods: list[str], metrics: tuple[MetricRow, ...] = (PSNR,), **changes
             title=name.split("@")[0].upper(),
             kind="mild" if name.startswith("mild") else name,
             arm="".join(name.split("@")[1:]),
+            seed=(seeds or {}).get(name.split("@")[0]),
         )
         for name in methods
     ]
@@ -195,6 +205,31 @@ def test_arms_are_compared_seed_by_seed_and_each_with_the_rung_below() -> None:
     assert group.to_below["mild-2"]["psnr_hole"].mean == pytest.approx(-0.5), "to the mean of all seeds"
 
 
+def test_seeds_of_arms_are_told_by_their_trainings_and_not_by_the_order_of_a_recipe() -> None:
+    """One below leads by the same with each seed; arms of other seeds are compared by their means."""
+    base = np.random.default_rng(0).normal(20, 5, 30)
+    scores = {"a0": base, "a1": base + 9, "b1": base + 10, "b0": base + 1}
+    values = _values({name: found.tolist() for name, found in scores.items()})
+    names = ["a0@a", "a1@a", "b1@b", "b0@b"]
+    for seeds, certain in (({"a0": 0, "a1": 1, "b0": 0, "b1": 1}, True), ({"a0": 0, "a1": 1, "b0": 2, "b1": 3}, False)):
+        (group, *_) = groups_of(values, replace(_how(names, seeds=seeds), below={"b": "a"}))
+        found = group.to_below["b"]["psnr_hole"]
+        assert found.mean == pytest.approx(1)
+        assert found.told_apart == certain
+
+
+def test_what_is_lacking_of_a_picture_counts_once_in_an_arm() -> None:
+    values = _values({"a0": [20.0, np.nan], "a1": [21.0, np.nan]})
+    (group, *_) = groups_of(values, _how(["a0@a", "a1@a"]))
+    assert group.cells["a"]["psnr_hole"].not_computed == {"why": 1}
+
+
+def test_where_the_baseline_was_not_run_somebody_leads_all_the_same() -> None:
+    how = _how(["mild", "telea"])
+    headline = headline_of(groups_of(_values({"mild": [20.0, 21.0], "telea": [25.0, 26.0]}), how), how)
+    assert headline is not None and headline.sentence == "TELEA leads by PSNR hole, dB: 25.50."
+
+
 def test_the_full_model_has_every_part_that_any_has_and_an_arm_speaks_for_its_methods() -> None:
     def row(name: str, arm: str, below: str, *parts: str) -> MethodRow:
         works = {part: part in parts for part in ("hmg", "sma", "extents")}
@@ -293,6 +328,19 @@ def test_what_got_better_or_worse_is_told_from_chance_picture_by_picture() -> No
         "gone on composite: that run has results of it, this one has none",
         "new on composite: that run has none of these cases",
     ]
+
+
+def test_other_pictures_of_the_same_names_are_not_compared_and_those_that_are_gone_are_told_of() -> None:
+    """A dataset that is built anew numbers its composites as before."""
+    old = rows_of(_values({"mild": [20.0, 20.0, 30.0, 30.0]}, pictures=["a", "b", "c", "d"]))
+    new = rows_of(_values({"mild": [20.0, 20.0, 10.0]}, pictures=["a", "b", "other"]))
+    found = compare_with("there", old, new, _how(["mild"]))
+    assert [(change.before, change.now, change.verdict) for change in found.changes] == [(20.0, 20.0, "same")]
+    assert found.left_out == [
+        "composite: 1 pictures are others than that run's of the same name",
+        "composite: 1 pictures of that run are not among these",
+    ]
+    assert not found.regressions
 
 
 def test_values_that_a_method_of_the_recipe_no_longer_reaches_are_lost() -> None:
