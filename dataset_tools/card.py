@@ -118,11 +118,16 @@ def hub_licence(licence: str) -> str:
 def _write_attribution(file: Path, credits: Iterable[Credit]) -> None:
     """CSV as RFC 4180 has it but for bare line feeds; roles are joined by semicolons, formulas are made text."""
     with file.open("w", newline="", encoding="utf-8") as text:
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(ATTRIBUTION_COLUMNS)
+        plain, quoted = (
+            csv.writer(text, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+        )
+        plain.writerow(ATTRIBUTION_COLUMNS)
         for credit in credits:
             row = {**vars(credit), "roles": ";".join(credit.roles)}
-            writer.writerow([text_to_cell(row[column]) for column in ATTRIBUTION_COLUMNS])
+            cells = [text_to_cell(row[column]) for column in ATTRIBUTION_COLUMNS]
+            # The writer knows of the line ends alone that it writes itself, and readers of all.
+            writer = quoted if any("\r" in cell for cell in cells) else plain
+            writer.writerow(cells)
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -19,14 +19,16 @@ class Profile:
     """An ICC profile that fits the pixels that it came with.
 
     Args:
-        data: the profile's bytes.
+        data: the profile's bytes, or what Pillow found in their place.
         mode: Pillow's mode of the pixels: RGB, L or CMYK.
 
     Raises:
-        ValueError: the profile is damaged, or one of other pixels.
+        ValueError: the profile is none, is damaged, or one of other pixels.
     """
 
-    def __init__(self, data: bytes, mode: str) -> None:
+    def __init__(self, data: object, mode: str) -> None:
+        if not isinstance(data, bytes):  # Pillow takes whatever type a TIFF says that it has
+            raise ValueError("it is no profile")
         space = data[16:20]
         if space != SPACES[mode]:
             called = space.decode("latin-1").strip() if space in SPACES.values() else "unknown"

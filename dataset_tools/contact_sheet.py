@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from dataset_tools.masks import BONES
 from dataset_tools.schema import KEYPOINTS, SEVERAL, Person, Sample
@@ -16,6 +18,8 @@ TINT = 0.38
 PAPER, MOUNT, INK, FAINT = (255, 255, 255), (240, 240, 240), (32, 32, 32), (112, 112, 112)
 HATCHES = 20
 """Lines along a tile's longer side."""
+_SAID = ("Description", "contact sheet of mild")
+"""What `as_sheet` writes into its file."""
 OVERSAMPLING = 2
 """Tiles are drawn this much larger and reduced, which smooths outlines and limbs."""
 
@@ -139,3 +143,20 @@ def _draw_skeleton(
     for place, seen in zip(places, found, strict=True):
         if seen:
             draw.circle(place, stroke * 1.6, colour, INK, max(stroke // 2, 1))
+
+
+def as_sheet(picture: np.ndarray) -> bytes:
+    """A contact sheet, (height, width, 3) uint8 RGB, as a PNG that says what it is."""
+    buffer, said = io.BytesIO(), PngInfo()
+    said.add_text(*_SAID)
+    Image.fromarray(picture).save(buffer, "PNG", pnginfo=said)
+    return buffer.getvalue()
+
+
+def is_sheet(data: bytes) -> bool:
+    """Whether a file's bytes are what `as_sheet` gives."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            return bool(picture.info.get(_SAID[0]) == _SAID[1])
+    except (OSError, ValueError, SyntaxError):
+        return False

@@ -99,8 +99,11 @@ def check_publishable(root: str, opt_out: OptOut | None = None, workers: int = 2
     if "attribution.csv" not in manifest.files:
         raise UserError(f"{root} has no attribution.csv, by which licences are known, and is not published")
     filesystem, base = open_root(root)
-    text = filesystem.cat_file(f"{base}/attribution.csv").decode()
-    credits = [{name: cell_to_text(cell) for name, cell in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    text = io.StringIO(filesystem.cat_file(f"{base}/attribution.csv").decode(), newline="")
+    try:
+        credits = [{name: cell_to_text(cell) for name, cell in row.items()} for row in csv.DictReader(text)]
+    except csv.Error as error:
+        raise UserError(f"{root}/attribution.csv cannot be read ({error}), and is not published") from None
     if opt_out is not None:
         found = sum(_is_named(credit, opt_out) for credit in credits) or _count_alike(root, manifest, opt_out)
         if found:

@@ -11,6 +11,8 @@ from urllib.parse import quote, urlsplit
 
 MOST_BYTES = 500 * 1024
 """Of a robots.txt that are read (RFC 9309, 2.5)."""
+_TOKEN = re.compile(r"[A-Za-z_-]+")
+"""What a robot is called (RFC 9309, 2.2.1)."""
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 _WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
 """Directives of X-Robots-Tag that hold a colon, as names of robots do."""
@@ -32,8 +34,10 @@ class Robots:
             key, _, value = line.partition("#")[0].partition(":")
             key, value = key.strip().lower(), value.strip()
             if key == "user-agent":
-                named = [value.lower()] if ended else [*named, value.lower()]
-                groups.setdefault(value.lower(), [])
+                # As in logs, such as ``mild/1.0``: what follows the token is no part of it.
+                token = match[0].lower() if (match := _TOKEN.match(value)) else value
+                named = [token] if ended else [*named, token]
+                groups.setdefault(token, [])
                 ended = False
             elif key in ("allow", "disallow"):
                 ended = True
@@ -59,7 +63,8 @@ def directives(values: Iterable[str], agent: str) -> set[str]:
         meant = True
         for part in value.lower().split(","):
             name, colon, rest = part.partition(":")
-            if colon and name.strip() not in _WITH_VALUE:
+            # The clock of a date whose comma has parted it is no name.
+            if colon and _TOKEN.fullmatch(name.strip()) and name.strip() not in _WITH_VALUE:
                 meant, part = name.strip() == agent.lower(), rest
             if meant:
                 found.add(part.strip())

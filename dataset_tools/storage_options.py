@@ -92,12 +92,13 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _is_secret_url(location: str) -> bool:
+def is_secret_url(location: str) -> bool:
+    """Whether it is a URL that carries a password, token or signature."""
     return "://" in location and _holds_secret(location)
 
 
 def _check_location(location: str) -> str:
-    if _is_secret_url(location):
+    if is_secret_url(location):
         raise _refusal(
             "the URL carries a password, token or signature, and settings are stored and shown; take it out and give "
             "it in the storage options, such as client_kwargs: {headers: {Authorization: {env: NAME_OF_A_VARIABLE}}}"
@@ -114,7 +115,7 @@ def public_place(location: str, what: str) -> str:
     Raises:
         UserError: as `normal_place`; or there is a secret in it.
     """
-    if _is_secret_url(location):
+    if is_secret_url(location):
         raise UserError(
             f"{what}: {scrub(location)} carries a password, token or signature, which would be stored and shown; take "
             "it out and give it as the library of that filesystem reads it, in its environment variables or "

@@ -184,8 +184,10 @@ class WebList:
             if not url:
                 raise Rejected("no-url", "the URL is empty")
             host_of(url)
-            if scrub(url) != url:
-                raise Rejected("secret-in-url", "the URL holds a password or a signature, and would be published")
+            for name in ("url", "landing_url", "author_url"):
+                if scrub(told[name]) != told[name]:
+                    what = f"the {'URL' if name == 'url' else name} holds a password or a signature"
+                    raise Rejected("secret-in-url", f"{what}, and would be published")
             if not told["licence"]:
                 raise Rejected("no-licence", "the licence is empty, and source.licence names none for all")
             if split not in ("", *SPLITS):

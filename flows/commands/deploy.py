@@ -37,12 +37,18 @@ def deploy(
     from prefect.settings import PREFECT_API_URL
 
     from dataset_tools.storage import local_place
+    from dataset_tools.storage_options import is_secret_url, scrub
     from flows.deployment import POOLS, cloned_code, create_automations, create_pools
 
     if not PREFECT_API_URL.value():
         raise UserError("deployments live on a server: run prefect server start, and set PREFECT_API_URL to its /api")
     if branch and not repository:
         raise UserError("--branch is of a --repository: name both")
+    if repository and is_secret_url(repository):
+        raise UserError(
+            f"--repository {scrub(repository)} carries a password or token, which the server would store and show: "
+            "take it out, and let git know it where the workers run (git credential, or ssh)"
+        )
     if not DEFINITIONS.is_file():
         raise UserError(f"there is no {DEFINITIONS} here: run this in the folder of the project")
     place = local_place(data, "what deployments write")

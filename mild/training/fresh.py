@@ -91,7 +91,7 @@ class FreshComposites:
             cutout = cut_out(self.donors[row.sample], row.person, self.settings.donors)
             self._kept[place] = cutout
             self._size += _size_of(cutout)
-            while self._size > KEPT:
+            while self._size > KEPT and len(self._kept) > 1:
                 self._size -= _size_of(self._kept.pop(next(iter(self._kept))))
         return self._kept[place]
 

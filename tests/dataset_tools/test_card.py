@@ -134,7 +134,7 @@ def test_names_with_commas_quotes_and_line_ends_survive_in_the_attribution(
     make_sample: Callable[..., Sample], tmp_path: Path
 ) -> None:
     sample = make_sample("real")
-    title, author = 'One, "two"\nthree; | four', "Ærøskøbing 日本"
+    title, author = 'One, "two"\nthree; | four', "Ærøskøbing\r日本"
     sample = replace(sample, origins=[replace(sample.origins[0], title=title, author=author, licence="a | b\nc")])
     shard = write_shard([sample], str(tmp_path), "real/train-000000.tar", EncodingSettings(), [])
     write_card(str(tmp_path), "A: name", "Text.", {"real": {"train": [shard]}}, {}, NOTHING)

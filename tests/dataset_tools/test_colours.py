@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from dataset_tools.curated import CuratedSettings, Estimators, curated_samples
 from dataset_tools.images import Decoded, DecodeSettings, decode_image
@@ -126,6 +126,15 @@ def test_a_profile_that_cannot_be_used_is_told_and_the_pixels_are_taken_for_srgb
         )
         assert np.array_equal(decoded.image, LATTICE)
         assert (reasons(decoded), decoded.profile) == ({"unusable-profile"}, None)
+
+
+@pytest.mark.parametrize(("kind", "value"), [(3, 5), (4, 5), (12, 0.5)])
+def test_a_tiff_whose_profile_is_a_number_is_used_and_that_is_told(kind: int, value: float) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[34675] = value
+    tags.tagtype[34675] = kind
+    decoded = decode_image(encoded(Image.fromarray(LATTICE), "TIFF", tiffinfo=tags), SMALL)
+    assert np.array_equal(decoded.image, LATTICE) and reasons(decoded) == {"unusable-profile"}
 
 
 def test_colours_that_png_chunks_or_exif_name_are_not_followed_and_that_is_told() -> None:

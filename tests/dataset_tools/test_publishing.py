@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,12 @@ def silent(done: int, total: int) -> None:
 
 def published(root: Path | str, **options: Any) -> Published:
     return publish(str(root), "owner/people", **{"progress": silent, **options})
+
+
+def test_credits_are_read_as_they_are_written_and_what_cannot_be_is_told_in_one_line(write: Writer) -> None:
+    assert check_publishable(str(write(1, replace(CREDIT, author='"Ann\rof X"')))) == []
+    with pytest.raises(UserError, match=r"attribution.csv cannot be read \(field larger than"):
+        check_publishable(str(write(1, replace(CREDIT, author="a" * 200_000))))
 
 
 def test_everything_arrives_in_one_commit_of_a_private_dataset(hub: Hub, write: Writer) -> None:

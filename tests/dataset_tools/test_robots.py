@@ -97,6 +97,14 @@ def test_each_robot_has_its_group(agent: str, allowed: set[str]) -> None:
     assert {path for path in paths if robots.allow(SITE + path)} == allowed
 
 
+def test_a_group_may_name_a_robot_as_its_requests_do() -> None:
+    """With a version, as owners copy it from their logs."""
+    for name in ("mild/1.0", "Mild/1.0 (+https://example.org)", "mild"):
+        rules = f"User-agent: {name}\nDisallow: /\n\nUser-agent: *\nAllow: /"
+        assert not Robots(rules.encode(), "mild").allow(f"{SITE}/x")
+    assert Robots(b"User-agent: mildew\nDisallow: /", "mild").allow(SITE + "/x")
+
+
 def test_groups_of_one_robot_are_one_and_plain_files_mean_what_they_mean_to_the_standard_library() -> None:
     data = b"\xef\xbb\xbfUser-agent: mild # us\r\nDisallow: /a\r\n\r\nUser-agent: x\r\nDisallow: /\r\n\r\n"
     data += b"USER-AGENT: Mild\r\nDisallow: /b\r\nno rule\r\n\x00\xff: 1"
@@ -126,6 +134,10 @@ def test_hostile_rules_take_no_time_and_no_more_than_the_limit_is_read() -> None
         (
             ["unavailable_after: 25 Jun 2010 15:00:00 PST, noai"],
             {"unavailable_after: 25 jun 2010 15:00:00 pst", "noai"},
+        ),
+        (
+            ["unavailable_after: Friday, 25-Jun-2010 15:00:00 PST, noai"],
+            {"unavailable_after: friday", "25-jun-2010 15:00:00 pst", "noai"},
         ),
     ],
 )

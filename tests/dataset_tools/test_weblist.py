@@ -68,6 +68,15 @@ def test_a_url_with_a_secret_is_left_out_and_not_repeated(tmp_path: Path, url: s
     assert "a.example" in row.image_id and "hunter2" not in f"{row}"
 
 
+@pytest.mark.parametrize("column", ["landing_url", "author_url"])
+def test_a_page_whose_url_has_a_secret_is_left_out_and_not_repeated(tmp_path: Path, column: str) -> None:
+    """All of them are columns of what is published."""
+    table = f"url,licence,{column}\nhttps://a.example/1.jpg,CC0,https://b.example/?token=hunter2secret\n"
+    (row,) = listed(tmp_path / "list.csv", table).open().rows()
+    assert isinstance(row, Rejection) and row.reason == "secret-in-url"
+    assert column in row.message and "hunter2" not in f"{row}"
+
+
 def test_a_parquet_file_says_the_same_in_columns_of_any_name(tmp_path: Path) -> None:
     table = pa.table(
         {

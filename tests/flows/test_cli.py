@@ -163,7 +163,11 @@ def test_a_dataset_in_any_folder_is_found_whole_and_its_path_printed_as_it_is(dr
         assert here("verify", folder.as_uri())[0] == 0
         code, out, _ = here("inspect", str(folder), "--picture", f"{folder}/sheet.png", "--each", "1")
         assert (code, out.splitlines()[-1]) == (0, f"contact sheet in {folder}/sheet.png")
-        assert (folder / "sheet.png").is_file()
+        (folder / "mine.png").write_bytes((folder / "sheet.png").read_bytes()[:-100])
+        (folder / "mine.jpg").write_bytes(b"my only photograph")
+        code, _, err = here("inspect", str(folder), "--picture", f"{folder}/mine.jpg")
+        assert (code, (folder / "mine.jpg").read_bytes()) == (2, b"my only photograph")
+        assert "mine.jpg is there already and no contact sheet" in err
         shard = (folder / "composite/train-000000.tar").read_bytes()
         for damaged in (shard[:1000], b"\0" * len(shard), None):
             (folder / "composite/train-000000.tar").unlink()

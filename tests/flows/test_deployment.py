@@ -35,6 +35,7 @@ def test_installed_code_holds_the_flows_and_recipes_of_all_deployments() -> None
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("prefect_server")
 def test_a_run_clones_the_branch_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*words: str) -> None:
         own = ("-c", "user.name=test", "-c", "user.email=test@example.org")
@@ -78,6 +79,10 @@ def test_the_image_copies_all_that_its_command_of_the_makefile_needs(tmp_path: P
     ("options", "complaint"),
     [
         ({"branch": "main"}, "--branch is of a --repository"),
+        (
+            {"repository": "https://oauth2:ghp_0123456789@host/o/r.git"},
+            "--repository https://.*host/o/r.git carries a pass",
+        ),
         ({"data": "s3://bucket/data"}, "can only be on a local disk"),
         ({}, r"there is no prefect\.yaml here"),
     ],

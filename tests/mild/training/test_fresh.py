@@ -53,6 +53,14 @@ def test_a_draw_makes_the_same_composite_in_any_process_and_order_and_another_dr
     assert len(pictures) == 6 and drawn.to_parts(PNG)["image.png"] not in pictures
 
 
+def test_somebody_larger_than_what_is_kept_is_used_all_the_same(
+    made_of: Callable[..., FreshComposites], drawn: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = made_of().instead_of(drawn, 0).to_parts(PNG)
+    monkeypatch.setattr("mild.training.fresh.KEPT", 1)
+    assert made_of().instead_of(drawn, 0).to_parts(PNG) == expected
+
+
 def test_what_is_made_could_stand_in_a_shard_and_is_its_layers_over_the_plate_that_was_drawn(
     made_of: Callable[..., FreshComposites], drawn: Sample, tmp_path: Path
 ) -> None:
