@@ -12,8 +12,8 @@ from pathlib import Path
 from dataset_tools.errors import UserError
 from dataset_tools.storage import PARTIAL_SUFFIX, held, local_place, partial_of
 
-OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""What macOS and Windows leave in folders that somebody has looked into."""
+LEFT_BEHIND = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory|@eaDir|\.nfs[0-9a-f]+")
+"""What file managers and network disks leave in folders, of which nobody knows."""
 
 
 @contextlib.contextmanager
@@ -27,11 +27,10 @@ def folder_written_whole(path: str | Path, mark: str, own: str = ".*") -> Iterat
         mark: a file that every result of this kind has, by its path in it. A folder without it, unless it is empty, is
             somebody's, and is not replaced.
         own: what files and folders in a result of this kind are called, a regular expression. A folder with any other,
-            but for what file managers leave behind, is not replaced.
+            but for what nobody knows of (`LEFT_BEHIND`), is not replaced.
 
     Raises:
         UserError: ``path`` is a file, a URL or a folder of something else, or it cannot be written.
-        ValueError: it was filled with something else.
     """
     target = check_replaceable(path, mark, own)
     partial = partial_of(target)
@@ -41,8 +40,6 @@ def folder_written_whole(path: str | Path, mark: str, own: str = ".*") -> Iterat
     try:
         with held(partial):
             yield partial
-            if strange := _strange(partial, own):
-                raise ValueError(f"{strange} is none of {own}: nothing could replace {target} again")
             with _written(target):
                 # Some libraries write files that only their owner can read, whatever the umask says.
                 readable = partial.stat().st_mode & 0o666
@@ -88,8 +85,8 @@ def why_foreign(folder: Path, mark: str, own: str) -> str | None:
 
 def _strange(folder: Path, own: str) -> str | None:
     """The first name in a folder that is not of a kind."""
-    names = (name for name in sorted(os.listdir(folder)) if name not in OF_FILE_MANAGERS)
-    return next((name for name in names if not re.fullmatch(own, name)), None)
+    names = sorted(os.listdir(folder))
+    return next((name for name in names if not (re.fullmatch(own, name) or LEFT_BEHIND.fullmatch(name))), None)
 
 
 @contextlib.contextmanager

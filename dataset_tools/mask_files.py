@@ -38,7 +38,6 @@ VOID = (224, 224, 192)
 """Colour of index 255 in Pascal VOC's palette: the border between things."""
 
 _SQUARE = np.ones((3, 3), np.uint8)
-_BLOCK = np.ones((5, 5), np.uint8)
 _PLATEAU = np.ones((9, 9), np.uint8)
 _WHITE = 65535
 
@@ -252,7 +251,9 @@ def _by_colour(pixels: np.ndarray, lossy: bool = False) -> tuple[dict[int, np.nd
     hue = np.median(sample, axis=0)
     # Who is small or dark beside somebody else is a solid area of another hue, too.
     others = flat & (brightness > highest / 8) & ~_is_of_hue(pixels, hue)
-    if not _is_one_hue(sample, 0.2) or cv2.erode(others.view(np.uint8), _BLOCK, borderValue=0).any():
+    side = max(5, min(brightness.shape) // 128)  # what JPEG lets run over edges may have been enlarged
+    block = np.ones((side, side), np.uint8)
+    if not _is_one_hue(sample, 0.2) or cv2.erode(others.view(np.uint8), block, borderValue=0).any():
         raise Rejected(
             "not-a-mask", "it has several colours without hard edges: a picture, or people whose edges were smoothed"
         )
@@ -398,8 +399,9 @@ def _check_soft(plane: np.ndarray) -> None:
     low, high = _around(plane)
     spread = high - low
     level = plane[spread <= int(plane.max()) / 32]
-    # Of an area: lossy files overshoot beside edges.
-    highest = int(level.max(initial=0)) or int(plane.max())
+    # Of an area: lossy files overshoot beside edges. Who is small may have none that is bright.
+    highest = int(level.max(initial=0))
+    highest = highest if 2 * highest >= plane.max() else int(plane.max())
     middle = (plane > highest / 8) & (plane < 7 * highest / 8)
     count = np.count_nonzero(middle)
     if 2 * count > plane.size:
@@ -426,7 +428,10 @@ def _is_beside(plane: np.ndarray, middle: np.ndarray, highest: int) -> bool:
     if not solid.any():
         return False
     _, labels = cv2.connectedComponents((plane > highest / 8).view(np.uint8))
-    return bool(np.setdiff1d(labels[solid], labels[plane >= 7 * highest / 8]).size)
+    whole, flat = (np.bincount(found.ravel(), minlength=labels.max() + 1) for found in (labels, labels[solid]))
+    # The summit of a foot that was blurred apart is flat, too, but small.
+    apart = np.setdiff1d(np.flatnonzero(flat >= whole / 12), labels[plane >= 7 * highest / 8])
+    return apart.size > 0
 
 
 def _holds_border(mask: np.ndarray) -> bool:

@@ -257,13 +257,13 @@ def _compared(plan: Plan, job: ReportJob, table: pa.Table, how: How) -> Comparis
     kept = Path(job.work, f"before-{hashlib.sha256(parquet_bytes(table)).hexdigest()[:16]}.parquet")
     if standing.is_file():
         try:
-            former = read_samples(standing.parent)
-        except UserError:  # damaged, or of another version: there is nothing to compare with
-            former = None
-        if former is None or not former.equals(table):
+            same = pq.read_table(standing).equals(table)
+        except (OSError, pa.ArrowException):
+            same = False
+        if not same:
             for older in Path(job.work).glob("before-*.parquet"):
                 older.unlink()
-            if former is not None and plan.against == BEFORE:
+            if plan.against == BEFORE:
                 write_bytes(LocalFileSystem(), str(kept), standing.read_bytes())
     if plan.against == BEFORE and kept.is_file():
         return compare_with("the run before", pq.read_table(kept), table, how)

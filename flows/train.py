@@ -104,7 +104,7 @@ class TrainJob(Job):
     """Train adapters."""
 
     step: ClassVar[str] = "train-adapters"
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     dataset: str
     dataset_digest: str
     base: str

@@ -104,9 +104,14 @@ def result_written(data: bytes, target: Path) -> Iterator[None]:
     Raises:
         UserError: it cannot be written.
     """
+    elsewhere = False
     try:
         with written_whole(LocalFileSystem(), str(target.absolute())) as partial:
             partial.write_bytes(data)
+            elsewhere = True
             yield
+            elsewhere = False
     except OSError as error:
+        if elsewhere:
+            raise
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from error

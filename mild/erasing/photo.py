@@ -227,7 +227,7 @@ def checked_photos(images: Sequence[Picture], common: dict[str, Any], **lists: S
     if len(images) == 0:
         raise UserError("no picture is given")
     for name, values in lists.items():
-        if isinstance(values, Image.Image | np.ndarray) or not isinstance(values, Sized | None):
+        if not isinstance(values, Sized | None):
             raise UserError(f"{name} is a {type(values).__name__}: give a list, of one a picture")
         if values is not None and len(values) != len(images):
             raise UserError(f"{name} has {len(values)} entries for {len(images)} pictures: give one a picture")

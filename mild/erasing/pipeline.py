@@ -26,7 +26,7 @@ import hashlib
 import inspect
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -414,7 +414,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             if masks is not None:
                 raise UserError("mask_image is the mask of an only person, masks are those of all: give one of them")
             if isinstance(image, list | tuple):
-                if not isinstance(mask_image, list | tuple) or len(mask_image) != len(image):
+                if not isinstance(mask_image, Collection | np.ndarray | torch.Tensor) or len(mask_image) != len(image):
                     raise UserError(f"mask_image: give a list of {len(image)} masks, one a picture")
                 masks = [[mask] for mask in mask_image]
             else:
@@ -463,8 +463,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
         text = self._encode_text(prompt, negative_prompt, embeds, guidance_scale, device) if jobs else None
         batches = _batches(jobs, batch_size)
         self._num_timesteps, self._interrupt = num_inference_steps, False
-        # As in the class above, for callbacks.
-        self._guidance_scale, self._cross_attention_kwargs, self._denoising_end = guidance_scale, None, None
+        self._cross_attention_kwargs = self._denoising_end = None  # as in the class above, for callbacks
         with self.progress_bar(total=len(batches) * num_inference_steps) as bar:
 
             def after_step(number: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -476,6 +475,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 return changed.get("latents", latents)
 
             for batch in batches:
+                self._guidance_scale = guidance_scale  # which a callback may have changed for the batch before
                 results = self._paint(batch, text, num_inference_steps, follow, device, after_step)
                 painted.update((id(one.job), one) for one in results)
         self.maybe_free_model_hooks()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, StringConstraints
 
 from dataset_tools.errors import UserError
+from dataset_tools.folders import LEFT_BEHIND
 from dataset_tools.settings import Settings
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def make_opinions_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(os.listdir(folder))
+        names = [name for name in sorted(os.listdir(folder)) if not LEFT_BEHIND.fullmatch(name)]
     except OSError as error:
         raise UserError(f"{folder} cannot be a folder of opinions: {error.strerror}; move it away") from None
-    if names and not any(name.endswith((".sqlite", "table.json")) for name in names):
+    if names and not any(name.endswith((".sqlite", ".lock", "table.json")) for name in names):
         raise UserError(f"{folder} holds something else than opinions ({names[0]}), which lie there: move it away")

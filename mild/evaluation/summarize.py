@@ -123,9 +123,12 @@ class How:
     def of(cls, methods: Sequence[MethodRow], metrics: Sequence[MetricRow], recipe: EvaluateSettings) -> How:
         """For what was run."""
         arms: dict[str, list[str]] = {}
-        for method in sorted(methods, key=lambda row: -1 if row.seed is None else row.seed):
+        for method in methods:
             if method.arm and not method.not_run:
                 arms.setdefault(method.arm, []).append(method.name)
+        seeds = {row.name: row.seed for row in methods}
+        for members in arms.values():
+            members.sort(key=lambda name: -1 if (seed := seeds[name]) is None else seed)
         run = [row for row in methods if not row.not_run]
         ours = [row for row in run if row.kind == "mild"]
         whole = [row.arm or row.name for row in with_every_part(ours)]
@@ -136,7 +139,7 @@ class How:
             own=full or next((row.arm or row.name for row in ours), ""),
             below={row.arm if len(arms.get(row.arm, [])) > 1 else row.name: row.below for row in run if row.below},
             arms=arms,
-            seeds={row.name: row.seed for row in methods},
+            seeds=seeds,
             titles={**{row.name: row.title for row in methods}, **{arm: arm for arm in arms}},
             metrics=metrics,
             seed=recipe.seed,
@@ -294,9 +297,9 @@ def compare_with(place: str, before: pa.Table, now: pa.Table, how: How) -> Compa
     for dataset in sorted(datasets):
         changed = {_case(row) for row, other in namesakes if row["pictures"] != other["pictures"]}
         if others := _of(changed, dataset):
-            left_out.append(f"{dataset}: {len(others)} pictures are others than that run's of the same name")
+            left_out.append(f"{dataset}: {len(others)} cases show other pictures than that run's of the same name")
         if gone_cases := _of({_case(row) for row in former.values()} - cases, dataset):
-            left_out.append(f"{dataset}: {len(gone_cases)} pictures of that run are not among these")
+            left_out.append(f"{dataset}: {len(gone_cases)} cases of that run are not among these")
     for dataset, method in dict.fromkeys((row["dataset"], row["method"]) for row in former.values()):
         if dataset in datasets and (dataset, method) not in todays:
             # One that a recipe no longer names is no loss.

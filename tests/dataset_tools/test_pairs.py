@@ -99,9 +99,14 @@ def test_a_row_becomes_a_paired_sample_with_all_that_it_says(tmp_path: Path) -> 
     assert (sample.caption, sample.origins[0].licence, sample.origins[0].author) == ("two people", "CC BY 4.0", "Cy")
 
 
-def test_bits_of_effects_are_indices_where_a_palette_has_colours_to_look_at_them(tmp_path: Path) -> None:
-    picture = Image.fromarray(bits := SHADOW.astype(np.uint8) * 2)
-    picture.putpalette([0, 0, 0, 220, 20, 60, 0, 128, 0])
+@pytest.mark.parametrize("palette", [[0, 0, 0, 220, 20, 60, 0, 128, 0], [2, 2, 2, 1, 1, 1, 0, 0, 0]])
+def test_bits_of_effects_are_indices_where_a_palette_has_colours_to_look_at_and_else_its_grey_levels(
+    tmp_path: Path, palette: list[int]
+) -> None:
+    """As quantisers order them."""
+    bits = SHADOW.astype(np.uint8) * 2
+    picture = Image.fromarray(bits if palette[3] > 2 else 2 - bits)
+    picture.putpalette(palette)
     picture.save(tmp_path / "effects.png")
     source = source_of(tmp_path, [write_pair(tmp_path, "a", 1, effects="effects.png")])
     (sample,) = samples_of(source, source.curate(), [])

@@ -794,7 +794,7 @@ def test_embeddings_are_taken_to_the_device(base_alone: MILDPipeline) -> None:
 
 
 def test_a_callback_can_change_and_end_guidance(pipe: MILDPipeline) -> None:
-    """By the attribute that diffusers' own examples set."""
+    """By the attribute that diffusers' own examples set; of each window alone."""
     seen = list[float]()
 
     def end(of: Any, number: int, t: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
@@ -802,10 +802,19 @@ def test_a_callback_can_change_and_end_guidance(pipe: MILDPipeline) -> None:
         of._guidance_scale = 1.0
 
     ended, whole, none = (
-        erase(pipe, photo(), people()[:1], guidance_scale=scale, callback_on_step_end=callback).image
+        erase(
+            pipe,
+            [photo()] * 2,
+            [people()[:1]] * 2,
+            guidance_scale=scale,
+            callback_on_step_end=callback,
+            batch_size=1,
+            generator=None,
+        ).images[1]
         for scale, callback in ((4.0, end), (4.0, None), (1.0, None))
+        if torch.manual_seed(0)
     )
-    assert seen == [4.0, 1.0]
+    assert seen == [4.0, 1.0] * 2
     assert not np.array_equal(ended, whole) and not np.array_equal(ended, none)
 
 
@@ -827,7 +836,7 @@ def test_all_steps_of_a_schedule_that_begins_at_one_are_one_less(base_alone: MIL
         ({"mask_image": Image.fromarray(people()[0])}, "mask_image: give a list of 2 masks"),
         ({"mask_image": [people()[0]]}, "mask_image: give a list of 2 masks"),
         ({"masks": Image.fromarray(people()[0])}, "masks is a Image: give a list, of one a picture"),
-        ({"masks": people()[0]}, "masks is a ndarray: give a list, of one a picture"),
+        ({"masks": people()[0]}, "masks has 90 entries for 2 pictures: give one a picture"),
         ({"remove": 0, "masks": [people()] * 2}, "remove is a int: give a list, of one a picture"),
         ({"pose": [[[1, 2], [3]], None], "masks": [people()] * 2}, "pose holds something else than numbers"),
     ],
@@ -835,6 +844,15 @@ def test_all_steps_of_a_schedule_that_begins_at_one_are_one_less(base_alone: MIL
 def test_what_belongs_to_several_pictures_is_a_list(pipe: MILDPipeline, change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         erase(pipe, [photo(), photo(seed=1)], change.pop("masks", None), generator=None, **change)
+
+
+def test_what_belongs_to_several_pictures_may_be_stacked(pipe: MILDPipeline) -> None:
+    images, masks = [photo(), photo(seed=1)], np.stack([people()[:1]] * 2)
+    given = {"generator": None, "num_inference_steps": 1}
+    for options in ({"masks": masks, "remove": np.zeros((2, 1), int)}, {"mask_image": torch.from_numpy(masks[:, 0])}):
+        torch.manual_seed(0)
+        erased = erase(pipe, images, options.pop("masks", None), **options, **given)
+        assert all(one.removed.any() for one in erased)
 
 
 def test_a_stock_argument_that_has_its_default_changes_nothing(pipe: MILDPipeline) -> None:

@@ -213,6 +213,7 @@ def test_seeds_of_arms_are_told_by_their_trainings_and_not_by_the_order_of_a_rec
     names = ["a0@a", "a1@a", "b1@b", "b0@b"]
     for seeds, certain in (({"a0": 0, "a1": 1, "b0": 0, "b1": 1}, True), ({"a0": 0, "a1": 1, "b0": 2, "b1": 3}, False)):
         (group, *_) = groups_of(values, replace(_how(names, seeds=seeds), below={"b": "a"}))
+        assert list(group.cells)[-2:] == ["a", "b"], "in the order of the recipe"
         found = group.to_below["b"]["psnr_hole"]
         assert found.mean == pytest.approx(1)
         assert found.told_apart == certain
@@ -337,8 +338,8 @@ def test_other_pictures_of_the_same_names_are_not_compared_and_those_that_are_go
     found = compare_with("there", old, new, _how(["mild"]))
     assert [(change.before, change.now, change.verdict) for change in found.changes] == [(20.0, 20.0, "same")]
     assert found.left_out == [
-        "composite: 1 pictures are others than that run's of the same name",
-        "composite: 1 pictures of that run are not among these",
+        "composite: 1 cases show other pictures than that run's of the same name",
+        "composite: 1 cases of that run are not among these",
     ]
     assert not found.regressions
 
