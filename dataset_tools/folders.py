@@ -78,15 +78,11 @@ def check_replaceable(path: str | Path, mark: str, own: str = ".*") -> Path:
 
 def why_foreign(folder: Path, mark: str, own: str) -> str | None:
     """Why a folder is somebody's, and not replaced by `folder_written_whole`; None where it may be, or is not there."""
-    if not folder.is_dir() or not os.listdir(folder):
-        return None
-    return _strange(folder, own) or (None if (folder / mark).exists() else f"{mark} is missing")
-
-
-def _strange(folder: Path, own: str) -> str | None:
-    """The first name in a folder that is not of a kind."""
-    names = sorted(os.listdir(folder))
-    return next((name for name in names if not (re.fullmatch(own, name) or LEFT_BEHIND.fullmatch(name))), None)
+    found = sorted(os.listdir(folder)) if folder.is_dir() else []
+    names = [name for name in found if not LEFT_BEHIND.fullmatch(name)]
+    if strange := [name for name in names if not re.fullmatch(own, name)]:
+        return strange[0]
+    return f"{mark} is missing" if names and not (folder / mark).exists() else None
 
 
 @contextlib.contextmanager

@@ -659,7 +659,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
                 )[0].float()
                 if copies == 2:
                     without, prediction = prediction.chunk(2)
-                    if self.do_classifier_free_guidance:  # a callback may have ended it
+                    if self.guidance_scale > 1:  # a callback may have ended it
                         prediction = without + self.guidance_scale * (prediction - without)
                 latents = self.scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
                 latents = after_step(number, t, latents)

@@ -49,6 +49,8 @@ def test_a_result_among_which_somebody_keeps_a_file_is_not_replaced(tmp_path: Pa
             for name in ("mark", *names):
                 (folder / name).touch()
 
+    target.mkdir()
+    (target / ".DS_Store").touch()
     write("part-1")
     for name in (".DS_Store", "._mark", ".nfs0000a1", "@eaDir", "Thumbs.db"):
         (target / name).touch()
