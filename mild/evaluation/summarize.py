@@ -295,11 +295,13 @@ def compare_with(place: str, before: pa.Table, now: pa.Table, how: How) -> Compa
     datasets = {dataset for dataset, _ in todays}
     cases = {_case(row) for row in of_today}
     for dataset in sorted(datasets):
+        # Where nothing can be held against that run, nobody knows that nothing got worse.
+        told = left_out if _of({_case(row) for row, _ in current}, dataset) else lost
         changed = {_case(row) for row, other in namesakes if row["pictures"] != other["pictures"]}
         if others := _of(changed, dataset):
-            left_out.append(f"{dataset}: {len(others)} cases show other pictures than that run's of the same name")
+            told.append(f"{dataset}: {len(others)} cases show other pictures than that run's of the same name")
         if gone_cases := _of({_case(row) for row in former.values()} - cases, dataset):
-            left_out.append(f"{dataset}: {len(gone_cases)} cases of that run are not among these")
+            told.append(f"{dataset}: {len(gone_cases)} cases of that run are not among these")
     for dataset, method in dict.fromkeys((row["dataset"], row["method"]) for row in former.values()):
         if dataset in datasets and (dataset, method) not in todays:
             # One that a recipe no longer names is no loss.

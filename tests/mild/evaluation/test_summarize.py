@@ -342,6 +342,13 @@ def test_other_pictures_of_the_same_names_are_not_compared_and_those_that_are_go
         "composite: 1 cases of that run are not among these",
     ]
     assert not found.regressions
+    anew = rows_of(_values({"mild": [20.0, 20.0]}, pictures=["e", "f"]))
+    found = compare_with("there", old, anew, _how(["mild"]))
+    assert not found.changes
+    assert found.regressions == [
+        "composite: 2 cases show other pictures than that run's of the same name",
+        "composite: 2 cases of that run are not among these",
+    ]
 
 
 def test_values_that_a_method_of_the_recipe_no_longer_reaches_are_lost() -> None:
