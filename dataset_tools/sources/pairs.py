@@ -531,26 +531,21 @@ def _map(data: bytes, bits: bool) -> tuple[np.ndarray, int]:
 
 
 def _values(picture: Image.Image, bits: bool) -> np.ndarray:
-    if bits and (picture.mode == "1" or _has_colours(picture)):  # to look at: the bits are the indices
+    if bits and picture.mode == "1":
         return np.asarray(picture).astype(np.uint8)
     if picture.mode.startswith("I;16") and not bits:
         return (np.asarray(picture) >> 8).astype(np.uint8)
     if picture.mode.startswith(("I", "F")):
         raise Rejected("not-a-map", "it has numbers of more than 8 bits: save it as a grey picture, 0 to 255")
     rgba = np.asarray(picture.convert("RGBA"))
+    coloured = bits and (rgba[..., :3] != rgba[..., :1]).any()
+    if coloured and picture.mode == "P":  # colours to look at: the bits are the indices
+        return np.asarray(picture)
     if rgba[..., 3].min() < 255:
         raise Rejected("not-a-map", "it is transparent in part: save it as a grey picture")
-    if bits and (rgba[..., :3] != rgba[..., :1]).any():
+    if coloured:
         raise Rejected("not-a-map", "it has colours, and bits are grey values: save it as a grey picture")
     return np.asarray(picture.convert("L"))
-
-
-def _has_colours(picture: Image.Image) -> bool:
-    """Whether a palette is more than grey levels in an order of their own."""
-    if picture.mode != "P":
-        return False
-    levels = np.asarray(picture.convert("RGB"))
-    return bool((levels != levels[..., :1]).any())
 
 
 def _box_of(mask: np.ndarray) -> tuple[float, float, float, float]:

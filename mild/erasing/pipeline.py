@@ -235,7 +235,7 @@ class MILDPipeline(StableDiffusionXLInpaintPipeline):
             UserError: the pipeline is another kind, its UNet has adapters of MILD already, or ``mild`` cannot be used.
         """
         parts = {name: part for name, part in pipeline.components.items() if name in cls._get_signature_types()}
-        if unknown := [name for name in components if name not in pipeline.components and name not in parts]:
+        if unknown := [name for name in components if name not in pipeline.components]:
             raise UserError(f"from_pipe does not know {unknown[0]}: weights are shared as they are; leave it out")
         parts |= components
         name = str(pipeline.name_or_path or type(pipeline).__name__)

@@ -195,13 +195,14 @@ def heads(table: RatingsTable) -> list[str]:
 def cells(table: RatingsTable) -> list[list[str]]:
     """Rows as text under `heads`: a mean, its interval, and of how many where not all pairs were judged; empty where
     nobody said anything."""
+
+    def few(marks: Marks) -> str:
+        return f", n {marks.pairs}" if marks.pairs < table.pairs else ""
+
     rows = []
     for row in table.rows:
-        few = [f", n {marks.pairs}" if marks and marks.pairs < table.pairs else "" for marks in row.marks]
-        overall = [_text(marks.overall, 1, 1) + n if marks else "" for marks, n in zip(row.marks, few, strict=True)]
-        success = [
-            _text(marks.success, 100, 0, " %") + n if marks else "" for marks, n in zip(row.marks, few, strict=True)
-        ]
+        overall = [_text(marks.overall, 1, 1) + few(marks) if marks else "" for marks in row.marks]
+        success = [_text(marks.success, 100, 0, " %") + few(marks) if marks else "" for marks in row.marks]
         rows.append([row.title, *overall, *success])
     return rows
 

@@ -293,15 +293,16 @@ def compare_with(place: str, before: pa.Table, now: pa.Table, how: How) -> Compa
     changes, left_out, lost = [], list[str](), list[str]()
     todays = list(dict.fromkeys((row["dataset"], row["method"]) for row in of_today))
     datasets = {dataset for dataset, _ in todays}
-    cases = {_case(row) for row in of_today}
+    same = {_case(row) for row, _ in current}
+    changed = {_case(row) for row, _ in namesakes} - same
+    missing = {_case(row) for row in former.values()} - {_case(row) for row in of_today}
     for dataset in sorted(datasets):
         # Where nothing can be held against that run, nobody knows that nothing got worse.
-        told = left_out if _of({_case(row) for row, _ in current}, dataset) else lost
-        changed = {_case(row) for row, other in namesakes if row["pictures"] != other["pictures"]}
+        told = left_out if _of(same, dataset) else lost
         if others := _of(changed, dataset):
             told.append(f"{dataset}: {len(others)} cases show other pictures than that run's of the same name")
-        if gone_cases := _of({_case(row) for row in former.values()} - cases, dataset):
-            told.append(f"{dataset}: {len(gone_cases)} cases of that run are not among these")
+        if none_now := _of(missing, dataset):
+            told.append(f"{dataset}: {len(none_now)} cases of that run are not among these")
     for dataset, method in dict.fromkeys((row["dataset"], row["method"]) for row in former.values()):
         if dataset in datasets and (dataset, method) not in todays:
             # One that a recipe no longer names is no loss.

@@ -588,6 +588,14 @@ def test_a_bad_value_sets_one_row_aside_and_names_its_line(
     assert (image(1), "one") in chosen(curation)
 
 
+def assert_left_out(curation: Curation, reason: str) -> None:
+    """The first picture, for the reason, and not the other."""
+    assert [record.id for record in curation.records] == [OTHER.id]
+    assert [(row.image_id, row.reason) for row in curation.rejected if row.outcome == "image-rejected"] == [
+        (image(1), reason)
+    ]
+
+
 @pytest.mark.parametrize("role", ["people", "background"])
 @pytest.mark.parametrize(("column", "value"), [(5, "1.02"), (10, "x")])
 def test_a_picture_with_a_box_that_cannot_be_used_is_left_out(
@@ -597,11 +605,7 @@ def test_a_picture_with_a_box_that_cannot_be_used_is_left_out(
     masked = (Somebody(mask="aaaa"),) if role == "people" else ()
     rows = Rows.of([Picture(image(1), (*masked, Somebody(box=RIGHT)), (("Person", 0),)), OTHER])
     rows.boxes[len(masked)][column] = value
-    curation = run(tmp_path, {"train": rows}, ANY_SIZE)
-    assert [record.id for record in curation.records] == [OTHER.id]
-    assert [(row.image_id, row.reason) for row in curation.rejected if row.outcome == "image-rejected"] == [
-        (image(1), "unusable-box")
-    ]
+    assert_left_out(run(tmp_path, {"train": rows}, ANY_SIZE), "unusable-box")
 
 
 @pytest.mark.parametrize("role", ["people", "background"])
@@ -611,11 +615,7 @@ def test_a_picture_with_a_mask_that_cannot_be_used_is_left_out(tmp_path: Path, r
     rows = Rows.of([Picture(image(1), (*masked, Somebody(box=RIGHT, mask="bbbb")), (("Person", 0),)), OTHER])
     del rows.boxes[len(masked)]
     rows.masks[len(masked)][5] = "1.02"
-    curation = run(tmp_path, {"train": rows}, ANY_SIZE)
-    assert [record.id for record in curation.records] == [OTHER.id]
-    assert [(row.image_id, row.reason) for row in curation.rejected if row.outcome == "image-rejected"] == [
-        (image(1), "unusable-mask")
-    ]
+    assert_left_out(run(tmp_path, {"train": rows}, ANY_SIZE), "unusable-mask")
 
 
 @pytest.mark.parametrize("value", ["2", "yes"])
@@ -623,11 +623,7 @@ def test_a_background_with_a_label_that_cannot_be_used_is_left_out(tmp_path: Pat
     """It said that a woman is there, and that no person was seen says another row."""
     rows = Rows.of([Picture(image(1), (), (("Person", 0), ("Woman", 1))), OTHER])
     rows.labels[1][3] = value
-    curation = run(tmp_path, {"train": rows}, ANY_SIZE)
-    assert [record.id for record in curation.records] == [OTHER.id]
-    assert [(row.image_id, row.reason) for row in curation.rejected if row.outcome == "image-rejected"] == [
-        (image(1), "unusable-label")
-    ]
+    assert_left_out(run(tmp_path, {"train": rows}, ANY_SIZE), "unusable-label")
 
 
 @pytest.mark.parametrize(

@@ -801,19 +801,13 @@ def test_a_callback_can_change_and_end_guidance(pipe: MILDPipeline) -> None:
         seen.append(of.guidance_scale)
         of._guidance_scale = 1.0
 
-    ended, whole, none = (
-        erase(
-            pipe,
-            [photo()] * 2,
-            [people()[:1]] * 2,
-            guidance_scale=scale,
-            callback_on_step_end=callback,
-            batch_size=1,
-            generator=None,
-        ).images[1]
-        for scale, callback in ((4.0, end), (4.0, None), (1.0, None))
-        if torch.manual_seed(0)
-    )
+    def second(scale: float, callback: Any) -> np.ndarray:
+        noise = [torch.Generator().manual_seed(number) for number in range(2)]
+        options = {"guidance_scale": scale, "callback_on_step_end": callback, "batch_size": 1, "generator": noise}
+        image: np.ndarray = erase(pipe, [photo()] * 2, [people()[:1]] * 2, **options).images[1]
+        return image
+
+    ended, whole, none = second(4.0, end), second(4.0, None), second(1.0, None)
     assert seen == [4.0, 1.0] * 2
     assert not np.array_equal(ended, whole) and not np.array_equal(ended, none)
 
